@@ -1,0 +1,1 @@
+"""Regression-test pruned language models: perplexity gates for pytest."""

@@ -1,0 +1,44 @@
+"""Everything that can go wrong, as one family of exceptions with messages for people.
+
+Each message is what the user reads: it names the thing, the place and the way out.
+The edges (pytest hooks, the command line) decide how an error is shown; no other room
+knows about pytest.
+"""
+
+from __future__ import annotations
+
+
+class PplguardError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+
+class UsageError(PplguardError):
+    """An option, ini value, marker argument or command-line argument is wrong."""
+
+
+class KeySyntaxError(UsageError):
+    """A measurement key does not follow ``METHOD/TEXT[+CORPUS]:WINDOW[...]``."""
+
+
+class BaselineError(PplguardError):
+    """A baseline file or its evidence cannot be used as it stands."""
+
+
+class CheckpointError(PplguardError):
+    """A checkpoint cannot be found, read or loaded."""
+
+
+class DeviceError(PplguardError):
+    """The device that was asked for is not there, or ran out of memory."""
+
+
+class CorpusError(PplguardError):
+    """A text cannot be found, read or cut into windows."""
+
+
+class MeasurementError(PplguardError):
+    """A measurement could not be made."""
+
+
+class InvalidLossError(MeasurementError):
+    """A window's loss is NaN, infinite or empty: the number would mean nothing."""

@@ -1,0 +1,308 @@
+"""The values that cross rooms, and their wire form.
+
+All are frozen :class:`msgspec.Struct` types; ``msgspec.to_builtins`` of any of them is
+plain JSON data (no NaN, no path, no enum), which is what travels on test reports, into
+evidence files and into JSON reports.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from msgspec import Struct, field
+
+from .errors import KeySyntaxError
+
+SCHEMA = 1
+"""Version of every file that this package writes."""
+
+MetricName = str
+"""``token_perplexity``, ``word_perplexity``, ``byte_perplexity``, ``bits_per_byte``."""
+
+Scalar = str | int | float | bool | None
+
+# --------------------------------------------------------------------- what to measure
+
+_KEY = re.compile(
+    r"(?P<method>[A-Za-z][\w.-]*)/(?P<text>[A-Za-z][\w.-]*)"
+    r"(?:\+(?P<corpus>[A-Za-z][\w.-]*))?"
+    r":(?P<window>[1-9][0-9]*)"
+    r"(?::stride(?P<stride>[1-9][0-9]*))?"
+    r"(?::first(?P<first>[1-9][0-9]*))?",
+    re.ASCII,
+)
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
+
+
+class Key(Struct, frozen=True, order=True):
+    """What a measurement measures: ``METHOD/TEXT[+CORPUS]:WINDOW[:strideS][:firstN]``.
+
+    ``window`` and ``stride`` are in tokens; ``first`` counts windows, or pages where
+    the method works page by page (lm-eval).
+    """
+
+    method: str
+    text: str
+    window: int
+    corpus: str | None = None
+    stride: int | None = None
+    first: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Key:
+        """Read a key.
+
+        Raises:
+            KeySyntaxError: ``text`` is no key; the message says what one looks like.
+        """
+        match = _KEY.fullmatch(text)
+        if match is None:
+            raise KeySyntaxError(
+                f"{text!r} is not a measurement key: expected "
+                "METHOD/TEXT[+CORPUS]:WINDOW[:strideS][:firstN], "
+                "for example wanda/wikitext2:4096 or lm-eval/wikitext+demo:256"
+            )
+        number = {
+            name: int(match[name]) if match[name] else None
+            for name in ("stride", "first")
+        }
+        return cls(
+            method=match["method"],
+            text=match["text"],
+            window=int(match["window"]),
+            corpus=match["corpus"],
+            stride=number["stride"],
+            first=number["first"],
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method}/{self.text}"
+            + (f"+{self.corpus}" if self.corpus else "")
+            + f":{self.window}"
+            + (f":stride{self.stride}" if self.stride else "")
+            + (f":first{self.first}" if self.first else "")
+        )
+
+
+def is_entry_name(text: str) -> bool:
+    """Whether ``text`` may name a baseline file's stem or one of its checkpoints."""
+    return _NAME.fullmatch(text) is not None
+
+
+def near_matches(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'wanda'?)`` where something known is close, else ``""``."""
+    close = difflib.get_close_matches(word, list(known), n=2)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+# ------------------------------------------------------------------ what was measured
+
+
+class Window(Struct, frozen=True, gc=False):
+    """Token ids that the model reads at once, and the tokens that are scored.
+
+    The model reads ``ids``; its prediction at position ``start + i`` is scored against
+    ``targets[i]``. Both are spelled out because the methods differ in it: the Wanda
+    code reads its last target too, lm-eval does not. ``page`` is the index of the page
+    that the window is cut from, None where windows run across pages.
+    """
+
+    ids: tuple[int, ...]
+    targets: tuple[int, ...]
+    start: int = 0
+    page: int | None = None
+
+
+class WindowScore(Struct, frozen=True, gc=False):
+    """Evidence of one window: summed negative log-likelihood (nats) of its tokens."""
+
+    nll_sum: float
+    scored: int
+    page: int | None = None
+
+
+class Measurement(Struct, frozen=True):
+    """One checkpoint measured by one key: values, and everything they rest on.
+
+    ``protocol`` holds the properties that decide whether two measurements are
+    comparable (window, first token, tail, ...), ``environment`` what may move a number
+    a little (versions, device, dtype). ``seconds`` is wall time without loading.
+    """
+
+    key: str
+    metrics: dict[MetricName, float]
+    units: dict[str, int]
+    windows: int
+    windows_digest: str
+    corpus_digest: str
+    protocol: dict[str, Scalar]
+    evidence: tuple[WindowScore, ...]
+    environment: dict[str, Scalar]
+    seconds: float
+    notices: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------- baselines
+
+
+class Source(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Where a recorded value comes from.
+
+    A published value has a ``reference`` and was printed with ``digits`` decimals;
+    there is no evidence for it.
+    """
+
+    kind: Literal["measured", "published"]
+    reference: str | None = None
+    digits: int | None = None
+
+
+class Recorded(Struct, frozen=True):
+    """A baseline: what ``recorded.<key>`` of a baseline file holds.
+
+    ``first`` maps each metric to its first recorded value and holds ``date``.
+    ``published`` keeps, after a published value was measured, what had been published:
+    metrics plus ``reference`` and ``digits``.
+    """
+
+    metrics: dict[MetricName, float]
+    source: Source
+    windows: int | None = None
+    units: dict[str, int] = {}
+    windows_digest: str | None = None
+    corpus_digest: str | None = None
+    evidence: str | None = None
+    first: dict[str, Scalar] = {}
+    published: dict[str, Scalar] = {}
+    environment: dict[str, Scalar] = {}
+
+
+class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How far a metric may be from its baseline; every bound that is written holds.
+
+    ``rel``: within ``[baseline/(1+rel), baseline*(1+rel)]``. ``abs``: within
+    ``baseline -+ abs``. ``max``: never above, whatever the baseline.
+    ``direction: no-worse`` drops the lower bound.
+    """
+
+    rel: float | None = None
+    abs: float | None = None
+    max: float | None = None
+    direction: Literal["both", "no-worse"] = "both"
+
+
+class RelativeGate(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Bounds the ratio to another checkpoint of the file, measured in the same run."""
+
+    to: str
+    key: str
+    max_ratio: float
+    metric: MetricName | None = None
+
+
+class SparsityGate(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Bounds the share of zeros in the linear weights of the decoder layers."""
+
+    fraction: float | None = None
+    abs: float = 0.001
+    pattern: str | None = None
+    scope: Literal["total", "layer", "tensor"] = "total"
+
+
+class Gates(Struct, frozen=True):
+    """All gates of one checkpoint, in the file's order."""
+
+    metrics: dict[str, dict[MetricName, Tolerance]] = {}
+    relative: RelativeGate | None = None
+    sparsity: SparsityGate | None = None
+    weights: Literal["same", "mask", "any"] | None = None
+    against: str | None = None
+
+
+class CheckpointEntry(Struct, frozen=True):
+    """One checkpoint of a baseline file.
+
+    ``lines`` maps a dotted place (``""``, ``gates``, ``gates.<key>``,
+    ``gates.<key>.<metric>``, ``recorded.<key>``) to its 1-based line in the file.
+    """
+
+    name: str
+    path: str | None = None
+    allow_keys: tuple[str, ...] = ()
+    gates: Gates = field(default_factory=Gates)
+    recorded: dict[str, Recorded] = {}
+    lines: dict[str, int] = {}
+
+
+class BaselineFile(Struct, frozen=True):
+    """A parsed baseline file; ``path`` is the file as it was named by the caller."""
+
+    path: str
+    model: str
+    checkpoints: dict[str, CheckpointEntry]
+
+
+# -------------------------------------------------------------------------- verdicts
+
+
+class Outcome(enum.StrEnum):
+    """What came of a gate. Only ``passed`` of the verdict says whether it is green."""
+
+    WITHIN = "within"
+    PLAUSIBLE = "plausible"
+    RECORDED = "recorded"
+    REGRESSED = "regressed"
+    IMPROVED = "improved"
+    MISSING = "missing"
+    NOT_COMPARABLE = "not comparable"
+    INVALID = "invalid"
+    ERROR = "error"
+
+
+class Verdict(Struct, frozen=True):
+    """The outcome of one gate, with everything that a reader of any report needs.
+
+    ``change`` is relative (0.031 is +3.1 %). ``allowed`` is ``(low, high)``, None for
+    an open end. ``reasons`` say what is wrong, first the most likely cause; ``notes``
+    are facts that change nothing. ``gate`` describes the tolerance and where it comes
+    from, ``recorded_in`` is ``FILE:LINE``, ``command`` what accepts or records.
+    """
+
+    checkpoint: str
+    key: str
+    metric: str
+    outcome: Outcome
+    passed: bool
+    baseline: float | None = None
+    measured: float | None = None
+    change: float | None = None
+    allowed: tuple[float | None, float | None] = (None, None)
+    gate: str = ""
+    source: str = ""
+    recorded_in: str = ""
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    command: str = ""
+    windows: int | None = None
+    seconds: float | None = None
+    first: float | None = None
+
+
+class Recording(Struct, frozen=True):
+    """A measurement on its way into a baseline file.
+
+    ``file`` is the baseline file, ``checkpoint`` the entry in it. ``base`` names the
+    base model where the file is new. ``sparsity`` is the measured share of zeros.
+    """
+
+    file: str
+    checkpoint: str
+    measurement: Measurement
+    base: str | None = None
+    path: str | None = None
+    sparsity: float | None = None
