@@ -1,0 +1,27 @@
+"""The decision: a measurement held against its baseline becomes a verdict. Pure."""
+
+from .bounds import Bounds, bounds, published_bounds
+from .comparable import differences
+from .judge import (
+    DEFAULT_MEASURED,
+    DEFAULT_PUBLISHED,
+    MetricGate,
+    judge_metric,
+    judge_relative,
+    judge_sparsity,
+    not_built,
+)
+
+__all__ = [
+    "DEFAULT_MEASURED",
+    "DEFAULT_PUBLISHED",
+    "Bounds",
+    "MetricGate",
+    "bounds",
+    "differences",
+    "judge_metric",
+    "judge_relative",
+    "judge_sparsity",
+    "not_built",
+    "published_bounds",
+]

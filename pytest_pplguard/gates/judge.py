@@ -1,0 +1,294 @@
+"""Judges one gate: measurement and baseline in, verdict out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..values import (
+    Measurement,
+    Outcome,
+    Recorded,
+    RelativeGate,
+    Scalar,
+    SparsityGate,
+    Tolerance,
+    Verdict,
+)
+from .bounds import Bounds, bounds, published_bounds
+from .comparable import differences, environment_notes
+
+DEFAULT_MEASURED = Tolerance(rel=0.005)
+"""The same checkpoint measured again: 0.5 % covers other machines and versions."""
+
+DEFAULT_PUBLISHED = Tolerance(rel=0.03)
+"""A value from a paper: 3 % covers another calibration draw and rounding."""
+
+
+class MetricGate(Struct, frozen=True):
+    """Everything about a metric's gate but the numbers.
+
+    ``tolerance`` None or without a bound takes the default for the kind of baseline.
+    ``origin`` says where it comes from, for the reader. ``command`` accepts or records.
+    """
+
+    checkpoint: str
+    key: str
+    metric: str
+    tolerance: Tolerance | None
+    origin: str
+    recorded_in: str
+    command: str
+
+
+def judge_metric(
+    gate: MetricGate,
+    measured: Measurement,
+    recorded: Recorded | None,
+    *,
+    recorded_protocol: Mapping[str, Scalar] | None = None,
+    published: str = "accept",
+) -> Verdict:
+    """Hold one metric to its baseline.
+
+    Args:
+        gate: what is allowed.
+        measured: the measurement of the gate's key.
+        recorded: the baseline of that key, None if there is none.
+        recorded_protocol: properties from the baseline's evidence.
+        published: ``accept``, ``warn`` or ``fail`` for a published value without
+            evidence (ini ``ppl_published``).
+    """
+    verdict = Verdict(
+        checkpoint=gate.checkpoint,
+        key=gate.key,
+        metric=gate.metric,
+        outcome=Outcome.ERROR,
+        passed=False,
+        recorded_in=gate.recorded_in,
+        windows=measured.windows,
+        seconds=measured.seconds,
+    )
+    if gate.metric not in measured.metrics:
+        return replace(
+            verdict,
+            reasons=(
+                f"{gate.key} has no metric {gate.metric}; "
+                f"it yields {', '.join(measured.metrics)}",
+            ),
+        )
+    broken = [
+        f"the measured {name} is {value}"
+        for name, value in measured.metrics.items()
+        if not math.isfinite(value)
+    ]
+    if broken:
+        return replace(verdict, outcome=Outcome.INVALID, reasons=tuple(broken))
+    value = measured.metrics[gate.metric]
+    verdict = replace(verdict, measured=value, command=gate.command)
+    if recorded is None or gate.metric not in recorded.metrics:
+        return _without_baseline(gate, verdict, recorded)
+    baseline = recorded.metrics[gate.metric]
+    is_published = recorded.source.kind == "published"
+    tolerance, origin = _effective(gate, published=is_published)
+    allowed = (
+        published_bounds(baseline, recorded.source.digits or 0, tolerance)
+        if is_published
+        else bounds(baseline, tolerance)
+    )
+    dtype, others = environment_notes(measured.environment, recorded.environment)
+    verdict = replace(
+        verdict,
+        baseline=baseline,
+        change=value / baseline - 1 if baseline else None,
+        allowed=(None if allowed.lower_passes else allowed.low, allowed.high),
+        gate=origin,
+        source=recorded.source.kind,
+        first=_first(recorded, gate.metric),
+        notes=others,
+    )
+    different = differences(measured, recorded, recorded_protocol)
+    if different:
+        return replace(verdict, outcome=Outcome.NOT_COMPARABLE, reasons=different)
+    outcome, passed = _place(value, allowed)
+    verdict = replace(verdict, outcome=outcome, passed=passed)
+    if dtype is not None:
+        # It explains a failure better than anything else, and a pass needs no excuse.
+        verdict = (
+            replace(verdict, notes=(dtype, *others))
+            if passed
+            else replace(verdict, reasons=(dtype,))
+        )
+    if is_published and passed:
+        remark = f"published, no evidence: {recorded.source.reference}"
+        if published == "fail":
+            return replace(
+                verdict,
+                outcome=Outcome.PLAUSIBLE,
+                passed=False,
+                reasons=(f"{remark} (ppl_published = fail)",),
+            )
+        return replace(
+            verdict, outcome=Outcome.PLAUSIBLE, notes=(remark, *verdict.notes)
+        )
+    return verdict
+
+
+def judge_relative(
+    checkpoint: str,
+    gate: RelativeGate,
+    metric: str,
+    *,
+    measured: Measurement,
+    base: Measurement,
+    recorded_in: str,
+) -> Verdict:
+    """Bound measured / base, both measured in this run over the same windows."""
+    value, reference = measured.metrics[metric], base.metrics[metric]
+    verdict = Verdict(
+        checkpoint=checkpoint,
+        key=gate.key,
+        metric=f"{metric} / {gate.to}",
+        outcome=Outcome.WITHIN,
+        passed=True,
+        allowed=(None, gate.max_ratio),
+        gate=f"max_ratio {gate.max_ratio:g} to {gate.to}",
+        recorded_in=recorded_in,
+        windows=measured.windows,
+    )
+    if not (math.isfinite(value) and math.isfinite(reference)):
+        return replace(
+            verdict,
+            outcome=Outcome.INVALID,
+            passed=False,
+            reasons=(f"measured {value}, {gate.to} {reference}",),
+        )
+    verdict = replace(
+        verdict,
+        measured=value / reference,
+        notes=(f"{value:.6g} here, {reference:.6g} for {gate.to}",),
+    )
+    if measured.windows_digest != base.windows_digest:
+        return replace(
+            verdict,
+            outcome=Outcome.NOT_COMPARABLE,
+            passed=False,
+            reasons=(
+                f"{checkpoint} and {gate.to} cut the text into different token "
+                "windows: their tokenizers differ",
+            ),
+        )
+    if not value / reference <= gate.max_ratio:
+        return replace(verdict, outcome=Outcome.REGRESSED, passed=False)
+    return verdict
+
+
+def judge_sparsity(
+    checkpoint: str, gate: SparsityGate, fraction: float, *, recorded_in: str
+) -> Verdict:
+    """Hold the share of zeros in the decoder layers' linear weights to its gate.
+
+    Fewer zeros than allowed is ``regressed`` (a mask was lost), more is ``regressed``
+    too: the number is a property of the checkpoint, not a score.
+    """
+    assert gate.fraction is not None
+    allowed = Bounds(gate.fraction - gate.abs, gate.fraction + gate.abs)
+    passed = not allowed.below(fraction) and not allowed.above(fraction)
+    return Verdict(
+        checkpoint=checkpoint,
+        key="sparsity",
+        metric="fraction",
+        outcome=Outcome.WITHIN if passed else Outcome.REGRESSED,
+        passed=passed,
+        baseline=gate.fraction,
+        measured=fraction,
+        change=fraction / gate.fraction - 1 if gate.fraction else None,
+        allowed=(allowed.low, allowed.high),
+        gate=f"abs {gate.abs:g}",
+        recorded_in=recorded_in,
+        reasons=()
+        if passed
+        else (
+            "zeros in the linear weights of the decoder layers: "
+            + (
+                "fewer than allowed; a mask was lost, or weights were merged or tuned"
+                if allowed.below(fraction)
+                else "more than allowed"
+            ),
+        ),
+    )
+
+
+def not_built(checkpoint: str, key: str, what: str, *, recorded_in: str) -> Verdict:
+    """A gate that the file may hold but that this version cannot check: an error."""
+    return Verdict(
+        checkpoint=checkpoint,
+        key=key,
+        metric=what,
+        outcome=Outcome.ERROR,
+        passed=False,
+        recorded_in=recorded_in,
+        reasons=(
+            f"this version of pytest-pplguard cannot check the gate {what!r}; "
+            "remove it, or install a version that can",
+        ),
+    )
+
+
+def _without_baseline(
+    gate: MetricGate, verdict: Verdict, recorded: Recorded | None
+) -> Verdict:
+    """No baseline, so no windows to compare with: red, also within a ``max``."""
+    limit = gate.tolerance.max if gate.tolerance is not None else None
+    reasons = [
+        f"no baseline is recorded for {gate.checkpoint} {gate.key}"
+        if recorded is None
+        else f"the baseline of {gate.key} has no {gate.metric}"
+    ]
+    if limit is not None and verdict.measured is not None and verdict.measured > limit:
+        reasons.append(f"and {verdict.measured!r} is above max {limit!r}")
+    return replace(
+        verdict,
+        outcome=Outcome.MISSING,
+        allowed=(None, limit),
+        reasons=tuple(reasons),
+    )
+
+
+def _effective(gate: MetricGate, *, published: bool) -> tuple[Tolerance, str]:
+    tolerance = gate.tolerance
+    default = DEFAULT_PUBLISHED if published else DEFAULT_MEASURED
+    if tolerance is None:
+        return default, f"{describe(default)}, the default"
+    if (tolerance.rel, tolerance.abs, tolerance.max) == (None, None, None):
+        filled = Tolerance(rel=default.rel, direction=tolerance.direction)
+        return filled, f"{describe(filled)}, the default"
+    return tolerance, f"{describe(tolerance)}, {gate.origin}"
+
+
+def describe(tolerance: Tolerance) -> str:
+    """A tolerance as people write it: ``rel 0.005, no-worse``."""
+    parts = [
+        f"{name} {bound:g}"
+        for name in ("rel", "abs", "max")
+        if (bound := getattr(tolerance, name)) is not None
+    ]
+    if tolerance.direction != "both":
+        parts.append(tolerance.direction)
+    return ", ".join(parts)
+
+
+def _place(value: float, allowed: Bounds) -> tuple[Outcome, bool]:
+    if allowed.above(value):
+        return Outcome.REGRESSED, False
+    if allowed.below(value):
+        return Outcome.IMPROVED, allowed.lower_passes
+    return Outcome.WITHIN, True
+
+
+def _first(recorded: Recorded, metric: str) -> float | None:
+    value = recorded.first.get(metric)
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,98 @@
+"""What a method must answer, and the digest of its windows."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+from typing import Protocol as Interface
+
+from ..errors import UsageError
+from ..values import Key, MetricName, Scalar, Window, WindowScore
+
+
+class Tokenizer(Interface):
+    """The part of a Hugging Face tokenizer that the methods use."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """Encode as the model's author meant it; ``.input_ids`` are the token ids."""
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """Token ids of ``text``."""
+
+    def decode(self, ids: Any, **options: Any) -> Any:
+        """Text of token ids."""
+
+
+class Protocol(abc.ABC):
+    """A method of measuring perplexity.
+
+    ``metrics`` are what it yields, the one that people quote first. ``unit_of_first``
+    is what ``:firstN`` of a key counts.
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    unit_of_first: ClassVar[str]
+    default_text: ClassVar[str]
+
+    @abc.abstractmethod
+    def corpus(self, key: Key) -> str:
+        """Name of the corpus that ``key`` reads."""
+
+    @abc.abstractmethod
+    def key_for(self, corpus: str | None, window: int, first: int | None) -> Key:
+        """The key that measures ``corpus`` (None: the method's usual text)."""
+
+    @abc.abstractmethod
+    def windows(
+        self, texts: Sequence[str], tokenizer: Tokenizer, key: Key
+    ) -> list[Window]:
+        """Cut ``texts`` (rows or pages, as the method reads them) into windows."""
+
+    @abc.abstractmethod
+    def recompute(
+        self, scores: Sequence[WindowScore], units: Mapping[str, int]
+    ) -> dict[MetricName, float]:
+        """The metrics from evidence alone, to check what a file records."""
+
+    @abc.abstractmethod
+    def properties(self, tokenizer: Tokenizer, key: Key) -> dict[str, Scalar]:
+        """What decides whether two measurements are comparable, in words."""
+
+    @abc.abstractmethod
+    def check(self, key: Key) -> None:
+        """Raise :class:`UsageError` if ``key`` has parts that the method lacks."""
+
+    def refuse_stride(self, key: Key) -> None:
+        """Raise :class:`UsageError` if the key has a stride, which few methods know."""
+        if key.stride is not None:
+            raise UsageError(
+                f"key {key}: the method {self.name} has no stride; "
+                f"write {str(key).replace(f':stride{key.stride}', '')}"
+            )
+
+
+def windows_digest(windows: Iterable[Window]) -> str:
+    """``sha256:`` over all windows, so that equal digests mean equal token windows.
+
+    Each window adds, as little-endian 32-bit words: the number of ids and of targets,
+    ``start``, ``page + 1`` (0 for no page), then ids, then targets.
+    """
+    sha = hashlib.sha256()
+    for window in windows:
+        head = (
+            len(window.ids),
+            len(window.targets),
+            window.start,
+            0 if window.page is None else window.page + 1,
+        )
+        sha.update(struct.pack("<4I", *head))
+        for ids in (window.ids, window.targets):
+            sha.update(struct.pack(f"<{len(ids)}I", *ids))
+    return f"sha256:{sha.hexdigest()}"
