@@ -1,0 +1,47 @@
+"""Brings a target into memory: where it is, on which device, in which dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..checkpoints import (
+    Loaded,
+    choose_device,
+    choose_dtype,
+    load,
+    locate,
+    probe,
+    saved_dtype,
+)
+from ..options import Options, Target
+
+
+def load_target(
+    target: Target,
+    options: Options,
+    *,
+    allow_keys: Sequence[str] = (),
+    worker: int | None = None,
+    tell: Callable[..., None],
+) -> Loaded:
+    """Locate a checkpoint, choose device and dtype, and load it strictly.
+
+    Raises:
+        CheckpointError: it is not there, or not whole.
+        DeviceError: the device is not there.
+    """
+    hardware = probe()
+    device = choose_device(options.device, hardware, worker_index=worker)
+    located = locate(target.spec, allow_pickle=options.allow_pickle)
+    dtype = choose_dtype(options.dtype, device.device, saved_dtype(located))
+    loaded = load(
+        located,
+        device=device.device,
+        dtype=dtype.dtype,
+        attention=options.attention,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+        allow_keys=allow_keys,
+    )
+    tell(*filter(None, (device.notice, dtype.notice)), *loaded.notices)
+    return loaded

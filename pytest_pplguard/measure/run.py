@@ -1,0 +1,150 @@
+"""Measures one loaded model by one key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..checkpoints import Loaded
+from ..corpora import Corpus
+from ..errors import CorpusError, MeasurementError
+from ..protocols import PROTOCOLS, Protocol, check_key, windows_digest
+from ..scoring import Progress, Scorer
+from ..values import Key, Measurement, Window, WindowScore
+from .environment import environment
+
+OpenCorpus = Callable[[str], Corpus]
+
+
+def measure_loaded(
+    loaded: Loaded,
+    key: Key,
+    open_corpus: OpenCorpus,
+    *,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Measure a loaded checkpoint by ``key``.
+
+    Args:
+        loaded: model and tokenizer on their device.
+        key: what to measure.
+        open_corpus: gives the text of a name.
+        batch_size: windows of equal length that the model reads at once.
+        progress: told how many windows are done.
+
+    Raises:
+        UsageError: the key's method is unknown or cannot do what the key says.
+        CorpusError: the text is not there or too short.
+        InvalidLossError: a loss is not finite.
+        MeasurementError: the model cannot be measured this way.
+        DeviceError: out of memory.
+    """
+    check_key(key)
+    protocol = PROTOCOLS[key.method]
+    corpus = open_corpus(protocol.corpus(key))
+    _check_positions(loaded.model, key)
+    started = time.perf_counter()
+    scorer = Scorer(loaded.model, batch_size=batch_size, progress=progress)
+    run = _Run(protocol, key, loaded, scorer)
+    metrics, units = (
+        run.wanda(corpus) if protocol.name == "wanda" else run.lm_eval(corpus)
+    )
+    return Measurement(
+        key=str(key),
+        metrics=metrics,
+        units=units,
+        windows=len(run.windows),
+        windows_digest=windows_digest(run.windows),
+        corpus_digest=corpus.digest,
+        protocol=protocol.properties(loaded.tokenizer, key)
+        | {"official text": corpus.official},
+        evidence=tuple(run.scores),
+        environment=environment(loaded, key, batch_size=batch_size),
+        seconds=time.perf_counter() - started,
+        notices=tuple(scorer.notices),
+    )
+
+
+class _Run:
+    """One measurement on its way: the windows that were cut, and their scores."""
+
+    def __init__(
+        self, protocol: Protocol, key: Key, loaded: Loaded, scorer: Scorer
+    ) -> None:
+        self.windows: list[Window] = []
+        self.scores: list[WindowScore] = []
+        self._protocol = protocol
+        self._key = key
+        self._loaded = loaded
+        self._scorer = scorer
+
+    def wanda(self, corpus: Corpus) -> tuple[dict[str, float], dict[str, int]]:
+        self._score(corpus.rows)
+        units = {"tokens": sum(score.scored for score in self.scores)}
+        return self._protocol.recompute(self.scores, units), units
+
+    def lm_eval(self, corpus: Corpus) -> tuple[dict[str, float], dict[str, int]]:
+        from ..lm_eval_bridge import evaluate_wikitext
+
+        result = evaluate_wikitext(_first(corpus, self._key), self._loglikelihoods)
+        return result.metrics, result.units
+
+    def _loglikelihoods(self, texts: list[str]) -> list[float]:
+        self._score(texts)
+        totals = [0.0] * len(texts)
+        for score in self.scores:
+            assert score.page is not None
+            totals[score.page] -= score.nll_sum
+        return totals
+
+    def _score(self, texts: Sequence[str]) -> None:
+        self.windows = self._protocol.windows(texts, self._loaded.tokenizer, self._key)
+        _check_ids(self._loaded.model, self.windows)
+        self.scores = self._scorer(self.windows)
+
+
+def _first(corpus: Corpus, key: Key) -> tuple[str, ...]:
+    if key.first is None:
+        return corpus.pages
+    if key.first > len(corpus.pages):
+        raise CorpusError(
+            f"key {key}: the text has {len(corpus.pages)} pages, "
+            f"fewer than the {key.first} asked for"
+        )
+    return corpus.pages[: key.first]
+
+
+def max_positions(model: torch.nn.Module) -> int | None:
+    """How many positions the model was made for, None where its config does not say."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
+def _check_positions(model: torch.nn.Module, key: Key) -> None:
+    limit = max_positions(model)
+    if limit is not None and key.window > limit:
+        raise MeasurementError(
+            f"key {key}: the window is longer than the {limit} positions that the "
+            "model was made for (max_position_embeddings); measure at a shorter window"
+        )
+
+
+def _check_ids(model: torch.nn.Module, windows: Sequence[Window]) -> None:
+    """An id without an embedding would be an assertion deep inside a GPU kernel."""
+    get = getattr(model, "get_input_embeddings", None)
+    rows = getattr(get() if get is not None else None, "num_embeddings", None)
+    if rows is None:
+        return
+    largest = max(id_ for window in windows for id_ in (*window.ids, *window.targets))
+    if largest >= rows:
+        raise MeasurementError(
+            f"the tokenizer yields the id {largest}, but the model embeds {rows} ids: "
+            "model and tokenizer do not belong together"
+        )

@@ -1,0 +1,165 @@
+"""One process's checkpoints: loaded one at a time, measured once, given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ..checkpoints import Loaded, state_digest
+from ..corpora import Corpus
+from ..errors import PplguardError
+from ..options import Target
+from ..scoring import Progress
+from ..values import Key, Measurement
+from .run import measure_loaded
+
+Watch = Callable[[str], AbstractContextManager[Progress]]
+"""Shows progress: gets a label, gives what the scorer calls."""
+
+
+class Store:
+    """Loads checkpoints and remembers what was measured of them.
+
+    At most one checkpoint is resident. Measurements and failures are kept, so that a
+    checkpoint that cannot be loaded is tried once. A model that was lent to the user's
+    code is only measured again if nobody changed it: see :meth:`reclaim`.
+
+    Args:
+        targets: the checkpoints that may be asked for, by name.
+        load: brings a checkpoint into memory.
+        open_corpus: gives the text of a name.
+        watch: shows loading and scoring to whoever waits.
+        batch_size: windows of equal length that the model reads at once.
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, Target],
+        *,
+        load: Callable[[Target], Loaded],
+        open_corpus: Callable[[str], Corpus],
+        watch: Watch,
+        batch_size: int = 1,
+    ) -> None:
+        self._targets = targets
+        self._load = load
+        self._open_corpus = open_corpus
+        self._watch = watch
+        self._batch_size = batch_size
+        self._resident: tuple[str, Loaded] | None = None
+        self._digest: str | None = None
+        self._corpora: dict[str, Corpus] = {}
+        self._measured: dict[tuple[str, Key], Measurement] = {}
+        self._failed: dict[tuple[str, Key | None], PplguardError] = {}
+
+    @property
+    def resident(self) -> str | None:
+        """Name of the checkpoint in memory."""
+        return self._resident[0] if self._resident is not None else None
+
+    def loaded(self, name: str) -> Loaded:
+        """The checkpoint, loaded now if it is not resident; evicts another one.
+
+        Raises:
+            PplguardError: it cannot be loaded; the same error every time.
+        """
+        if self._resident is not None and self._resident[0] == name:
+            return self._resident[1]
+        self.evict()
+        if (name, None) in self._failed:
+            raise self._failed[name, None]
+        try:
+            loaded = self.load(self._targets[name])
+        except PplguardError as error:
+            self._failed[name, None] = _untraced(error)
+            raise
+        self._resident = (name, loaded)
+        return loaded
+
+    def load(self, target: Target) -> Loaded:
+        """Load any checkpoint; it does not become the resident one."""
+        with self._watch(f"loading {target.name}"):
+            return self._load(target)
+
+    def lend(self, name: str) -> Loaded:
+        """As :meth:`loaded`, for code that may change the model."""
+        loaded = self.loaded(name)
+        if self._digest is None:
+            self._digest = state_digest(loaded.model)
+        return loaded
+
+    def reclaim(self) -> str | None:
+        """After the model was lent: name of the checkpoint if its state was changed.
+
+        A changed model is evicted, so that it is never measured under its old name.
+        """
+        if self._resident is None or self._digest is None:
+            return None
+        name, loaded = self._resident
+        if state_digest(loaded.model) == self._digest:
+            return None
+        self.evict()
+        return name
+
+    def is_pristine(self, model: Any) -> bool:
+        """Whether ``model`` is the resident one, unchanged since it was loaded."""
+        if self._resident is None or self._resident[1].model is not model:
+            return False
+        return self._digest is None or self._digest == state_digest(model)
+
+    def measurement(self, name: str, key: Key) -> Measurement:
+        """The checkpoint measured by ``key``, now or earlier.
+
+        Raises:
+            PplguardError: it cannot be loaded or measured; the same error every time.
+        """
+        if (name, key) in self._measured:
+            return self._measured[name, key]
+        if (name, key) in self._failed:
+            raise self._failed[name, key]
+        loaded = self.loaded(name)
+        try:
+            measured = self.measure(loaded, key, label=f"{name} {key}")
+        except PplguardError as error:
+            self._failed[name, key] = _untraced(error)
+            raise
+        self._measured[name, key] = measured
+        return measured
+
+    def measure(self, loaded: Loaded, key: Key, *, label: str) -> Measurement:
+        """Measure any loaded model; nothing is remembered."""
+        with self._watch(label) as progress:
+            return measure_loaded(
+                loaded,
+                key,
+                self.corpus,
+                batch_size=self._batch_size,
+                progress=progress,
+            )
+
+    def corpus(self, name: str) -> Corpus:
+        """The text called ``name``, read once."""
+        if name not in self._corpora:
+            self._corpora[name] = self._open_corpus(name)
+        return self._corpora[name]
+
+    def is_measured(self, name: str, key: Key) -> bool:
+        """Whether asking for this measurement again would cost nothing."""
+        return (name, key) in self._measured or (name, key) in self._failed
+
+    def evict(self) -> None:
+        """Give the resident checkpoint's memory back."""
+        if self._resident is None:
+            return
+        device = self._resident[1].device
+        self._resident = self._digest = None
+        if not device.startswith("cpu"):
+            import torch
+
+            torch.accelerator.empty_cache()
+
+
+def _untraced(error: PplguardError) -> PplguardError:
+    """The error without its frames, which would keep the model in memory."""
+    return type(error)(str(error))

@@ -1,0 +1,195 @@
+"""What the user asked for: options checked and checkpoints matched to names. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from .errors import UsageError
+from .values import near_matches
+
+DEMO = "demo"
+DEMO_CHECKPOINTS = ("demo/dense", "demo/wanda-50")
+PUBLISHED_POLICIES = ("accept", "warn", "fail")
+
+
+class Target(Struct, frozen=True):
+    """A checkpoint to measure: its name in the baseline files, and where it is.
+
+    ``spec`` is a folder, a GGUF file, a Hub id with ``@revision`` or ``demo/...``.
+    """
+
+    name: str
+    spec: str
+
+
+class Options(Struct, frozen=True):
+    """Everything that the user set, checked, from command line and ini file."""
+
+    models: tuple[str, ...] = ()
+    baselines: str = "baselines"
+    corpora: dict[str, str] = {}
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str | None = None
+    batch_size: int = 1
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    update: Literal["no", "new", "all"] = "no"
+    reports: tuple[str, ...] = ()
+    published: str = "accept"
+    require: bool = False
+
+
+def parse_batch_size(text: str, *, option: str) -> int:
+    """A whole number of windows, at least 1.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(
+            f"{option}: {text!r} is not a batch size; give a whole number from 1"
+        )
+    return int(text)
+
+
+def parse_corpora(values: Sequence[str], *, option: str) -> dict[str, str]:
+    """``NAME=PATH`` of every value.
+
+    Raises:
+        UsageError: no ``=``, an empty side, or one name twice.
+    """
+    corpora: dict[str, str] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name and equals and path):
+            raise UsageError(
+                f"{option}: {value!r} is not NAME=PATH, "
+                "for example wikitext2=data/wiki.test.raw"
+            )
+        if name in corpora and corpora[name] != path:
+            raise UsageError(
+                f"{option}: {name} is given twice, as {corpora[name]} and {path}"
+            )
+        corpora[name] = path
+    return corpora
+
+
+def parse_choice(value: str, choices: Sequence[str], *, option: str) -> str:
+    """``value`` if it is one of ``choices``.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value not in choices:
+        raise UsageError(
+            f"{option}: {value!r}{near_matches(value, choices)} is not one of "
+            f"{', '.join(choices)}"
+        )
+    return value
+
+
+class Known(Struct, frozen=True):
+    """What is known of the baseline files when targets are matched.
+
+    ``paths`` maps each checkpoint name to its ``path:`` (None: it has none).
+    ``candidates`` are the names that a bare path may mean: those of the files that
+    will be collected. ``same_path`` compares a typed path with a recorded one.
+    """
+
+    paths: Mapping[str, str | None]
+    candidates: tuple[str, ...]
+    exists: Callable[[str], bool]
+    same_path: Callable[[str, str], bool]
+    folder: str = "baselines"
+
+
+def parse_targets(values: Sequence[str], known: Known) -> tuple[Target, ...]:
+    """Match every ``--ppl-model`` value to a checkpoint name.
+
+    ``NAME=PATH`` is split at the first ``=`` only if NAME is known and the whole is no
+    existing path. A known NAME alone stands for its recorded ``path:``. ``demo`` is
+    both demo checkpoints. A bare path fits the only candidate, else the one whose
+    ``path:`` equals it.
+
+    Raises:
+        UsageError: nothing or several fit, or two values mean one checkpoint.
+    """
+    targets: list[Target] = []
+    for value in values:
+        for target in _expand(value, known):
+            double = next((t for t in targets if t.name == target.name), None)
+            if double is not None and double != target:
+                raise UsageError(
+                    f"--ppl-model: {double.spec} and {target.spec} both stand for the "
+                    f"checkpoint {target.name}; say which is which: "
+                    f"--ppl-model NAME={target.spec}{_among(known.paths)}"
+                )
+            if double is None:
+                targets.append(target)
+    return tuple(targets)
+
+
+def _expand(value: str, known: Known) -> list[Target]:
+    if not value:
+        raise UsageError("--ppl-model: empty; give [NAME=]PATH")
+    if known.exists(value):
+        return [_bare(value, known)]
+    if value == DEMO:
+        missing = [name for name in DEMO_CHECKPOINTS if name not in known.paths]
+        if missing:
+            raise UsageError(
+                f"--ppl-model demo: no baseline file demo.yaml in {known.folder}; "
+                "run `pplguard demo DIR` and use the command that it prints"
+            )
+        return [Target(name=name, spec=name) for name in DEMO_CHECKPOINTS]
+    name, equals, path = value.partition("=")
+    if equals:
+        if name not in known.paths:
+            raise UsageError(
+                f"--ppl-model: {value!r} is no existing path, and {name!r} is no "
+                f"checkpoint{near_matches(name, known.paths)}{_among(known.paths)}"
+            )
+        if not path:
+            raise UsageError(f"--ppl-model: no path behind {value!r}")
+        return [Target(name=name, spec=path)]
+    if value in known.paths:
+        recorded = known.paths[value]
+        if recorded is None:
+            raise UsageError(
+                f"--ppl-model {value}: its baseline records no `path:`; "
+                f"say where it is: --ppl-model {value}=PATH"
+            )
+        return [Target(name=value, spec=recorded)]
+    return [_bare(value, known)]
+
+
+def _bare(path: str, known: Known) -> Target:
+    if not known.candidates:
+        raise UsageError(
+            f"--ppl-model {path}: no baseline file in {known.folder}; record one with "
+            f"`pplguard update {path} --checkpoint FILE/NAME --base MODEL`"
+        )
+    if len(known.candidates) == 1:
+        return Target(name=known.candidates[0], spec=path)
+    fitting = [
+        name
+        for name in known.candidates
+        if (recorded := known.paths[name]) is not None
+        and known.same_path(path, recorded)
+    ]
+    if len(fitting) == 1:
+        return Target(name=fitting[0], spec=path)
+    names = fitting or list(known.candidates)
+    raise UsageError(
+        f"--ppl-model {path}: {'several' if fitting else 'no'} checkpoints have this "
+        f"`path:`; say which it is, for example --ppl-model {names[0]}={path} "
+        f"(candidates: {', '.join(names)})"
+    )
+
+
+def _among(names: Mapping[str, object]) -> str:
+    return f" (known: {', '.join(names)})" if names else " (no baseline file is known)"

@@ -1,0 +1,271 @@
+"""Windows x model -> negative log-likelihoods: the only place that runs the model.
+
+The output head is applied to a few positions at a time, so that no
+[window x vocabulary] tensor exists. That is exact only for models whose logits are the
+head's output and nothing else; each model has to prove it on its first window, and the
+full logits are used for one that does not (Gemma-2's soft-capping, Cohere's and
+Granite's logit scales).
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .errors import DeviceError, InvalidLossError, MeasurementError
+from .values import Window, WindowScore
+
+Progress = Callable[[int, int, float], None]
+"""Called with windows done, windows in all, and the mean NLL per token so far."""
+
+_CHUNK_ELEMENTS = {"cpu": 2**22, "accelerator": 2**25}
+_PROOF_POSITIONS = 128
+
+
+class Scorer:
+    """Scores windows with one model.
+
+    Args:
+        model: a causal language model of transformers, or any module whose call with
+            ``input_ids`` [batch x tokens] returns an object with ``logits``
+            [batch x tokens x vocabulary].
+        batch_size: how many windows of equal length the model reads at once.
+        progress: told after every batch.
+
+    ``notices`` collects what the user should know, such as a fall-back.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        batch_size: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
+        self.notices: list[str] = []
+        self._model = model
+        self._batch_size = batch_size
+        self._progress = progress
+        self._head = _output_head(model)
+        self._body = _body(model) if self._head is not None else None
+        self._proven = False
+
+    def __call__(self, windows: Sequence[Window]) -> list[WindowScore]:
+        """Evidence of each window, in the order given.
+
+        Raises:
+            InvalidLossError: a loss is NaN or infinite, or a window scores nothing.
+            MeasurementError: the model cannot read a window.
+            DeviceError: the device ran out of memory.
+        """
+        for index, window in enumerate(windows):
+            if not window.targets:
+                raise InvalidLossError(f"{_place(index, windows)} scores no token")
+        scores: list[WindowScore | None] = [None] * len(windows)
+        done, nll, scored = 0, 0.0, 0
+        with torch.no_grad(), _evaluating(self._model):
+            for batch in _batches(windows, self._batch_size):
+                for index, value in zip(
+                    batch, self._score(batch, windows), strict=True
+                ):
+                    window = windows[index]
+                    if not math.isfinite(value):
+                        raise InvalidLossError(
+                            f"the loss of {_place(index, windows)} is {value}"
+                        )
+                    count = len(window.targets)
+                    scores[index] = WindowScore(value, count, window.page)
+                    done, nll, scored = done + 1, nll + value, scored + count
+                if self._progress is not None:
+                    self._progress(done, len(windows), nll / scored)
+        return [score for score in scores if score is not None]
+
+    def _score(self, batch: Sequence[int], windows: Sequence[Window]) -> list[float]:
+        chosen = [windows[index] for index in batch]
+        try:
+            ids = torch.tensor([w.ids for w in chosen], device=_device(self._model))
+            if self._body is not None and not self._proven:
+                self._prove(ids[:1], chosen[0])
+            if self._body is None:
+                return self._from_logits(ids, chosen)
+            return self._from_hidden(_hidden(self._body, ids), chosen)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"out of memory on {_device(self._model)} at windows of "
+                f"{len(chosen[0].ids)} tokens, batch size {len(chosen)}: use a "
+                "smaller --ppl-batch-size, a half-precision --ppl-dtype or another "
+                "--ppl-device"
+            ) from error
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise MeasurementError(
+                f"the model failed on {_place(batch[0], windows)} "
+                f"({len(chosen[0].ids)} tokens): {type(error).__name__}: "
+                f"{next(iter(str(error).splitlines()), '')}"
+            ) from error
+
+    def _from_hidden(
+        self, hidden: torch.Tensor, windows: Sequence[Window]
+    ) -> list[float]:
+        assert self._head is not None
+        return [
+            math.fsum(
+                _nll(self._head(row[positions]), targets).sum().item()
+                for positions, targets in self._chunks(row, window)
+            )
+            for row, window in zip(hidden, windows, strict=True)
+        ]
+
+    def _from_logits(self, ids: torch.Tensor, windows: Sequence[Window]) -> list[float]:
+        logits = _logits(self._model, ids)
+        return [
+            math.fsum(
+                _nll(row[positions], targets).sum().item()
+                for positions, targets in self._chunks(row, window)
+            )
+            for row, window in zip(logits, windows, strict=True)
+        ]
+
+    def _chunks(
+        self, row: torch.Tensor, window: Window
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        targets = torch.tensor(window.targets, device=row.device)
+        kind = "cpu" if row.device.type == "cpu" else "accelerator"
+        size = max(1, _CHUNK_ELEMENTS[kind] // self._vocabulary(row))
+        for start in range(0, len(targets), size):
+            chunk = targets[start : start + size]
+            first = window.start + start
+            yield slice(first, first + len(chunk)), chunk
+
+    def _vocabulary(self, row: torch.Tensor) -> int:
+        weight = getattr(self._head, "weight", None)
+        return int(row.shape[-1] if weight is None else weight.shape[0])
+
+    def _prove(self, ids: torch.Tensor, window: Window) -> None:
+        """Keep the chunked head only if it gives the model's own losses.
+
+        Compared over evenly spread scored positions of the first window. The whole
+        window runs through the model as its author wrote it; where the model can be
+        told which logits to compute (``logits_to_keep``), only those are.
+        """
+        assert self._head is not None
+        assert self._body is not None
+        count = len(window.targets)
+        spread = torch.linspace(0, count - 1, min(count, _PROOF_POSITIONS)).long()
+        targets = torch.tensor(window.targets)[spread].to(ids.device)
+        positions = (spread + window.start).to(ids.device)
+        try:
+            hidden = _hidden(self._body, ids)[0]
+            fast = _nll(self._head(hidden[positions]), targets)
+        except (AttributeError, TypeError, RuntimeError) as error:
+            self._fall_back(f"its body cannot be run alone ({type(error).__name__})")
+            return
+        full = _nll(_logits(self._model, ids, positions), targets)
+        if not torch.isfinite(full).all():
+            return  # the scoring itself reports the window
+        apart = (fast - full).abs().sum().item() / max(full.abs().sum().item(), 1e-12)
+        # Rounding of the head's products, summed with random sign, stays far below;
+        # half precision rounds each logit to 8 bits and more.
+        allowed = 2e-6 if _is_single_or_better(hidden.dtype) else 2e-3
+        if apart > allowed:
+            self._fall_back("it changes the logits behind the output head")
+            return
+        self._proven = True
+
+    def _fall_back(self, why: str) -> None:
+        self._body = None
+        self.notices.append(
+            f"full logits are computed for this model: {why} (slower, more memory, "
+            "same numbers)"
+        )
+
+
+def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log softmax(logits)[target] of each position, in float64 [positions]."""
+    if not _is_single_or_better(logits.dtype):
+        logits = logits.float()
+    picked = logits.gather(-1, targets[:, None])[:, 0]
+    losses = torch.logsumexp(logits, dim=-1) - picked
+    return losses.to("cpu").double()
+
+
+def _hidden(body: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    output = body(input_ids=ids, use_cache=False)
+    hidden: torch.Tensor = output.last_hidden_state
+    return hidden
+
+
+def _logits(
+    model: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Logits of ``ids``: [batch x tokens x vocabulary]; of some positions: [n x v]."""
+    options: dict[str, Any] = {}
+    accepted = inspect.signature(model.forward).parameters
+    if "use_cache" in accepted:
+        options["use_cache"] = False
+    keep = positions is not None and "logits_to_keep" in accepted
+    if keep:
+        options["logits_to_keep"] = positions
+    logits: torch.Tensor = model(input_ids=ids, **options).logits
+    if positions is None:
+        return logits
+    return logits[0] if keep else logits[0, positions]
+
+
+def _output_head(model: torch.nn.Module) -> torch.nn.Module | None:
+    get = getattr(model, "get_output_embeddings", None)
+    head = get() if get is not None else None
+    return head if isinstance(head, torch.nn.Module) else None
+
+
+def _body(model: torch.nn.Module) -> torch.nn.Module | None:
+    body = getattr(model, "base_model", None)
+    return body if isinstance(body, torch.nn.Module) and body is not model else None
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    source = embeddings if isinstance(embeddings, torch.nn.Module) else model
+    first = next(itertools.chain(source.parameters(), model.parameters()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _is_single_or_better(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float32, torch.float64)
+
+
+def _place(index: int, windows: Sequence[Window]) -> str:
+    page = windows[index].page
+    return f"window {index + 1} of {len(windows)}" + (
+        "" if page is None else f" (page {page + 1})"
+    )
+
+
+def _batches(windows: Sequence[Window], size: int) -> Iterator[list[int]]:
+    """Indices of windows of equal length, at most ``size`` together."""
+    if size == 1:
+        yield from ([index] for index in range(len(windows)))
+        return
+    by_length: dict[int, list[int]] = {}
+    for index, window in enumerate(windows):
+        by_length.setdefault(len(window.ids), []).append(index)
+    for indices in by_length.values():
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off, and every module back to how it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
