@@ -1,0 +1,25 @@
+"""Finds, reads, checks and updates baseline files and their evidence."""
+
+from __future__ import annotations
+
+from .evidence import Evidence, encode_evidence, read_evidence
+from .find import baseline_paths, looks_like_baseline, split_name
+from .read import parse_baseline, read_baseline
+from .splice import Entry, new_file, splice
+from .store import Change, record
+
+__all__ = [
+    "Change",
+    "Entry",
+    "Evidence",
+    "baseline_paths",
+    "encode_evidence",
+    "looks_like_baseline",
+    "new_file",
+    "parse_baseline",
+    "read_baseline",
+    "read_evidence",
+    "record",
+    "splice",
+    "split_name",
+]

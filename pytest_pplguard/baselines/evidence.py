@@ -1,0 +1,204 @@
+"""Writes and reads evidence: the per-window losses that a recorded value rests on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+from msgspec import Struct
+
+from ..errors import BaselineError
+from ..values import SCHEMA, Measurement, MetricName, Recorded, Scalar, WindowScore
+from .find import split_name
+from .read import is_evidence_path
+
+MAX_BYTES = 200_000_000
+
+_HASH_IN_NAME = re.compile(r".+-([0-9a-f]{12})\.json")
+_WAY_OUT = "restore it from version control or re-record with `pplguard update`"
+
+
+class Evidence(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an evidence file holds: the losses by window, and how they came about."""
+
+    schema: int
+    checkpoint: str
+    key: str
+    windows_digest: str
+    corpus_digest: str
+    protocol: dict[str, Scalar]
+    units: dict[str, int]
+    metrics: dict[MetricName, float]
+    windows: tuple[WindowScore, ...]
+
+
+class _Head(Struct):
+    schema: int
+
+
+def encode_evidence(checkpoint: str, measurement: Measurement) -> tuple[str, bytes]:
+    """The name, relative to the baseline folder, and content of an evidence file.
+
+    ``checkpoint`` is the full name, ``llama-2-7b/wanda-50``. The name ends in the
+    content's hash, so equal evidence has one name and other evidence another.
+
+    Raises:
+        UsageError: ``checkpoint`` is no checkpoint name.
+        BaselineError: a number of the measurement is NaN or infinite.
+    """
+    stem, entry = split_name(checkpoint)
+    refuse_non_finite(checkpoint, measurement)
+    head: dict[str, Any] = {
+        "schema": SCHEMA,
+        "checkpoint": checkpoint,
+        "key": measurement.key,
+        "windows_digest": measurement.windows_digest,
+        "corpus_digest": measurement.corpus_digest,
+        "protocol": measurement.protocol,
+        "units": measurement.units,
+        "metrics": measurement.metrics,
+    }
+    fields = [f'"{name}": {_json(value)}' for name, value in head.items()]
+    windows = ",\n".join(
+        _json({"nll_sum": score.nll_sum, "scored": score.scored, "page": score.page})
+        for score in measurement.evidence
+    )
+    body = f'"windows": [\n{windows}\n]' if windows else '"windows": []'
+    content = ("{\n" + ",\n".join([*fields, body]) + "\n}\n").encode()
+    slug = re.sub(r"[/:+]", "-", measurement.key)
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    return f"{stem}/{entry}/{slug}-{digest}.json", content
+
+
+def read_evidence(folder: Path, recorded: Recorded, *, where: str) -> Evidence:
+    """Read the evidence of ``recorded`` from the baseline ``folder`` and check it.
+
+    ``where`` names the recorded entry in messages.
+
+    Raises:
+        BaselineError: there is none, or it is not what was recorded.
+    """
+    if recorded.evidence is None:
+        raise BaselineError(
+            f"{where}: has no evidence file: record it with `pplguard update`"
+        )
+    path = _inside(folder, recorded.evidence, where=where)
+    data = _read(path, where=where)
+    match = _HASH_IN_NAME.fullmatch(path.name)
+    digest = hashlib.sha256(data).hexdigest()
+    if match is None or not digest.startswith(match[1]):
+        _fail(
+            where,
+            path,
+            f"its content (sha256 {digest[:12]}) is not what its name says: it was "
+            "changed, cut short, or its line ends were converted (mark it `-text` in "
+            ".gitattributes)",
+        )
+    evidence = _decode(data, path, where=where)
+    _compare(evidence, recorded, path, where=where)
+    return evidence
+
+
+def refuse_non_finite(checkpoint: str, measurement: Measurement) -> None:
+    """Refuse a measurement that holds NaN or infinity anywhere.
+
+    Raises:
+        BaselineError: it does; the message names the number.
+    """
+    for name, value in _numbers(measurement):
+        if not math.isfinite(value):
+            raise BaselineError(
+                f"{checkpoint}, {measurement.key}: {name} is {value}: a number that is "
+                "not finite cannot be recorded; measure again with "
+                "`pplguard measure` and look at the window it names"
+            )
+
+
+def _numbers(measurement: Measurement) -> Iterable[tuple[str, float]]:
+    yield from measurement.metrics.items()
+    yield from _floats(measurement.protocol, "protocol")
+    yield from _floats(measurement.environment, "environment")
+    for index, score in enumerate(measurement.evidence):
+        yield f"nll_sum of window {index}", score.nll_sum
+
+
+def _floats(values: Mapping[str, Scalar], name: str) -> Iterable[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, float):
+            yield f"{name}.{key}", value
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=True)
+
+
+def _inside(folder: Path, name: str, *, where: str) -> Path:
+    path = folder / name
+    if not is_evidence_path(name):
+        _fail(where, path, "the path leaves the baseline folder")
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise BaselineError(
+            f"{where}: evidence {path}: cannot be resolved: {error}: {_WAY_OUT}"
+        ) from error
+    if not inside:
+        _fail(where, path, "a symbolic link leads out of the baseline folder")
+    return path
+
+
+def _read(path: Path, *, where: str) -> bytes:
+    try:
+        if not path.is_file():
+            _fail(where, path, "the file does not exist")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BaselineError(
+            f"{where}: evidence {path}: cannot be read: {error.strerror or error}: "
+            f"{_WAY_OUT}"
+        ) from error
+    if len(data) > MAX_BYTES:
+        _fail(where, path, f"larger than {MAX_BYTES // 1_000_000} MB")
+    return data
+
+
+def _decode(data: bytes, path: Path, *, where: str) -> Evidence:
+    try:  # NaN, Infinity and numbers out of range are refused as bad JSON
+        schema = msgspec.json.decode(data, type=_Head).schema
+        if schema > SCHEMA:
+            raise BaselineError(
+                f"{where}: evidence {path}: was written by a newer pytest-pplguard "
+                f"(schema {schema}, this version reads {SCHEMA}): upgrade"
+            )
+        return msgspec.json.decode(data, type=Evidence)
+    except msgspec.DecodeError as error:
+        raise BaselineError(
+            f"{where}: evidence {path}: not an evidence file: {error}: {_WAY_OUT}"
+        ) from error
+
+
+def _compare(evidence: Evidence, recorded: Recorded, path: Path, *, where: str) -> None:
+    if evidence.schema != SCHEMA:
+        _fail(where, path, f"schema {evidence.schema} never existed")
+    if len(evidence.windows) != recorded.windows:
+        _fail(
+            where,
+            path,
+            f"it holds {len(evidence.windows)} windows, recorded are "
+            f"{recorded.windows}",
+        )
+    for name in ("windows_digest", "corpus_digest"):
+        there, here = getattr(evidence, name), getattr(recorded, name)
+        if there != here:
+            _fail(where, path, f"its {name} is {there}, recorded is {here}")
+
+
+def _fail(where: str, path: Path, message: str) -> NoReturn:
+    raise BaselineError(f"{where}: evidence {path}: {message}: {_WAY_OUT}")

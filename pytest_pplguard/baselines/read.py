@@ -1,0 +1,689 @@
+"""Reads a baseline file, so that every message names line, checkpoint and key."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import msgspec
+
+from ..errors import BaselineError, KeySyntaxError
+from ..values import (
+    SCHEMA,
+    BaselineFile,
+    CheckpointEntry,
+    Gates,
+    Key,
+    MetricName,
+    Recorded,
+    RelativeGate,
+    Scalar,
+    Source,
+    SparsityGate,
+    Tolerance,
+    is_entry_name,
+    near_matches,
+)
+from .tree import BYTE_ORDER_MARK, Field, Node, parse_tree, plain
+
+MAX_BYTES = 5_000_000
+
+_FILE_FIELDS = ("schema", "model", "checkpoints")
+_ENTRY_FIELDS = ("path", "allow_keys", "gates", "recorded")
+_SPECIAL_GATES = ("relative", "sparsity", "weights", "against")
+_RECORDED_FIELDS = tuple(
+    name for name in Recorded.__struct_fields__ if name != "metrics"
+)
+_NEEDED_IF_MEASURED = (
+    "windows",
+    "units",
+    "windows_digest",
+    "corpus_digest",
+    "evidence",
+)
+_METRIC = re.compile(r"[a-z][a-z0-9_]*")
+_KNOWN_METRICS = (
+    "token_perplexity",
+    "word_perplexity",
+    "byte_perplexity",
+    "bits_per_byte",
+)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_PATTERN = re.compile(r"([1-9][0-9]*):([1-9][0-9]*)")
+_GATE_EXAMPLE = "{token_perplexity: {rel: 0.005}}"
+_WORDS: dict[object, str] = {
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+    bool: "true or false",
+}
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def read_baseline(path: Path) -> BaselineFile:
+    """Read and check the baseline file at ``path``.
+
+    Raises:
+        BaselineError: it cannot be read, or something in it is wrong.
+    """
+    return parse_baseline(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of ``path`` with its own line ends, decoded as UTF-8.
+
+    Raises:
+        BaselineError: it cannot be read, is too large or is not UTF-8.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BaselineError(
+            f"{path}: cannot be read: {error.strerror or error}"
+        ) from error
+    if len(data) > MAX_BYTES:
+        raise BaselineError(
+            f"{path}: larger than {MAX_BYTES // 1_000_000} MB: this is no baseline "
+            "file, or it should be split"
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BaselineError(
+            f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}): save the "
+            "file as UTF-8"
+        ) from error
+
+
+def parse_baseline(text: str, path: str) -> BaselineFile:
+    """Read the ``text`` of a baseline file; ``path`` is named in messages.
+
+    Raises:
+        BaselineError: something in it is wrong; the message is one line.
+    """
+    body = text.removeprefix(BYTE_ORDER_MARK)
+    return baseline_of(parse_tree(body, file=path), path)
+
+
+def baseline_of(tree: Node, path: str) -> BaselineFile:
+    """Check the ``tree`` of a baseline file; ``path`` is named in messages.
+
+    Raises:
+        BaselineError: something in it is wrong; the message is one line.
+    """
+    stem = Path(path).stem
+    if not is_entry_name(stem):
+        raise BaselineError(
+            f"{path}: the file name's stem {stem!r} becomes part of checkpoint names: "
+            "rename the file, using letters, digits and ._+- only"
+        )
+    return _Parser(path).file(tree)
+
+
+class _Parser:
+    """Turns the tree of one file into values; ``where`` names the place in messages."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    # ------------------------------------------------------------------ file and entry
+
+    def file(self, root: Node) -> BaselineFile:
+        fields = typing.cast(dict[str, Field], root.value)
+        self._schema(fields)
+        self._known(fields, _FILE_FIELDS, "")
+        model = self._required(fields, "model", root.line, "", "the base model's name")
+        if "checkpoints" not in fields:
+            self._fail(root.line, "", "'checkpoints' is missing: add 'checkpoints: {}'")
+        checkpoints = self._mapping(
+            fields["checkpoints"], "", "a mapping from names to checkpoints"
+        )
+        for name in checkpoints:
+            if not is_entry_name(name):
+                self._fail(
+                    checkpoints[name].line,
+                    "",
+                    f"{name!r} cannot name a checkpoint: use letters, digits and "
+                    "._+- only, starting with a letter or digit",
+                )
+        return BaselineFile(
+            path=self.path,
+            model=self._text(model, ""),
+            checkpoints={
+                name: self._entry(field, tuple(checkpoints))
+                for name, field in checkpoints.items()
+            },
+        )
+
+    def _schema(self, fields: Mapping[str, Field]) -> None:
+        if "schema" not in fields:
+            near = near_matches("schema", fields)
+            self._fail(1, "", f"'schema' is missing{near}: add 'schema: {SCHEMA}'")
+        field = fields["schema"]
+        schema = self._typed(field, "", int)
+        if schema > SCHEMA:
+            self._fail(
+                field.line,
+                "",
+                f"was written by a newer pytest-pplguard (schema {schema}, this "
+                f"version reads {SCHEMA}): upgrade",
+            )
+        if schema != SCHEMA:
+            self._fail(field.line, "", f"schema {schema} never existed: write {SCHEMA}")
+
+    def _entry(self, field: Field, siblings: tuple[str, ...]) -> CheckpointEntry:
+        name = field.name
+        where = f"checkpoint {name}"
+        fields = self._mapping(field, where, f"a mapping of {', '.join(_ENTRY_FIELDS)}")
+        self._known(fields, _ENTRY_FIELDS, where)
+        lines = {"": field.line}
+        path = fields.get("path")
+        return CheckpointEntry(
+            name=name,
+            path=self._text(path, where) if path else None,
+            allow_keys=self._allow_keys(fields.get("allow_keys"), where),
+            gates=self._gates(fields.get("gates"), name, siblings, lines),
+            recorded=self._all_recorded(fields.get("recorded"), name, lines),
+            lines=lines,
+        )
+
+    def _allow_keys(self, field: Field | None, where: str) -> tuple[str, ...]:
+        if field is None:
+            return ()
+        items = field.node.value
+        for item in items if isinstance(items, tuple) else (field.node,):
+            if not isinstance(item.value, str) or item is field.node:
+                self._fail(
+                    item.line,
+                    where,
+                    "allow_keys must be a list of texts like [lm_head.*], not "
+                    f"{_shown(item)}",
+                )
+        return tuple(typing.cast(list[str], plain(field.node)))
+
+    # -------------------------------------------------------------------------- gates
+
+    def _gates(
+        self,
+        field: Field | None,
+        entry: str,
+        siblings: tuple[str, ...],
+        lines: dict[str, int],
+    ) -> Gates:
+        if field is None:
+            return Gates()
+        where = f"checkpoint {entry}, gates"
+        fields = self._mapping(field, where, f"a mapping like KEY: {_GATE_EXAMPLE}")
+        lines["gates"] = field.line
+        lines |= {f"gates.{name}": gate.line for name, gate in fields.items()}
+        metrics = {
+            name: self._metric_gates(gate, entry, lines)
+            for name, gate in fields.items()
+            if name not in _SPECIAL_GATES and self._is_gate_key(gate, where)
+        }
+        special = {name: fields[name] for name in _SPECIAL_GATES if name in fields}
+        gates: dict[str, Any] = {}
+        if gate := special.get("relative"):
+            gates["relative"] = self._relative(gate, entry, siblings)
+        if gate := special.get("sparsity"):
+            gates["sparsity"] = self._sparsity(gate, entry)
+        if gate := special.get("weights"):
+            kind = Literal["same", "mask", "any"]
+            gates["weights"] = self._typed(gate, where, kind)
+        if gate := special.get("against"):
+            gates["against"] = self._text(gate, where)
+        return Gates(metrics=metrics, **gates)
+
+    def _is_gate_key(self, field: Field, where: str) -> bool:
+        if "/" not in field.name:
+            near = near_matches(field.name, _SPECIAL_GATES)
+            self._fail(
+                field.line,
+                where,
+                f"unknown gate {field.name!r}{near}: expected a measurement key like "
+                f"wanda/wikitext2:4096, or one of {', '.join(_SPECIAL_GATES)}",
+            )
+        self._key(field.name, field.line, where)
+        return True
+
+    def _metric_gates(
+        self, field: Field, entry: str, lines: dict[str, int]
+    ) -> dict[MetricName, Tolerance]:
+        where = f"checkpoint {entry}, gates, {field.name}"
+        example = f"{field.name}: {_GATE_EXAMPLE}"
+        fields = self._mapping(field, where, f"metrics, for example {example}")
+        if bare := [name for name in fields if name in Tolerance.__struct_fields__]:
+            self._fail(
+                fields[bare[0]].line,
+                where,
+                f"{bare[0]!r} stands where a metric is expected: write for example "
+                f"{example}",
+            )
+        if not fields:
+            self._fail(
+                field.line,
+                where,
+                f"gates no metric: write for example {example}, or remove the line",
+            )
+        gates = {}
+        for metric, gate in fields.items():
+            self._metric_name(gate, where)
+            lines[f"gates.{field.name}.{metric}"] = gate.line
+            gates[metric] = self._tolerance(gate, f"{where}, {metric}")
+        return gates
+
+    def _tolerance(self, field: Field, where: str) -> Tolerance:
+        example = "a mapping like {rel: 0.005}"
+        tolerance, fields = self._struct(field, where, Tolerance, example)
+        for name in ("rel", "abs", "max"):
+            self._number(fields.get(name), where, low=0.0, open_low=name == "max")
+        return tolerance
+
+    def _relative(
+        self, field: Field, entry: str, siblings: tuple[str, ...]
+    ) -> RelativeGate:
+        where = f"checkpoint {entry}, gates, relative"
+        example = (
+            "a mapping like {to: dense, key: wanda/wikitext2:4096, max_ratio: 1.3}"
+        )
+        gate, fields = self._struct(field, where, RelativeGate, example)
+        self._key(gate.key, fields["key"].line, where)
+        self._number(fields["max_ratio"], where, low=0.0, open_low=True)
+        if gate.metric is not None and not _METRIC.fullmatch(gate.metric):
+            self._not_a_metric(gate.metric, fields["metric"].line, where)
+        others = [name for name in siblings if name != entry]
+        if gate.to not in others:
+            near = near_matches(gate.to, others)
+            known = ", ".join(others) or "there is none"
+            self._fail(
+                fields["to"].line,
+                where,
+                f"to: {gate.to!r} is not another checkpoint of this file{near}: "
+                f"expected one of: {known}",
+            )
+        return gate
+
+    def _sparsity(self, field: Field, entry: str) -> SparsityGate:
+        where = f"checkpoint {entry}, gates, sparsity"
+        example = "a mapping like {fraction: 0.5, abs: 0.001}"
+        gate, fields = self._struct(field, where, SparsityGate, example)
+        if gate.fraction is None and gate.pattern is None:
+            self._fail(
+                field.line,
+                where,
+                "bounds nothing: give fraction, pattern or both, for example "
+                '{fraction: 0.5, pattern: "2:4"}',
+            )
+        self._number(fields.get("fraction"), where, low=0.0, high=1.0)
+        self._number(fields.get("abs"), where, low=0.0)
+        if gate.pattern is not None:
+            match = _PATTERN.fullmatch(gate.pattern)
+            if not match or int(match[1]) >= int(match[2]):
+                self._fail(
+                    fields["pattern"].line,
+                    where,
+                    f"pattern: {gate.pattern!r} is not N:M with 0 < N < M, for "
+                    'example "2:4"',
+                )
+        return gate
+
+    # ----------------------------------------------------------------------- recorded
+
+    def _all_recorded(
+        self, field: Field | None, entry: str, lines: dict[str, int]
+    ) -> dict[str, Recorded]:
+        if field is None:
+            return {}
+        where = f"checkpoint {entry}, recorded"
+        recorded = {}
+        for key, record in self._mapping(
+            field, where, "a mapping from measurement keys to records"
+        ).items():
+            self._key(key, record.line, where)
+            lines[f"recorded.{key}"] = record.line
+            recorded[key] = self._recorded(record, f"{where}, {key}")
+        return recorded
+
+    def _recorded(self, field: Field, where: str) -> Recorded:
+        fields = self._mapping(field, where, "a mapping of metrics, source, windows")
+        metrics = [name for name in fields if name not in _RECORDED_FIELDS]
+        for name in metrics:
+            self._refuse_misspelt(fields[name], where)
+            self._metric_name(fields[name], where)
+        if not metrics:
+            self._fail(
+                field.line,
+                where,
+                "no metric: add for example 'token_perplexity: 6.31', or remove "
+                "the entry",
+            )
+        if "source" not in fields:
+            self._fail(
+                field.line,
+                where,
+                "'source' is missing: add {kind: published, reference: ..., digits: 2}"
+                " for a value from a paper, or record it with `pplguard update`",
+            )
+        source = self._source(fields["source"], where)
+        if source.kind == "measured":
+            self._refuse_incomplete(field, fields, where)
+        recorded = self._recorded_rest(fields, source, metrics, where)
+        self._check_digests(fields, recorded, where)
+        return recorded
+
+    def _recorded_rest(
+        self, fields: Mapping[str, Field], source: Source, metrics: list[str], at: str
+    ) -> Recorded:
+        texts: dict[str, str | None] = {
+            name: self._typed(fields[name], at, str)
+            for name in ("windows_digest", "corpus_digest", "evidence")
+            if name in fields
+        }
+        mappings = {
+            name: self._scalars(fields[name], at)
+            for name in ("first", "published", "environment")
+            if name in fields
+        }
+        for name in ("first", "published"):
+            if name in mappings:
+                self._check_history(fields[name], f"{at}, {name}")
+        return Recorded(
+            metrics={name: self._metric_value(fields[name], at) for name in metrics},
+            source=source,
+            windows=self._count(fields["windows"], at) if "windows" in fields else None,
+            units=self._units(fields["units"], at) if "units" in fields else {},
+            windows_digest=texts.get("windows_digest"),
+            corpus_digest=texts.get("corpus_digest"),
+            evidence=texts.get("evidence"),
+            first=mappings.get("first", {}),
+            published=mappings.get("published", {}),
+            environment=mappings.get("environment", {}),
+        )
+
+    def _refuse_misspelt(self, field: Field, where: str) -> None:
+        # A metric may have any name, so `window: 83` would pass for one.
+        if field.name in _KNOWN_METRICS:
+            return
+        if close := difflib.get_close_matches(field.name, _RECORDED_FIELDS, 1, 0.8):
+            self._fail(
+                field.line,
+                where,
+                f"unknown field {field.name!r} (did you mean {close[0]!r}?)",
+            )
+
+    def _refuse_incomplete(
+        self, field: Field, fields: Mapping[str, Field], where: str
+    ) -> None:
+        missing = [
+            name
+            for name in _NEEDED_IF_MEASURED
+            if name not in fields or fields[name].node.empty
+        ]
+        if missing:
+            self._fail(
+                field.line,
+                where,
+                f"a measured record needs {', '.join(missing)}: record it again with "
+                "`pplguard update`, or restore the entry from version control",
+            )
+
+    def _source(self, field: Field, where: str) -> Source:
+        where = f"{where}, source"
+        example = "a mapping like {kind: measured}"
+        source, fields = self._struct(field, where, Source, example)
+        if source.kind == "published":
+            for name, value in (
+                ("reference", source.reference),
+                ("digits", source.digits),
+            ):
+                if value is None or value == "":
+                    self._fail(
+                        field.line,
+                        where,
+                        f"a published value needs {name!r}: write for example "
+                        "{kind: published, reference: 'Wanda paper, table 2', "
+                        "digits: 2}",
+                    )
+            self._number(fields["digits"], where, low=0.0)
+        return source
+
+    def _check_digests(
+        self, fields: Mapping[str, Field], recorded: Recorded, where: str
+    ) -> None:
+        for name in ("windows_digest", "corpus_digest"):
+            value = getattr(recorded, name)
+            if value is not None and not _DIGEST.fullmatch(value):
+                self._fail(
+                    fields[name].line,
+                    where,
+                    f"{name}: {value!r} is no digest: expected sha256: and 64 "
+                    "hexadecimal digits; restore it from version control or record "
+                    "again with `pplguard update`",
+                )
+        if recorded.evidence is not None and not is_evidence_path(recorded.evidence):
+            self._fail(
+                fields["evidence"].line,
+                where,
+                f"evidence: {recorded.evidence!r} must be a path inside the baseline "
+                "folder that ends in .json, with / and without '..'; restore it from "
+                "version control or record again with `pplguard update`",
+            )
+
+    def _check_history(self, field: Field, where: str) -> None:
+        for name, value in self._mapping(field, where, "a mapping").items():
+            if name in ("date", "reference"):
+                text = self._text(value, where)
+                if name == "date" and not _DATE.fullmatch(text):
+                    self._fail(
+                        value.line,
+                        where,
+                        f"date: {text!r} is no date: write it like 2026-11-23",
+                    )
+            elif name == "digits":
+                self._typed(value, where, int)
+                self._number(value, where, low=0.0)
+            else:
+                self._metric_name(value, where)
+                self._metric_value(value, where)
+
+    def _units(self, field: Field, where: str) -> dict[str, int]:
+        where = f"{where}, units"
+        return {
+            name: self._count(value, where)
+            for name, value in self._mapping(
+                field, where, "a mapping like {tokens: 339885}"
+            ).items()
+        }
+
+    def _scalars(self, field: Field, where: str) -> dict[str, Scalar]:
+        where = f"{where}, {field.name}"
+        fields = self._mapping(field, where, "a mapping of names to values")
+        for value in fields.values():
+            if isinstance(value.node.value, dict | tuple):
+                self._fail(
+                    value.line,
+                    where,
+                    f"{value.name} must be a single value, not {_shown(value.node)}",
+                )
+        return typing.cast(dict[str, Scalar], plain(field.node) or {})
+
+    # ------------------------------------------------------------------ single values
+
+    def _key(self, text: str, line: int, where: str) -> None:
+        try:
+            Key.parse(text)
+        except KeySyntaxError as error:
+            self._fail(line, where, str(error))
+
+    def _metric_name(self, field: Field, where: str) -> None:
+        if not _METRIC.fullmatch(field.name):
+            self._not_a_metric(field.name, field.line, where)
+
+    def _not_a_metric(self, name: str, line: int, where: str) -> NoReturn:
+        self._fail(
+            line,
+            where,
+            f"{name!r} is not the name of a metric: expected lower-case letters, "
+            f"digits and _, for example {_KNOWN_METRICS[0]}"
+            f"{near_matches(name, _KNOWN_METRICS)}",
+        )
+
+    def _metric_value(self, field: Field, where: str) -> float:
+        value: float = self._typed(field, where, float)
+        self._number(field, where, low=0.0)
+        return value
+
+    def _count(self, field: Field, where: str) -> int:
+        value: int = self._typed(field, where, int)
+        self._number(field, where, low=1.0)
+        return value
+
+    def _text(self, field: Field, where: str) -> str:
+        value: str = self._typed(field, where, str)
+        if not value.strip():
+            self._fail(field.line, where, f"{field.name} is empty: fill it in")
+        return value
+
+    def _number(
+        self,
+        field: Field | None,
+        where: str,
+        *,
+        low: float,
+        high: float = math.inf,
+        open_low: bool = False,
+    ) -> None:
+        """Refuse a number out of bounds; its type has been checked before."""
+        value = None if field is None else field.node.value
+        if field is None or not isinstance(value, int | float):
+            return
+        if value < low or value > high or (open_low and value == low):
+            bound = f"{'greater than' if open_low else 'at least'} {low:g}"
+            bound = f"between {low:g} and {high:g}" if high < math.inf else bound
+            self._fail(
+                field.line, where, f"{field.name} must be {bound}, not {value!r}"
+            )
+
+    # ----------------------------------------------------------------------- machinery
+
+    def _struct(
+        self, field: Field, where: str, kind: type[T], example: str
+    ) -> tuple[T, Mapping[str, Field]]:
+        """Convert a mapping with closed fields, each by its own type."""
+        fields = self._mapping(field, where, example)
+        self._known(fields, kind.__struct_fields__, where)
+        values = {}
+        for info in msgspec.structs.fields(kind):
+            if info.name in fields:
+                values[info.name] = self._typed(fields[info.name], where, info.type)
+            elif info.required:
+                self._fail(
+                    field.line, where, f"{info.name!r} is missing: expected {example}"
+                )
+        return kind(**values), fields
+
+    def _mapping(self, field: Field, where: str, expected: str) -> Mapping[str, Field]:
+        value = field.node.value
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            subject = "" if where.endswith(field.name) else f"{field.name}: "
+            self._fail(
+                field.node.line,
+                where,
+                f"{subject}expected {expected}, not {_shown(field.node)}",
+            )
+        return value
+
+    def _known(
+        self, fields: Mapping[str, Field], known: Iterable[str], where: str
+    ) -> None:
+        known = tuple(known)
+        for name, field in fields.items():
+            if name not in known:
+                self._fail(
+                    field.line,
+                    where,
+                    f"unknown field {name!r}{near_matches(name, known)}: "
+                    f"known are {', '.join(known)}",
+                )
+
+    def _required(
+        self, fields: Mapping[str, Field], name: str, line: int, where: str, what: str
+    ) -> Field:
+        if name not in fields:
+            self._fail(line, where, f"{name!r} is missing: add '{name}: ' and {what}")
+        return fields[name]
+
+    def _typed(self, field: Field, where: str, kind: Any) -> Any:
+        value = plain(field.node)
+        try:
+            return msgspec.convert(value, kind, strict=True)
+        except msgspec.ValidationError:
+            advice = ""
+            if isinstance(value, str) and _is_number(value):
+                advice = ": remove the quotes"
+            elif isinstance(value, int | float) and kind in (str, str | None):
+                advice = ": quote it"
+            self._fail(
+                field.node.line,
+                where,
+                f"{field.name} must be {_expected(kind)}, not {_shown(field.node)}"
+                f"{advice}",
+            )
+
+    def _fail(self, line: int, where: str, message: str) -> NoReturn:
+        place = f"{where}: " if where else ""
+        raise BaselineError(f"{self.path}:{line}: {place}{message}")
+
+
+def is_evidence_path(text: str) -> bool:
+    """Whether ``text`` is a relative POSIX path to a JSON file below its folder."""
+    parts = text.split("/")
+    return (
+        text.endswith(".json")
+        and "\\" not in text
+        and "\0" not in text
+        and ":" not in parts[0]  # a drive
+        and not any(part in ("", ".", "..") for part in parts)
+    )
+
+
+def _expected(kind: Any) -> str:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(typing.get_args(kind))}"
+    return _WORDS[kind]
+
+
+def _shown(node: Node) -> str:
+    value = node.value
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, tuple):
+        return "a list"
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return f"the number {value!r}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
