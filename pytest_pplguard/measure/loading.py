@@ -32,7 +32,11 @@ def load_target(
     """
     hardware = probe()
     device = choose_device(options.device, hardware, worker_index=worker)
-    located = locate(target.spec, allow_pickle=options.allow_pickle)
+    located = locate(
+        target.spec,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+    )
     dtype = choose_dtype(options.dtype, device.device, saved_dtype(located))
     loaded = load(
         located,

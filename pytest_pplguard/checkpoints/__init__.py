@@ -1,0 +1,41 @@
+"""Where a model comes from, what it is, and how it is loaded.
+
+Importing this package imports no torch and no transformers.
+"""
+
+from __future__ import annotations
+
+from .device import (
+    DeviceChoice,
+    DtypeChoice,
+    Hardware,
+    choose_device,
+    choose_dtype,
+    probe,
+)
+from .files import TensorInfo, digest, read_config, saved_dtype, tensor_index
+from .load import Loaded, load
+from .locate import Located, locate
+from .sparsity import Sparsity, measure_sparsity
+from .state import state_digest
+
+__all__ = [
+    "DeviceChoice",
+    "DtypeChoice",
+    "Hardware",
+    "Loaded",
+    "Located",
+    "Sparsity",
+    "TensorInfo",
+    "choose_device",
+    "choose_dtype",
+    "digest",
+    "load",
+    "locate",
+    "measure_sparsity",
+    "probe",
+    "read_config",
+    "saved_dtype",
+    "state_digest",
+    "tensor_index",
+]

@@ -1,0 +1,382 @@
+"""Reads what a checkpoint's files say about its weights, without loading a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, TypeGuard
+
+from msgspec import Struct
+
+from ..errors import CheckpointError
+from .locate import TOKENIZER_PATTERNS, Located
+
+SAFETENSORS = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "U16": 16,
+    "I16": 16,
+    "U32": 32,
+    "I32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F8_E8M0": 8,
+    "F16": 16,
+    "BF16": 16,
+    "F32": 32,
+    "F64": 64,
+    "C64": 64,
+}
+"""Bits of one element, for each dtype that the safetensors format knows."""
+
+_MAX_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors library itself."""
+_CHUNK = 1 << 22
+_LFS = b"version https://git-lfs"
+_TOKENIZER_EXTRAS = (
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class TensorInfo(Struct, frozen=True):
+    """Where a tensor's bytes are: ``file[offsets[0]:offsets[1]]``, from byte 0 on."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, int]
+
+
+# ---------------------------------------------------------------------------- config
+
+
+def read_config(located: Located) -> dict[str, Any]:
+    """The checkpoint's ``config.json``; empty for a GGUF file.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
+    if located.gguf:
+        return {}
+    return read_json(located.folder / "config.json")
+
+
+def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A nested object of a config; empty where there is none."""
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def saved_dtype(located: Located) -> str | None:
+    """The dtype in which the weights were saved, as torch names it.
+
+    The config's word counts, as it does for transformers; without one, the dtype of
+    most of the bytes. None for GGUF and pickle files, and for packed weights.
+
+    Raises:
+        CheckpointError: config or weights cannot be read.
+    """
+    config = read_config(located)
+    for settings in (config, section(config, "text_config")):
+        named = settings.get("dtype") or settings.get("torch_dtype")
+        if isinstance(named, str):
+            return named.removeprefix("torch.")
+    if located.gguf or not _safetensors_file(located.folder):
+        return None
+    sizes: Counter[str] = Counter()
+    for tensor in tensor_index(located.folder).values():
+        sizes[tensor.dtype] += tensor.offsets[1] - tensor.offsets[0]
+    return _DTYPES.get(sizes.most_common(1)[0][0]) if sizes else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is no JSON object")
+    return value
+
+
+# ---------------------------------------------------------------- which files there are
+
+
+def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """The files that transformers would load the weights from, in sorted order.
+
+    Raises:
+        CheckpointError: there are none, a shard is missing, an index names a file
+            outside the folder, or the weights are pickles and ``allow_pickle`` is
+            false.
+    """
+    single = _safetensors_file(folder)
+    if single is None:
+        single = _pickle_file(folder, allow_pickle=allow_pickle)
+    if not single.name.endswith(".index.json"):
+        return [single]
+    return sorted({folder / name for name in _weight_map(single).values()})
+
+
+def _safetensors_file(folder: Path) -> Path | None:
+    """The safetensors file or index, in the order in which transformers looks."""
+    for name in (SAFETENSORS, SAFETENSORS_INDEX):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def _pickle_file(folder: Path, *, allow_pickle: bool) -> Path:
+    for name in (PICKLE, PICKLE_INDEX):
+        if not (folder / name).is_file():
+            continue
+        if allow_pickle:
+            return folder / name
+        raise CheckpointError(
+            f"{folder} has pickle weights only ({name}), and unpickling can run code: "
+            "convert them (model.save_pretrained writes safetensors), or trust them "
+            "with --ppl-allow-pickle"
+        )
+    raise CheckpointError(
+        f"{folder} has no weights: neither {SAFETENSORS} nor {SAFETENSORS_INDEX}"
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name to shard name; every shard exists and lies in the folder."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map")
+    for name in sorted({str(name) for name in weight_map.values()}):
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name:
+            raise CheckpointError(
+                f"{index} names the shard {name!r}, which is outside its folder"
+            )
+        if not (index.parent / name).is_file():
+            raise CheckpointError(
+                f"{index.parent} lacks the shard {name} that {index.name} names: "
+                "copy or download it again"
+            )
+    return {name: str(file) for name, file in weight_map.items()}
+
+
+# -------------------------------------------------------------------- what is in them
+
+
+def tensor_index(folder: Path, *, allow_pickle: bool = False) -> dict[str, TensorInfo]:
+    """Every tensor of the safetensors files, by name; empty for allowed pickles.
+
+    Reads headers only, and checks that they fit the files.
+
+    Raises:
+        CheckpointError: a shard is missing, truncated or malformed, the index does not
+            fit the shards, the weights are pickles, or a mask of
+            ``torch.nn.utils.prune`` was saved with them.
+    """
+    files = weight_files(folder, allow_pickle=allow_pickle)
+    if files[0].suffix != ".safetensors":
+        return {}
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        for name, tensor in read_header(file).items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{folder} holds the tensor {name} twice: in "
+                    f"{tensors[name].file.name} and in {file.name}"
+                )
+            tensors[name] = tensor
+    index = _safetensors_file(folder)
+    if index is not None and index.name == SAFETENSORS_INDEX:
+        _check_index(index, tensors)
+    refuse_prune_masks(str(folder), tensors)
+    return tensors
+
+
+def _check_index(index: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    for name, file in _weight_map(index).items():
+        if name not in tensors or tensors[name].file != index.parent / file:
+            found = f"it is in {tensors[name].file.name}" if name in tensors else ""
+            raise CheckpointError(
+                f"{index} is stale: it says that {name} is in {file}, but "
+                f"{found or 'no shard has it'}. Save the checkpoint again into an "
+                "empty folder"
+            )
+
+
+def refuse_prune_masks(name: str, keys: Iterable[str]) -> None:
+    """Refuse weights that ``torch.nn.utils.prune`` still computes from a mask.
+
+    Raises:
+        CheckpointError: one of ``keys`` ends in ``weight_orig`` or ``weight_mask``.
+    """
+    masks = [key for key in keys if key.endswith(("weight_orig", "weight_mask"))]
+    if masks:
+        raise CheckpointError(
+            f"{name} was saved with its pruning masks ({len(masks)} tensors like "
+            f"{min(masks)}): call torch.nn.utils.prune.remove(module, 'weight') on "
+            "every pruned module, then save again"
+        )
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Tensors of one safetensors file, from its header.
+
+    Raises:
+        CheckpointError: the header is malformed or does not fit the file.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start, header = _header(file, stream, size)
+    tensors = {
+        name: _tensor(file, name, entry, start)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    _check_layout(file, tensors, start, size)
+    return tensors
+
+
+def _header(file: Path, stream: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
+    """Where the data starts, and the parsed header."""
+    prefix = stream.read(8)
+    if (prefix + stream.read(len(_LFS) - 8)).startswith(_LFS):
+        raise CheckpointError(f"{file} is a Git LFS pointer: run `git lfs pull`")
+    if len(prefix) < 8:
+        raise CheckpointError(f"{file} is truncated: {size} bytes are no safetensors")
+    length = int.from_bytes(prefix, "little")
+    if length > _MAX_HEADER:
+        raise CheckpointError(
+            f"{file} is no safetensors file: its header would be {length} bytes long"
+        )
+    start = 8 + length
+    if start > size:
+        raise CheckpointError(
+            f"{file} is truncated: {size} bytes, its header alone takes {start}"
+        )
+    stream.seek(8)
+    try:
+        header = json.loads(stream.read(length), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} is no safetensors file: malformed header: {error}"
+        ) from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file} is no safetensors file: malformed header")
+    return start, header
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        twice = next(key for key, n in Counter(k for k, _ in pairs).items() if n > 1)
+        raise ValueError(f"{twice!r} occurs twice")
+    return unique
+
+
+def _tensor(file: Path, name: str, entry: object, start: int) -> TensorInfo:
+    """Check one entry of a header; its offsets become those in the file."""
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{file}: malformed entry of {name}")
+    dtype, shape = entry.get("dtype"), entry.get("shape")
+    offsets = entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise CheckpointError(f"{file}: {name} has the unknown dtype {dtype!r}")
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        raise CheckpointError(
+            f"{file}: {name} has no valid shape and data_offsets: {shape}, {offsets}"
+        )
+    begin, end = offsets
+    expected = math.prod(shape) * BITS[dtype]
+    if (end - begin) * 8 != expected:
+        raise CheckpointError(
+            f"{file}: {name} is {dtype} {shape}, {expected // 8} bytes, "
+            f"but its data_offsets span {end - begin}"
+        )
+    return TensorInfo(file, dtype, tuple(shape), (start + begin, start + end))
+
+
+def _sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(
+        type(item) is int and item >= 0 for item in value
+    )
+
+
+def _check_layout(
+    file: Path, tensors: Mapping[str, TensorInfo], start: int, size: int
+) -> None:
+    """Tensors lie side by side from the header to the end of the file."""
+    spans = sorted((*tensor.offsets, name) for name, tensor in tensors.items())
+    end = max((stop for _, stop, _ in spans), default=start)
+    if end > size:
+        raise CheckpointError(
+            f"{file} is truncated: {size} bytes, expected {end}. "
+            "Copy or download it again"
+        )
+    if end < size:
+        raise CheckpointError(
+            f"{file} is malformed: {size} bytes, but its tensors end at {end}"
+        )
+    for (_, stop, left), (begin, _, right) in pairwise([(start, start, ""), *spans]):
+        if begin != stop:
+            what = "overlap" if begin < stop else "leave a gap"
+            raise CheckpointError(
+                f"{file} is malformed: {left or 'the header'} and {right} {what}"
+            )
+
+
+# -------------------------------------------------------------------------- identity
+
+
+def digest(located: Located, *, allow_pickle: bool = False) -> str:
+    """SHA-256 over config, tokenizer and weights: which checkpoint this is.
+
+    Covers file names (sorted), sizes and contents, so it tells checkpoints apart, but
+    two folders may differ in it and hold the same model (sharded another way).
+
+    Raises:
+        CheckpointError: the weights are missing or refused.
+    """
+    total = hashlib.sha256()
+    for path in _identity_files(located, allow_pickle=allow_pickle):
+        total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                total.update(chunk)
+    return f"sha256:{total.hexdigest()}"
+
+
+def _identity_files(located: Located, *, allow_pickle: bool) -> list[Path]:
+    folder = located.folder
+    if located.gguf:
+        return [folder / located.gguf]
+    patterns = ("config.json", *TOKENIZER_PATTERNS, *_TOKENIZER_EXTRAS)
+    described = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(described | {*weight_files(folder, allow_pickle=allow_pickle)})

@@ -1,0 +1,335 @@
+"""Loads a checkpoint strictly: every weight comes from the files, or it is an error."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from ..errors import CheckpointError, DeviceError
+from .files import (
+    read_config,
+    read_json,
+    refuse_prune_masks,
+    section,
+    tensor_index,
+    weight_files,
+)
+from .locate import Located
+from .sparsity import import_gguf
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_LISTED = 5
+_RANDOM = "transformers would have filled in random numbers"
+_CONVERSION = re.compile(r"^(\S+)\s*\|\s*\S*CONVERSION", re.MULTILINE)
+
+
+class Loaded(Struct, frozen=True, eq=False, weakref=True):
+    """A model that is ready to be measured, with its tokenizer.
+
+    ``device``, ``dtype`` and ``attention`` are what the model really has, ``notices``
+    lines for the user.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: str
+    dtype: str
+    attention: str
+    notices: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, notices: tuple[str, ...] = ()) -> Loaded:
+        """Describe a model that is already in memory.
+
+        Args:
+            model: a ``PreTrainedModel``, or a module that behaves like one.
+            tokenizer: that belongs to it.
+            notices: lines for the user.
+        """
+        weight = next(p for p in model.parameters() if p.is_floating_point())
+        config = getattr(model, "config", None)
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            device=str(weight.device),
+            dtype=str(weight.dtype).removeprefix("torch."),
+            attention=str(getattr(config, "_attn_implementation", None)),
+            notices=notices,
+        )
+
+
+def load(
+    located: Located,
+    *,
+    device: str,
+    dtype: str,
+    attention: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    allow_keys: Sequence[str] = (),
+) -> Loaded:
+    """Load model and tokenizer, in evaluation mode and without gradients.
+
+    Args:
+        located: from :func:`locate`.
+        device: torch device.
+        dtype: torch dtype by name.
+        attention: attention implementation (``sdpa``, ``eager``, ...); None lets
+            transformers choose.
+        allow_pickle: load ``pytorch_model*.bin`` where there is no safetensors file.
+        trust_remote_code: run Python code that the checkpoint brings along.
+        allow_keys: globs of tensors in the files that the model need not have.
+
+    Raises:
+        CheckpointError: files, weights, config and tokenizer do not fit together, or
+            something is needed that was not allowed.
+        DeviceError: the device ran out of memory.
+    """
+    _check_config(located, trust_remote_code=trust_remote_code)
+    options = _options(located, trust_remote_code=trust_remote_code)
+    settings = dict(options)
+    if located.gguf:
+        import_gguf()
+    else:
+        files = weight_files(located.folder, allow_pickle=allow_pickle)
+        tensor_index(located.folder, allow_pickle=allow_pickle)
+        settings["use_safetensors"] = files[0].suffix == ".safetensors"
+    if attention is not None:
+        settings["attn_implementation"] = attention
+    with _quiet(gguf=located.gguf is not None) as log:
+        tokenizer = _tokenizer(located, options)
+        model, info = _model(located, settings, device, dtype, log)
+    _check_keys(located.spec, type(model).__name__, info, allow_keys)
+    _check_vocabulary(located, model, tokenizer)
+    model.eval()
+    model.requires_grad_(False)
+    return Loaded.of(model, tokenizer)
+
+
+def _options(located: Located, *, trust_remote_code: bool) -> dict[str, Any]:
+    """What ``from_pretrained`` of model and tokenizer both take."""
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "trust_remote_code": trust_remote_code,
+    }
+    if located.gguf:
+        options["gguf_file"] = located.gguf
+    return options
+
+
+# ---------------------------------------------------------------------- before loading
+
+
+def _check_config(located: Located, *, trust_remote_code: bool) -> None:
+    config = read_config(located)
+    if not trust_remote_code:
+        _refuse_remote_code(located)
+    if "transformers_weights" in config:
+        raise CheckpointError(
+            f"{located.spec}: config.json names its own weight file "
+            "(transformers_weights), which is not supported: use model.safetensors"
+        )
+    for outer in ("quantization_config", "compression_config"):
+        kind = str(section(section(config, outer), "sparsity_config").get("format"))
+        if kind.startswith("sparse"):
+            raise CheckpointError(
+                f"{located.spec} is stored in the compressed format {kind}, which "
+                f"transformers does not unpack ({_RANDOM}): decompress it with "
+                "llm-compressor (save_pretrained(..., save_compressed=False)) and "
+                "give that folder"
+            )
+
+
+def _refuse_remote_code(located: Located) -> None:
+    for name in ("config.json", "tokenizer_config.json"):
+        path = located.folder / name
+        if located.gguf or not path.is_file():
+            continue
+        if "auto_map" in read_json(path):
+            raise CheckpointError(
+                f"{located.spec} brings Python code of its own (auto_map in {name}): "
+                "trust and run it with --ppl-trust-remote-code, or delete auto_map if "
+                "transformers knows the architecture"
+            )
+
+
+# ----------------------------------------------------------------------------- loading
+
+
+@contextmanager
+def _quiet(*, gguf: bool) -> Iterator[list[str]]:
+    """No progress bars and warnings while loading; what transformers logs is yielded.
+
+    Args:
+        gguf: the conversion of GGUF weights has a bar that only stderr can silence.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    logger = logging.getLogger("transformers")
+    bars = transformers_logging.is_progress_bar_enabled()
+    lines: list[str] = []
+    saved = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [_Lines(lines)], False
+    logger.setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stderr(io.StringIO()) if gguf else nullcontext(),
+        ):
+            warnings.simplefilter("ignore")
+            yield lines
+    finally:
+        logger.handlers, level, logger.propagate = saved
+        logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+class _Lines(logging.Handler):
+    """Collects messages."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(record.getMessage())
+
+
+def _tokenizer(located: Located, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            located.folder, **options
+        )
+    # Tokenizer backends raise bare Exceptions for files that they cannot parse.
+    except Exception as error:
+        raise CheckpointError(
+            f"{located.spec}: its tokenizer could not be loaded: {_first_line(error)}"
+        ) from error
+    return tokenizer
+
+
+def _model(
+    located: Located,
+    settings: Mapping[str, Any],
+    device: str,
+    dtype: str,
+    log: list[str],
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model and transformers' account of its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            located.folder,
+            dtype=getattr(torch, dtype),
+            device_map={"": device},
+            # Only so that all of them are reported: _check_keys refuses them.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **settings,
+        )
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(located, device, dtype) from error
+    except ImportError as error:
+        raise CheckpointError(
+            f"{located.spec} needs a package that is not installed: "
+            f"{_first_line(error)}"
+        ) from error
+    # Architectures check their config and files in their own ways.
+    except Exception as error:
+        if "can't allocate memory" in str(error):  # torch's CPU allocator
+            raise _out_of_memory(located, device, dtype) from error
+        if broken := sorted(set(_CONVERSION.findall("\n".join(log)))):
+            raise CheckpointError(
+                f"{located.spec}: {_named(broken)} could not be put together: tensors "
+                "in the files that it is made of are missing or differ in shape"
+            ) from error
+        raise CheckpointError(
+            f"{located.spec} could not be loaded: {_first_line(error)}"
+        ) from error
+    return model, info
+
+
+def _out_of_memory(located: Located, device: str, dtype: str) -> DeviceError:
+    return DeviceError(
+        f"out of memory: {located.spec} does not fit on {device} in {dtype}. Way out: "
+        "free the device, --ppl-dtype bfloat16, or another --ppl-device"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0].rstrip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# ----------------------------------------------------------------------- after loading
+
+
+def _check_keys(
+    spec: str, model: str, info: Mapping[str, Any], allow_keys: Sequence[str]
+) -> None:
+    """Refuse a model whose weights do not all come from the files, and all of them."""
+    unexpected = {
+        key
+        for key in info["unexpected_keys"]
+        if not any(fnmatchcase(key, glob) for glob in allow_keys)
+    }
+    refuse_prune_masks(spec, unexpected)
+    problems = []
+    if missing := info["missing_keys"]:
+        problems.append(f"{_named(missing)} missing from the files ({_RANDOM})")
+    if mismatched := info["mismatched_keys"]:
+        shapes = {
+            f"{key} ({_shape(saved)} in the files, {_shape(wanted)} in the model)"
+            for key, saved, wanted in mismatched
+        }
+        problems.append(f"{_named(shapes)} of another shape ({_RANDOM})")
+    if unexpected:
+        problems.append(
+            f"{_named(unexpected)} in the files but not in the model (if that is "
+            "right, list them under allow_keys of the checkpoint in its baseline file)"
+        )
+    if problems:
+        raise CheckpointError(
+            f"{spec} does not fit its architecture {model}: " + "; ".join(problems)
+        )
+
+
+def _named(keys: Collection[str]) -> str:
+    """``2 weights (a, b)``, at most a few of them by name."""
+    names = ", ".join(sorted(keys)[:_LISTED])
+    more = ", ..." if len(keys) > _LISTED else ""
+    return f"{len(keys)} weight{'' if len(keys) == 1 else 's'} ({names}{more})"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a number"
+
+
+def _check_vocabulary(
+    located: Located, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest < 0:
+        raise CheckpointError(f"{located.spec}: its tokenizer has no vocabulary")
+    if largest >= rows:
+        raise CheckpointError(
+            f"{located.spec}: its tokenizer has ids up to {largest}, but the model's "
+            f"embedding has {rows} rows: tokenizer and weights do not belong together"
+        )

@@ -1,0 +1,221 @@
+"""Turns what a user typed into a folder (or GGUF file) with a whole checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from msgspec import Struct
+
+from ..errors import CheckpointError
+from ..values import near_matches
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+TOKENIZER_PATTERNS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "*.tiktoken",
+)
+"""A folder needs one of these; ``tokenizer_config.json`` alone has no vocabulary."""
+
+_HUB_ID = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?",
+    re.ASCII,
+)
+_HUB_PATTERNS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.safetensors")
+_HUB_PICKLES = ("pytorch_model*.bin",)
+_HUB_CODE = ("*.py",)
+_LISTED = 8
+
+
+class Located(Struct, frozen=True):
+    """A checkpoint on this machine.
+
+    ``spec`` is what the user gave and what messages call it; ``gguf`` is the name of
+    a GGUF file in ``folder``, None for a Hugging Face folder; ``revision`` is the one
+    asked of the Hub.
+    """
+
+    spec: str
+    folder: Path
+    gguf: str | None = None
+    revision: str | None = None
+
+
+def locate(
+    spec: str,
+    *,
+    cwd: Path | None = None,
+    offline: bool | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Located:
+    """Find a checkpoint: a folder, a ``.gguf`` file, ``demo/NAME`` or a Hub id.
+
+    What exists on disk wins over a demo name and over a Hub id.
+
+    Args:
+        spec: what the user gave; a Hub id is ``org/name`` or ``org/name@revision``.
+        cwd: where relative paths start; the current folder by default.
+        offline: use only what the Hub's cache holds; None follows ``HF_HUB_OFFLINE``.
+        allow_pickle: fetch pickle weights from the Hub as well.
+        trust_remote_code: fetch Python files from the Hub as well.
+
+    Raises:
+        CheckpointError: there is nothing there, or it is no whole checkpoint.
+    """
+    if not spec.strip():
+        raise CheckpointError("the path of a checkpoint is empty")
+    path = (cwd or Path.cwd()) / Path(spec).expanduser()
+    if path.is_dir():
+        return _folder(spec, path)
+    if path.exists():
+        return _file(spec, path)
+    if spec.startswith("demo/") or spec == "demo":
+        return _folder(spec, _demo(spec))
+    match = _HUB_ID.fullmatch(spec)
+    if match is None:
+        raise CheckpointError(_nothing_there(spec, path))
+    patterns = [
+        *_HUB_PATTERNS,
+        *(_HUB_PICKLES if allow_pickle else ()),
+        *(_HUB_CODE if trust_remote_code else ()),
+    ]
+    repo, revision = match["repo"], match["revision"]
+    try:
+        folder = _fetch(repo, revision, patterns, offline)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"there is no {path.absolute()}, and the Hub id {spec} {error}. "
+            f"Give a local folder, or run `hf download {repo}` where there is a network"
+        ) from error
+    return _folder(spec, folder, revision)
+
+
+def _nothing_there(spec: str, path: Path) -> str:
+    return (
+        f"{spec} does not exist (looked at {path.absolute()}). "
+        "Give a folder, a .gguf file, demo/dense, demo/wanda-50, "
+        "or a Hub id like org/name"
+    )
+
+
+def _demo(spec: str) -> Path:
+    name = spec.removeprefix("demo").removeprefix("/").rstrip("/")
+    folders = sorted(config.parent for config in DEMO.glob("*/config.json"))
+    known = [f"demo/{folder.name}" for folder in folders]
+    if f"demo/{name}" in known:
+        return DEMO / name
+    raise CheckpointError(
+        f"there is no demo checkpoint {spec!r}{near_matches(spec, known)}; "
+        f"there are: {', '.join(known) or 'none in this installation'}"
+    )
+
+
+def _file(spec: str, path: Path) -> Located:
+    """A checkpoint in one file: only GGUF carries its config and tokenizer along."""
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic == b"GGUF":
+        return Located(spec, path.parent, gguf=path.name)
+    if path.suffix == ".gguf":
+        raise CheckpointError(
+            f"{spec} is not a GGUF file: it starts with {magic!r}, not b'GGUF' "
+            "(a broken download, or a Git LFS pointer?)"
+        )
+    raise CheckpointError(
+        f"{spec} is a file, but not a GGUF file: give the folder that holds "
+        "config.json, tokenizer and weights"
+    )
+
+
+def _folder(spec: str, path: Path, revision: str | None = None) -> Located:
+    """Check that a folder holds what every checkpoint needs besides weights."""
+    names = sorted(entry.name for entry in path.iterdir())
+    if "adapter_config.json" in names:
+        raise CheckpointError(
+            f"{spec} is a LoRA/PEFT adapter: merge it first "
+            "(PeftModel.merge_and_unload), save the merged model with save_pretrained "
+            "and its tokenizer, and give that folder"
+            + (" (or take adapter_config.json away)" if "config.json" in names else "")
+        )
+    if "config.json" not in names:
+        raise CheckpointError(_no_config(spec, path, names))
+    if not any(any(path.glob(pattern)) for pattern in TOKENIZER_PATTERNS):
+        raise CheckpointError(
+            f"{spec} has no tokenizer (none of {', '.join(TOKENIZER_PATTERNS)}): "
+            "save it beside the weights with tokenizer.save_pretrained; "
+            f"it holds {_listing(names)}"
+        )
+    return Located(spec, path, revision=revision)
+
+
+def _no_config(spec: str, path: Path, names: Iterable[str]) -> str:
+    inside = [name for name in names if (path / name / "config.json").is_file()]
+    if inside:
+        return f"{spec} has no config.json, but its subfolders do: give " + " or ".join(
+            f"{spec.rstrip('/')}/{name}" for name in inside[:_LISTED]
+        )
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        return f"{spec} has no config.json, but GGUF files: give " + " or ".join(
+            f"{spec.rstrip('/')}/{name}" for name in ggufs[:_LISTED]
+        )
+    return (
+        f"{spec} has no config.json, so it is no checkpoint: it "
+        + (f"holds {_listing(names)}" if names else "is empty")
+        + ". Save one with model.save_pretrained and tokenizer.save_pretrained"
+    )
+
+
+def _listing(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _fetch(
+    repo: str, revision: str | None, patterns: list[str], offline: bool | None
+) -> Path:
+    """Download a snapshot; the error says in half a sentence why it failed."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    only_local = constants.HF_HUB_OFFLINE if offline is None else offline
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=["*/*"],  # copies in other formats
+            local_files_only=only_local,
+        )
+    except _hub_errors() as error:
+        cause = "it is not in the cache and the Hub is switched off (HF_HUB_OFFLINE)"
+        if not only_local:
+            cause = str(error).strip().partition("\n")[0] or type(error).__name__
+        cause = cause.removeprefix("Got: ").rstrip(".")
+        raise CheckpointError(f"could not be fetched from the Hub: {cause}") from error
+    return Path(folder)
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """What a download may raise.
+
+    Missing and gated repositories, and network errors of older Hub clients, are
+    OSErrors; newer clients speak httpx, whose base class is none.
+    """
+    from huggingface_hub import errors
+
+    http = [
+        base
+        for base in errors.HfHubHTTPError.__mro__
+        if base.__name__ == "HTTPError" and issubclass(base, Exception)
+    ]
+    return (OSError, errors.HFValidationError, *http)

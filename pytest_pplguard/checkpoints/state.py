@@ -1,0 +1,119 @@
+"""Digests a live model, so that a change in place is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_CHUNK = 1 << 22
+"""Elements mixed at once on a device: temporary memory is some hundred MB at most."""
+_TWO_64 = 1 << 64
+# The constants of SplitMix64, in two's complement as torch's int64 wants them.
+_GAMMA = 0x9E3779B97F4A7C15 - _TWO_64
+_MIX = ((30, 0xBF58476D1CE4E5B9 - _TWO_64), (27, 0x94D049BB133111EB - _TWO_64))
+
+
+def state_digest(model: nn.Module) -> str:
+    """A digest of everything that a test may change in a model by accident.
+
+    Covers each bit of all parameters and buffers (so also ``weight.data[mask] = 0``,
+    which no version counter sees, and the sign of a zero), their names, shapes, dtypes
+    and ties, the modules' names, types, training flags and numbers of hooks, a
+    ``forward`` replaced on an instance, and the attention implementation.
+
+    Digests are comparable within one process and device.
+    """
+    total = hashlib.sha256()
+    for line in chain(_structure(model), _tensors(model)):
+        total.update(line.encode())
+        total.update(b"\n")
+    return total.hexdigest()
+
+
+def _structure(model: nn.Module) -> Iterator[str]:
+    config = getattr(model, "config", None)
+    yield f"attention {getattr(config, '_attn_implementation', None)}"
+    for name, module in model.named_modules(remove_duplicate=False):
+        kind = type(module)
+        hooks = (len(module._forward_pre_hooks), len(module._forward_hooks))
+        yield (
+            f"{name} {kind.__module__}.{kind.__qualname__} {module.training} {hooks} "
+            f"{'forward' in vars(module)}"
+        )
+
+
+def _tensors(model: nn.Module) -> Iterator[str]:
+    seen: dict[int, str] = {}
+    everything = chain(
+        model.named_parameters(remove_duplicate=False),
+        model.named_buffers(remove_duplicate=False),
+    )
+    for name, tensor in everything:
+        if id(tensor) in seen:
+            yield f"{name} is {seen[id(tensor)]}"
+            continue
+        seen[id(tensor)] = name
+        shape = tuple(tensor.shape)
+        yield f"{name} {tensor.dtype} {shape} {tensor.device} {_bits(tensor)}"
+
+
+def _bits(tensor: Tensor) -> str:
+    """Digest of a tensor's bytes; of those inside for quantised and sparse classes."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is not None:
+        inner: list[str] = flatten()[0]
+        return " ".join(f"{name}={_bits(getattr(tensor, name))}" for name in inner)
+    if tensor.device.type == "meta":
+        return "meta"
+    flat = _bytes(tensor)
+    return _host_hash(flat) if tensor.device.type == "cpu" else device_hash(flat)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The tensor's bytes as a flat uint8 tensor, without a copy if contiguous."""
+    import torch
+
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _host_hash(flat: Tensor) -> str:
+    import xxhash
+
+    data: Any = flat.numpy()
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def device_hash(flat: Tensor) -> str:
+    """Hash of bytes where they are, exact on bits: no single change goes unseen.
+
+    Every word is mixed with its position by SplitMix64, whose steps can be undone: a
+    changed word changes its term of the sum for certain. Sums wrap around.
+
+    Args:
+        flat: a contiguous, one-dimensional uint8 tensor on any device.
+    """
+    import torch
+
+    words = flat
+    if flat.numel() % 8 == 0 and flat.storage_offset() % 8 == 0:
+        words = flat.view(torch.int64)
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for begin in range(0, words.numel(), _CHUNK):
+        chunk = words[begin : begin + _CHUNK].to(torch.int64)
+        mixed = torch.arange(begin, begin + chunk.numel(), device=flat.device)
+        mixed = mixed.mul_(_GAMMA).add_(chunk)
+        for shift, factor in _MIX:
+            mixed = _xor_shift(mixed, shift).mul_(factor)
+        total += _xor_shift(mixed, 31).sum()
+    return f"{int(total) % _TWO_64:016x}"
+
+
+def _xor_shift(words: Tensor, shift: int) -> Tensor:
+    """``words ^ (words >> shift)`` in place; torch's shift would copy the sign."""
+    zeros_in_front = (1 << (64 - shift)) - 1
+    return words.bitwise_xor_((words >> shift).bitwise_and_(zeros_in_front))
