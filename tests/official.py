@@ -1,0 +1,18 @@
+"""Where tests find the official WikiText-2 test file, which is not in this project."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_BESIDE = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2-raw"
+
+
+def official_wikitext2() -> Path:
+    """Path of ``wiki.test.raw``; skips the test where it is absent."""
+    path = Path(os.environ.get("PPLGUARD_WIKITEXT2", _BESIDE / "wiki.test.raw"))
+    if not path.is_file():
+        pytest.skip(f"needs the WikiText-2 raw test file (PPLGUARD_WIKITEXT2): {path}")
+    return path

@@ -1,0 +1,286 @@
+"""Windows: exactly the tokens that each method claims, none twice, none out of range."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_pplguard.errors import CorpusError, UsageError
+from pytest_pplguard.protocols import (
+    PROTOCOLS,
+    check_key,
+    get_protocol,
+    windows_digest,
+)
+from pytest_pplguard.values import Key, Window, WindowScore
+
+BOS = 1
+
+
+class ByteTokenizer:
+    """One token a character; BOS in front if ``bos``."""
+
+    def __init__(self, *, bos: bool = True, has_bos: bool = True) -> None:
+        self._bos = bos
+        self.bos_token_id = BOS if has_bos else None
+        self.eos_token_id: int | None = 2
+
+    def __call__(self, text: str, **_: Any) -> Any:
+        return SimpleNamespace(input_ids=self.encode(text))
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, **_: Any
+    ) -> list[int]:
+        ids = [ord(character) + 10 for character in text]
+        return [BOS, *ids] if self._bos and add_special_tokens else ids
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return {BOS: "<s>", 2: "</s>"}.get(ids, "")
+
+
+def wanda(window: int, first: int | None = None) -> Key:
+    return Key("wanda", "t", window, first=first)
+
+
+def lm_eval(window: int) -> Key:
+    return Key("lm-eval", "wikitext", window, corpus="t")
+
+
+# ---------------------------------------------------------------------------- wanda
+
+
+@given(length=st.integers(2, 200), window=st.integers(2, 50), bos=st.booleans())
+def test_wanda_cuts_as_lib_eval_does(length: int, window: int, bos: bool) -> None:
+    tokenizer = ByteTokenizer(bos=bos)
+    text = "".join(chr(97 + i % 26) for i in range(length))
+    ids = tokenizer.encode(text)
+    if len(ids) < window:
+        with pytest.raises(CorpusError, match="fewer than one window"):
+            PROTOCOLS["wanda"].windows([text], tokenizer, wanda(window))
+        return
+    windows = PROTOCOLS["wanda"].windows([text], tokenizer, wanda(window))
+    nsamples = len(ids) // window
+    assert len(windows) == nsamples
+    for i, cut in enumerate(windows):
+        assert list(cut.ids) == ids[i * window : (i + 1) * window]
+        assert cut.targets == cut.ids[1:]
+        assert (cut.start, cut.page) == (0, None)
+
+
+def test_wanda_joins_rows_by_a_blank_line_with_one_bos() -> None:
+    windows = PROTOCOLS["wanda"].windows(
+        ["ab", "", "c"], ByteTokenizer(), wanda(8, first=1)
+    )
+    text = "ab\n\n\n\nc"
+    assert windows == [
+        Window(ids=ids, targets=ids[1:])
+        for ids in [(BOS, *(ord(character) + 10 for character in text))]
+    ]
+
+
+def test_wanda_limits() -> None:
+    text = ["a" * 31]
+    windows = PROTOCOLS["wanda"].windows(text, ByteTokenizer(), wanda(8, first=3))
+    assert len(windows) == 3
+    with pytest.raises(CorpusError) as caught:
+        PROTOCOLS["wanda"].windows(text, ByteTokenizer(), wanda(8, first=5))
+    assert str(caught.value) == (
+        "key wanda/t:8:first5: the text has 4 windows of 8 tokens, fewer than the 5 "
+        "asked for"
+    )
+    with pytest.raises(CorpusError) as caught:
+        PROTOCOLS["wanda"].windows(text, ByteTokenizer(), wanda(33))
+    assert str(caught.value) == (
+        "key wanda/t:33: the text has 32 tokens, fewer than one window of 33; choose a "
+        "shorter window or a longer text"
+    )
+
+
+def test_wanda_perplexity_is_the_exponential_of_the_mean_of_means() -> None:
+    scores = [WindowScore(2.0, 4), WindowScore(6.0, 4)]
+    again = PROTOCOLS["wanda"].recompute(scores, {"tokens": 8})
+    assert again == {"token_perplexity": math.exp((0.5 + 1.5) / 2)}
+
+
+# --------------------------------------------------------------------------- lm-eval
+
+
+def rolled_by_hand(ids: Sequence[int], prefix: int, window: int) -> list[Window]:
+    """lm-eval's windows from its documentation, written without its code."""
+    first = list(ids[:window])
+    windows = [Window((prefix, *first[:-1]), tuple(first), 0, 0)]
+    done = len(first)
+    while done < len(ids):
+        count = min(window, len(ids) - done)
+        end = done + count
+        read = tuple(ids[end - window - 1 : end - 1])
+        targets = tuple(ids[done:end])
+        windows.append(Window(read, targets, len(read) - count, 0))
+        done = end
+    return windows
+
+
+@given(length=st.integers(1, 200), window=st.integers(1, 50), bos=st.booleans())
+def test_lm_eval_rolls_as_it_documents(length: int, window: int, bos: bool) -> None:
+    tokenizer = ByteTokenizer(bos=bos)
+    text = "".join(chr(97 + i % 26) for i in range(length))
+    windows = PROTOCOLS["lm-eval"].windows([text], tokenizer, lm_eval(window))
+    assert windows == rolled_by_hand(tokenizer.encode(text), BOS, window)
+    scored = [target for cut in windows for target in cut.targets]
+    assert scored == tokenizer.encode(text)
+    for cut in windows:
+        assert len(cut.ids) <= window
+        assert cut.start + len(cut.targets) == len(cut.ids)
+
+
+def test_lm_eval_keeps_pages_apart() -> None:
+    windows = PROTOCOLS["lm-eval"].windows(["abc", "d"], ByteTokenizer(), lm_eval(2))
+    assert [cut.page for cut in windows] == [0, 0, 1]
+
+
+def test_lm_eval_prefixes_eos_where_there_is_no_bos() -> None:
+    tokenizer = ByteTokenizer(bos=False, has_bos=False)
+    windows = PROTOCOLS["lm-eval"].windows(["ab"], tokenizer, lm_eval(8))
+    assert windows[0].ids[0] == tokenizer.eos_token_id
+
+
+def test_lm_eval_adds_no_second_bos_to_a_page_that_begins_with_it() -> None:
+    windows = PROTOCOLS["lm-eval"].windows(["<s>a"], ByteTokenizer(), lm_eval(8))
+    assert windows[0].targets == tuple(ord(character) + 10 for character in "<s>a")
+
+
+def test_a_tokenizer_without_bos_and_eos_is_refused() -> None:
+    tokenizer = ByteTokenizer(bos=False, has_bos=False)
+    tokenizer.eos_token_id = None
+    with pytest.raises(UsageError, match="neither a BOS nor an EOS token"):
+        PROTOCOLS["lm-eval"].windows(["ab"], tokenizer, lm_eval(8))
+
+
+def test_lm_eval_metrics_from_evidence() -> None:
+    scores = [WindowScore(3.0, 2, 0), WindowScore(5.0, 4, 1)]
+    again = PROTOCOLS["lm-eval"].recompute(scores, {"words": 4, "bytes": 16})
+    assert again == {
+        "word_perplexity": math.exp(2.0),
+        "byte_perplexity": math.exp(0.5),
+        "bits_per_byte": 0.5 / math.log(2),
+    }
+
+
+# ------------------------------------------------------------------------------ digest
+
+
+def test_the_digest_is_what_the_docs_say() -> None:
+    windows = [Window((1, 2, 3), (2, 3), 0, None), Window((4, 5), (6,), 1, 7)]
+    words = [3, 2, 0, 0, 1, 2, 3, 2, 3] + [2, 1, 1, 8, 4, 5, 6]
+    expected = hashlib.sha256(struct.pack(f"<{len(words)}I", *words)).hexdigest()
+    assert windows_digest(windows) == f"sha256:{expected}"
+
+
+BASE = Window((1, 2, 3), (2, 3), 0, None)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [Window((9, 2, 3), (2, 3), 0, None)],
+        [Window((1, 2, 3), (2, 4), 0, None)],
+        [Window((1, 2, 3), (3,), 1, None)],
+        [Window((1, 2, 3), (2, 3), 0, 0)],
+        [Window((1, 2), (2, 3), 0, None)],
+        [BASE, BASE],
+        [],
+    ],
+)
+def test_the_digest_sees_every_change(changed: list[Window]) -> None:
+    assert windows_digest(changed) != windows_digest([BASE])
+
+
+def test_the_digest_sees_a_lost_bos_another_prefix_and_one_character() -> None:
+    def digest(
+        text: str, method: str = "lm-eval", *, bos: bool = True, has_bos: bool = True
+    ) -> str:
+        tokenizer = ByteTokenizer(bos=bos, has_bos=has_bos)
+        key = lm_eval(4) if method == "lm-eval" else wanda(4)
+        return windows_digest(PROTOCOLS[method].windows([text], tokenizer, key))
+
+    digests = [
+        digest("some text"),
+        digest("some test"),
+        digest("some text", bos=False),
+        digest("some text", bos=False, has_bos=False),
+        digest("some text", "wanda"),
+        digest("some text", "wanda", bos=False),
+    ]
+    assert len(set(digests)) == len(digests)
+
+
+# -------------------------------------------------------------------------------- keys
+
+
+def test_properties_name_what_decides() -> None:
+    with_bos, without = ByteTokenizer(), ByteTokenizer(bos=False)
+    assert PROTOCOLS["wanda"].properties(with_bos, wanda(8))["first token"] == "BOS 1"
+    assert PROTOCOLS["wanda"].properties(without, wanda(8))["first token"] == "none"
+    properties = PROTOCOLS["lm-eval"].properties
+    assert properties(with_bos, lm_eval(8))["first token"] == "prefix 1 and BOS"
+    assert properties(without, lm_eval(8))["first token"] == "prefix 1"
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            "wnada/wikitext2:64",
+            "unknown method 'wnada' (did you mean 'wanda'?): this version measures "
+            "wanda and lm-eval",
+        ),
+        (
+            "wanda/wikitext2:64:stride8",
+            "key wanda/wikitext2:64:stride8: the method wanda has no stride; write "
+            "wanda/wikitext2:64",
+        ),
+        (
+            "wanda/wikitext2+demo:64",
+            "key wanda/wikitext2+demo:64: the method wanda names its corpus directly; "
+            "write wanda/demo:64",
+        ),
+        ("wanda/demo:1", "key wanda/demo:1: a window of one token scores nothing"),
+        (
+            "lm-eval/demo:64",
+            "key lm-eval/demo:64: this version runs lm-eval's task wikitext, not "
+            "'demo'; a text of your own goes behind a plus sign: "
+            "lm-eval/wikitext+demo:64",
+        ),
+    ],
+)
+def test_keys_that_a_method_cannot_measure(key: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_key(Key.parse(key))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("method", "corpus", "key", "reads"),
+    [
+        ("wanda", None, "wanda/wikitext2:64", "wikitext2"),
+        ("wanda", "demo", "wanda/demo:64", "demo"),
+        ("lm-eval", None, "lm-eval/wikitext:64", "wikitext2"),
+        ("lm-eval", "wikitext2", "lm-eval/wikitext:64", "wikitext2"),
+        ("lm-eval", "demo", "lm-eval/wikitext+demo:64", "demo"),
+    ],
+)
+def test_keys_for_a_corpus(
+    method: str, corpus: str | None, key: str, reads: str
+) -> None:
+    protocol = get_protocol(method)
+    made = protocol.key_for(corpus, 64, None)
+    assert (str(made), protocol.corpus(made)) == (key, reads)
+    check_key(made)
