@@ -1,0 +1,75 @@
+"""Shows loading and scoring to whoever waits: live on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+ScorerProgress = Callable[[int, int, float], None]
+
+_LOG_INTERVAL = 30.0
+
+
+@contextmanager
+def watch_live(label: str, *, stderr: bool = False) -> Iterator[ScorerProgress]:
+    """A bar with windows done, running perplexity and time left; gone at the end."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[perplexity]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=stderr), transient=True) as bars:
+        task = bars.add_task(label, total=None, perplexity="")
+
+        def progress(done: int, total: int, mean_nll: float) -> None:
+            bars.update(
+                task, completed=done, total=total, perplexity=_perplexity(mean_nll)
+            )
+
+        yield progress
+
+
+@contextmanager
+def watch_lines(
+    label: str,
+    write: Callable[[str], None],
+    *,
+    interval: float = _LOG_INTERVAL,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[ScorerProgress]:
+    """A line every ``interval`` seconds, and one at the end of a measurement."""
+    started = last = clock()
+    windows = 0
+
+    def progress(done: int, total: int, mean_nll: float) -> None:
+        nonlocal last, windows
+        windows = total
+        now = clock()
+        if done < total and now - last >= interval:
+            last = now
+            left = (now - started) / done * (total - done)
+            write(
+                f"pplguard: {label}: {done} of {total} windows, "
+                f"{_perplexity(mean_nll)}, about {left:.0f} s left"
+            )
+
+    yield progress
+    if windows:
+        write(f"pplguard: {label}: {windows} windows in {clock() - started:.1f} s")
+
+
+def _perplexity(mean_nll: float) -> str:
+    return f"{math.exp(min(mean_nll, 700.0)):.4g} per token"

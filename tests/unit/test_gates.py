@@ -1,0 +1,416 @@
+"""Every outcome of a gate, its bounds as doubles, and what makes numbers comparable."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from pytest_pplguard.gates import (
+    MetricGate,
+    bounds,
+    judge_metric,
+    judge_relative,
+    judge_sparsity,
+    not_built,
+    published_bounds,
+)
+from pytest_pplguard.report import failure_text
+from pytest_pplguard.values import (
+    Measurement,
+    Outcome,
+    Recorded,
+    RelativeGate,
+    Source,
+    SparsityGate,
+    Tolerance,
+    Verdict,
+    WindowScore,
+)
+
+POSITIVE = st.floats(1e-3, 1e6)
+WINDOWS, TEXT = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+PROTOCOL = {"window": 4096, "first token": "BOS 1", "official text": True}
+ENVIRONMENT = {"dtype": "float16", "device": "cuda", "torch": "2.13.0"}
+
+
+def measurement(value: float, **changes: Any) -> Measurement:
+    return replace(
+        Measurement(
+            key="wanda/wikitext2:4096",
+            metrics={"token_perplexity": value},
+            units={"tokens": 339_885},
+            windows=83,
+            windows_digest=WINDOWS,
+            corpus_digest=TEXT,
+            protocol=dict(PROTOCOL),
+            evidence=(WindowScore(1.0, 1),),
+            environment=dict(ENVIRONMENT),
+            seconds=1.0,
+        ),
+        **changes,
+    )
+
+
+def baseline(value: float = 6.0, **changes: Any) -> Recorded:
+    return replace(
+        Recorded(
+            metrics={"token_perplexity": value},
+            source=Source("measured"),
+            windows=83,
+            units={"tokens": 339_885},
+            windows_digest=WINDOWS,
+            corpus_digest=TEXT,
+            evidence="m/wanda-50/x.json",
+            environment=dict(ENVIRONMENT),
+        ),
+        **changes,
+    )
+
+
+PUBLISHED = Recorded(
+    metrics={"token_perplexity": 6.42},
+    source=Source("published", reference="locuslab/wanda README", digits=2),
+)
+
+
+def gate(tolerance: Tolerance | None = None) -> MetricGate:
+    return MetricGate(
+        checkpoint="m/wanda-50",
+        key="wanda/wikitext2:4096",
+        metric="token_perplexity",
+        tolerance=tolerance,
+        origin="baselines/m.yaml:7",
+        recorded_in="baselines/m.yaml:12",
+        command="pytest m.yaml --ppl-update",
+    )
+
+
+def judge(
+    value: float | Measurement,
+    recorded: Recorded | None = None,
+    tolerance: Tolerance | None = None,
+    **options: Any,
+) -> Verdict:
+    measured = value if isinstance(value, Measurement) else measurement(value)
+    options.setdefault("recorded_protocol", PROTOCOL)
+    return judge_metric(gate(tolerance), measured, recorded or baseline(), **options)
+
+
+# ------------------------------------------------------------------------------ bounds
+
+
+@given(value=POSITIVE, rel=st.floats(0, 10))
+def test_the_printed_bounds_are_inside(value: float, rel: float) -> None:
+    allowed = bounds(value, Tolerance(rel=rel))
+    assert allowed.low == value / (1 + rel)
+    assert allowed.high == value * (1 + rel)
+    for edge in (allowed.low, allowed.high):
+        assert judge(float(repr(edge)), baseline(value), Tolerance(rel=rel)).passed
+
+
+@given(value=POSITIVE, rel=st.floats(0, 1))
+def test_the_next_double_is_outside(value: float, rel: float) -> None:
+    allowed = bounds(value, Tolerance(rel=rel))
+    assert allowed.low is not None
+    assert allowed.high is not None
+    above = math.nextafter(allowed.high, math.inf)
+    below = math.nextafter(allowed.low, -math.inf)
+    recorded, tolerance = baseline(value), Tolerance(rel=rel)
+    assert judge(above, recorded, tolerance).outcome is Outcome.REGRESSED
+    assert judge(below, recorded, tolerance).outcome is Outcome.IMPROVED
+
+
+def test_every_bound_that_is_written_holds() -> None:
+    allowed = bounds(6.0, Tolerance(rel=0.5, abs=1.0, max=6.5))
+    assert (allowed.low, allowed.high) == (5.0, 6.5)
+    alone = bounds(6.0, Tolerance(max=6.5))
+    assert (alone.low, alone.high) == (None, 6.5)
+
+
+def test_a_published_value_stands_for_all_that_print_like_it() -> None:
+    allowed = published_bounds(5.12, 2, Tolerance(rel=0.0))
+    assert allowed.low == pytest.approx(5.115)
+    assert allowed.high == pytest.approx(5.125)
+
+
+def test_nothing_is_rounded_first() -> None:
+    """0.945 must not pass a recovery of 0.95, nor 3.0049 % one of 3 %."""
+    assert not judge(6.0 * 1.030049, tolerance=Tolerance(rel=0.03)).passed
+
+
+# ------------------------------------------------------------------------------ outcomes
+
+
+def test_within() -> None:
+    verdict = judge(6.01)
+    assert (verdict.outcome, verdict.passed) == (Outcome.WITHIN, True)
+    assert verdict.gate == "rel 0.005, the default"
+
+
+@given(value=st.sampled_from([math.nan, math.inf, -math.inf]), rel=st.floats(0, 10))
+def test_a_number_that_is_not_finite_never_passes(value: float, rel: float) -> None:
+    verdict = judge(value, tolerance=Tolerance(rel=rel))
+    assert (verdict.outcome, verdict.passed) == (Outcome.INVALID, False)
+
+
+def test_a_further_metric_that_is_nan_is_invalid() -> None:
+    measured = measurement(
+        6.0, metrics={"token_perplexity": 6.0, "bits_per_byte": math.nan}
+    )
+    assert judge(measured).outcome is Outcome.INVALID
+
+
+def test_regressed_in_full() -> None:
+    assert failure_text(judge(6.06, tolerance=Tolerance(rel=0.005))) == (
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity regressed by 1.00 %\n"
+        "  baseline     6.0 (measured)\n"
+        "  measured     6.06\n"
+        "  allowed      5.970149253731344 .. 6.029999999999999 "
+        "(rel 0.005, baselines/m.yaml:7)\n"
+        "  recorded in  baselines/m.yaml:12\n"
+        "  to accept    pytest m.yaml --ppl-update"
+    )
+
+
+def test_improved_fails_both_ways_and_passes_no_worse() -> None:
+    verdict = judge(5.0)
+    assert (verdict.outcome, verdict.passed) == (Outcome.IMPROVED, False)
+    assert failure_text(verdict).splitlines()[0] == (
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity improved by 16.67 %, and "
+        "should stay within"
+    )
+    verdict = judge(5.0, tolerance=Tolerance(rel=0.03, direction="no-worse"))
+    assert (verdict.outcome, verdict.passed) == (Outcome.IMPROVED, True)
+    assert verdict.allowed[0] is None
+
+
+def test_no_worse_alone_takes_the_default_width() -> None:
+    verdict = judge(6.04, tolerance=Tolerance(direction="no-worse"))
+    assert verdict.outcome is Outcome.REGRESSED
+    assert verdict.gate == "rel 0.005, no-worse, the default"
+
+
+def test_missing_in_full() -> None:
+    verdict = judge_metric(gate(Tolerance(max=5.0)), measurement(6.0), None)
+    assert (verdict.outcome, verdict.passed) == (Outcome.MISSING, False)
+    assert failure_text(verdict) == (
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity has no baseline\n"
+        "  measured     6.0\n"
+        "  allowed      at most 5.0\n"
+        "  recorded in  baselines/m.yaml:12\n"
+        "  because      no baseline is recorded for m/wanda-50 wanda/wikitext2:4096\n"
+        "  because      and 6.0 is above max 5.0\n"
+        "  to record    pytest m.yaml --ppl-update"
+    )
+
+
+def test_a_metric_that_was_never_recorded_is_missing() -> None:
+    recorded = baseline(metrics={"word_perplexity": 8.0})
+    verdict = judge(6.0, recorded)
+    assert verdict.reasons == (
+        "the baseline of wanda/wikitext2:4096 has no token_perplexity",
+    )
+
+
+def test_a_metric_that_vanished_is_not_comparable() -> None:
+    recorded = baseline(metrics={"token_perplexity": 6.0, "word_perplexity": 8.0})
+    verdict = judge(6.0, recorded)
+    assert (verdict.outcome, verdict.passed) == (Outcome.NOT_COMPARABLE, False)
+    assert verdict.reasons == ("metric word_perplexity was not measured, baseline 8",)
+
+
+def test_a_gate_on_a_metric_that_the_method_lacks() -> None:
+    wrong = replace(gate(), metric="word_perplexity")
+    verdict = judge_metric(wrong, measurement(6.0), baseline())
+    assert (verdict.outcome, verdict.passed) == (Outcome.ERROR, False)
+    assert verdict.reasons == (
+        "wanda/wikitext2:4096 has no metric word_perplexity; it yields "
+        "token_perplexity",
+    )
+
+
+def test_plausible_by_policy() -> None:
+    accepted = judge(6.5, PUBLISHED)
+    assert (accepted.outcome, accepted.passed) == (Outcome.PLAUSIBLE, True)
+    assert accepted.notes[0] == "published, no evidence: locuslab/wanda README"
+    assert accepted.gate == "rel 0.03, the default"
+    refused = judge(6.5, PUBLISHED, published="fail")
+    assert (refused.outcome, refused.passed) == (Outcome.PLAUSIBLE, False)
+    assert judge(6.7, PUBLISHED).outcome is Outcome.REGRESSED
+
+
+def test_a_published_value_needs_the_official_text() -> None:
+    other = measurement(6.42, protocol=PROTOCOL | {"official text": False})
+    verdict = judge(other, PUBLISHED, recorded_protocol=None)
+    assert verdict.outcome is Outcome.NOT_COMPARABLE
+    assert verdict.reasons == (
+        "text is not the official test split, which the value was published for",
+    )
+
+
+# ---------------------------------------------------------------------- not comparable
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"protocol": PROTOCOL | {"window": 2048}},
+            "window 2048, baseline 4096",
+        ),
+        (
+            {"protocol": PROTOCOL | {"first token": "none"}},
+            "first token none, baseline BOS 1",
+        ),
+        ({"units": {"tokens": 341_000}}, "tokens 341000, baseline 339885"),
+        ({"windows": 82}, "windows 82, baseline 83"),
+        (
+            {"corpus_digest": "sha256:" + "c" * 64},
+            "text cccccccccccc, baseline bbbbbbbbbbbb",
+        ),
+        (
+            {"windows_digest": "sha256:" + "c" * 64},
+            "token windows cccccccccccc, baseline aaaaaaaaaaaa (same text: another "
+            "tokenizer or its settings)",
+        ),
+    ],
+)
+def test_each_property_makes_it_not_comparable(
+    changes: dict[str, Any], reason: str
+) -> None:
+    verdict = judge(measurement(6.0, **changes))
+    assert (verdict.outcome, verdict.passed) == (Outcome.NOT_COMPARABLE, False)
+    assert verdict.reasons == (reason,)
+
+
+def test_not_comparable_in_full() -> None:
+    changed = measurement(
+        9.0, protocol=PROTOCOL | {"window": 2048}, windows=166, units={"tokens": 339_802}
+    )
+    assert failure_text(judge(changed)) == (
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity is not comparable to its "
+        "baseline\n"
+        "  baseline     6.0 (measured)\n"
+        "  measured     9.0\n"
+        "  allowed      5.970149253731344 .. 6.029999999999999 "
+        "(rel 0.005, the default)\n"
+        "  recorded in  baselines/m.yaml:12\n"
+        "  because      window 2048, baseline 4096\n"
+        "  because      tokens 339802, baseline 339885\n"
+        "  because      windows 166, baseline 83\n"
+        "  to accept    pytest m.yaml --ppl-update"
+    )
+
+
+# ------------------------------------------------------------------------- environment
+
+
+def test_another_dtype_leads_a_failure() -> None:
+    measured = measurement(8.0, environment=ENVIRONMENT | {"dtype": "bfloat16"})
+    lines = failure_text(judge(measured)).splitlines()
+    assert lines[0] == "dtype bfloat16, baseline float16"
+    assert lines[1].endswith("token_perplexity regressed by 33.33 %")
+
+
+def test_another_dtype_does_not_fail_a_number_that_is_within() -> None:
+    measured = measurement(
+        6.0, environment=ENVIRONMENT | {"dtype": "bfloat16", "torch": "2.14.0"}
+    )
+    verdict = judge(measured)
+    assert verdict.passed
+    assert verdict.notes == (
+        "dtype bfloat16, baseline float16",
+        "torch 2.14.0, baseline 2.13.0",
+    )
+
+
+def test_drift_since_the_first_record_is_shown() -> None:
+    verdict = judge(6.5, baseline(first={"token_perplexity": 5.0, "date": "2026-01-01"}))
+    assert "  first        5.0 (+30.00 % since)" in failure_text(verdict)
+
+
+# ---------------------------------------------------------------- relative and sparsity
+
+
+def relative(value: float, base: float, **changes: Any) -> Verdict:
+    return judge_relative(
+        "m/wanda-50",
+        RelativeGate("dense", "wanda/wikitext2:4096", 1.3),
+        "token_perplexity",
+        measured=measurement(value, **changes),
+        base=measurement(base),
+        recorded_in="baselines/m.yaml:9",
+    )
+
+
+def test_relative() -> None:
+    assert relative(6.5, 5.0).passed
+    verdict = relative(6.6, 5.0)
+    assert (verdict.outcome, verdict.passed) == (Outcome.REGRESSED, False)
+    assert failure_text(verdict) == (
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity / dense regressed\n"
+        "  measured     1.3199999999999998\n"
+        "  allowed      at most 1.3 (max_ratio 1.3 to dense)\n"
+        "  recorded in  baselines/m.yaml:9\n"
+        "  note         6.6 here, 5 for dense"
+    )
+
+
+def test_relative_to_other_windows_is_not_comparable() -> None:
+    verdict = relative(5.0, 5.0, windows_digest="sha256:" + "c" * 64)
+    assert (verdict.outcome, verdict.passed) == (Outcome.NOT_COMPARABLE, False)
+
+
+@pytest.mark.parametrize(("value", "base"), [(math.nan, 5.0), (5.0, math.inf)])
+def test_relative_of_what_is_not_finite(value: float, base: float) -> None:
+    assert relative(value, base).outcome is Outcome.INVALID
+
+
+@pytest.mark.parametrize(
+    ("fraction", "outcome"),
+    [
+        (0.5, Outcome.WITHIN),
+        (0.4991, Outcome.WITHIN),
+        (0.4989, Outcome.REGRESSED),
+        (0.5011, Outcome.REGRESSED),
+        (0.327, Outcome.REGRESSED),
+        (math.nan, Outcome.REGRESSED),
+    ],
+)
+def test_sparsity(fraction: float, outcome: Outcome) -> None:
+    verdict = judge_sparsity(
+        "m/x", SparsityGate(fraction=0.5), fraction, recorded_in="m.yaml:3"
+    )
+    assert verdict.outcome is outcome
+    assert verdict.passed is (outcome is Outcome.WITHIN)
+
+
+def test_lost_sparsity_in_full() -> None:
+    verdict = judge_sparsity(
+        "m/x", SparsityGate(fraction=0.4), 0.327, recorded_in="m.yaml:3"
+    )
+    assert failure_text(verdict) == (
+        "m/x sparsity: fraction regressed by 18.25 %\n"
+        "  baseline     0.4\n"
+        "  measured     0.327\n"
+        "  allowed      0.399 .. 0.401 (abs 0.001)\n"
+        "  recorded in  m.yaml:3\n"
+        "  because      zeros in the linear weights of the decoder layers: fewer than "
+        "allowed; a mask was lost, or weights were merged or tuned"
+    )
+
+
+def test_a_gate_that_is_not_built_is_an_error() -> None:
+    verdict = not_built("m/x", "weights", "weights: same", recorded_in="m.yaml:3")
+    assert (verdict.outcome, verdict.passed) == (Outcome.ERROR, False)
+    assert failure_text(verdict) == (
+        "m/x weights: weights: same could not be measured\n"
+        "  recorded in  m.yaml:3\n"
+        "  because      this version of pytest-pplguard cannot check the gate "
+        "'weights: same'; remove it, or install a version that can"
+    )

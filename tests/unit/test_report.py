@@ -1,0 +1,204 @@
+"""Summary, tables, progress and JSON documents, in full."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from pytest_pplguard.baselines import Change
+from pytest_pplguard.errors import UsageError
+from pytest_pplguard.report import (
+    changes_table,
+    check_report_path,
+    measurements_document,
+    plain,
+    summary_lines,
+    verdicts_document,
+    watch_lines,
+    write_report,
+)
+from pytest_pplguard.values import Measurement, Outcome, Verdict, WindowScore
+
+VERDICTS = [
+    Verdict(
+        "demo/wanda-50", "wanda/demo:256", "token_perplexity",
+        Outcome.WITHIN, True, 6.8457807, 6.8457807, 0.0,
+    ),
+    Verdict(
+        "demo/dense", "wanda/demo:256", "token_perplexity",
+        Outcome.REGRESSED, False, 6.5187, 6.7, 0.0278123,
+    ),
+    Verdict(
+        "demo/wanda-50", "lm-eval/wikitext+demo:256", "word_perplexity",
+        Outcome.MISSING, False, None, 17.725,
+    ),
+]  # fmt: skip
+
+
+def test_the_summary_is_a_table_by_checkpoint_and_key() -> None:
+    assert "\n".join(summary_lines(VERDICTS)) == (
+        "demo/dense                     baseline   measured     change  outcome\n"
+        "  wanda/demo:256\n"
+        "    token_perplexity             6.5187        6.7    +2.78 %  REGRESSED\n"
+        "demo/wanda-50                  baseline   measured     change  outcome\n"
+        "  wanda/demo:256\n"
+        "    token_perplexity            6.84578    6.84578    +0.00 %  within\n"
+        "  lm-eval/wikitext+demo:256\n"
+        "    word_perplexity                   -     17.725          -  MISSING\n"
+        "1 within tolerance, 1 regressed, 1 missing"
+    )
+
+
+def test_the_summary_fits_80_columns() -> None:
+    long = Verdict(
+        "llama-2-7b/wanda-50", "lm-eval/wikitext:4096", "word_perplexity",
+        Outcome.NOT_COMPARABLE, False, 11.22, 11.5, 0.025,
+    )  # fmt: skip
+    assert max(map(len, summary_lines([*VERDICTS, long]))) <= 80
+
+
+def test_changes_show_old_new_and_drift() -> None:
+    def change(key: str, old: float | None, new: float, first: float | None) -> Change:
+        return Change(
+            file="baselines/llama-2-7b.yaml",
+            checkpoint="wanda-50",
+            key=key,
+            metric="token_perplexity",
+            old=old,
+            new=new,
+            first=first,
+        )
+
+    rows = changes_table(
+        [
+            change("wanda/wikitext2:4096", 6.0, 6.3, 5.0),
+            change("wanda/wikitext2:2048", None, 6.9, 6.9),
+        ]
+    )
+    assert "\n".join(rows) == (
+        "llama-2-7b/wanda-50                 old        new     change  since first\n"
+        "  wanda/wikitext2:4096\n"
+        "    token_perplexity                  6        6.3    +5.00 %     +26.00 %\n"
+        "  wanda/wikitext2:2048\n"
+        "    token_perplexity                  -        6.9          -      +0.00 %"
+    )
+
+
+# -------------------------------------------------------------------------------- json
+
+
+def test_the_verdicts_document_has_every_field(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_report(str(path), VERDICTS[:1])
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "schema": 1,
+        "verdicts": [
+            {
+                "checkpoint": "demo/wanda-50",
+                "key": "wanda/demo:256",
+                "metric": "token_perplexity",
+                "outcome": "within",
+                "passed": True,
+                "baseline": 6.8457807,
+                "measured": 6.8457807,
+                "change": 0.0,
+                "allowed": [None, None],
+                "gate": "",
+                "source": "",
+                "recorded_in": "",
+                "reasons": [],
+                "notes": [],
+                "command": "",
+                "windows": None,
+                "seconds": None,
+                "first": None,
+            }
+        ],
+    }
+
+
+def test_what_json_cannot_hold_becomes_null() -> None:
+    verdict = Verdict("a", "b", "c", Outcome.INVALID, False, 6.0, math.nan, math.inf)
+    document = verdicts_document([verdict])
+    assert document["verdicts"][0]["measured"] is None
+    assert document["verdicts"][0]["change"] is None
+    json.dumps(document, allow_nan=False)
+
+
+def test_the_measurements_document() -> None:
+    measurement = Measurement(
+        key="wanda/demo:256",
+        metrics={"token_perplexity": 6.5},
+        units={"tokens": 255},
+        windows=1,
+        windows_digest="sha256:a",
+        corpus_digest="sha256:b",
+        protocol={"window": 256},
+        evidence=(WindowScore(477.3, 255), WindowScore(1.5, 3, 0)),
+        environment={"dtype": "float32"},
+        seconds=0.5,
+    )
+    assert json.loads(json.dumps(measurements_document([measurement]))) == {
+        "schema": 1,
+        "measurements": [
+            {
+                "key": "wanda/demo:256",
+                "metrics": {"token_perplexity": 6.5},
+                "units": {"tokens": 255},
+                "windows": 1,
+                "windows_digest": "sha256:a",
+                "corpus_digest": "sha256:b",
+                "protocol": {"window": 256},
+                "evidence": [
+                    {"nll_sum": 477.3, "scored": 255, "page": None},
+                    {"nll_sum": 1.5, "scored": 3, "page": 0},
+                ],
+                "environment": {"dtype": "float32"},
+                "seconds": 0.5,
+                "notices": [],
+            }
+        ],
+    }
+
+
+def test_plain_data_has_no_tuples() -> None:
+    assert plain(VERDICTS[0])["allowed"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("x.yaml", "--ppl-report: x.yaml must end in .json"),
+        ("no/such/x.json", "--ppl-report: the folder of no/such/x.json does not exist"),
+    ],
+)
+def test_a_report_that_could_not_be_written_is_refused(path: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_report_path(path, option="--ppl-report")
+    assert str(caught.value) == message
+
+
+# ---------------------------------------------------------------------------- progress
+
+
+def test_a_log_gets_a_line_every_interval_and_one_at_the_end() -> None:
+    now = iter([0.0, 10.0, 31.0, 40.0, 61.5, 70.0, 70.0])
+    lines: list[str] = []
+    with watch_lines("m/x wanda", lines.append, clock=lambda: next(now)) as progress:
+        for done in range(1, 6):
+            progress(done, 5, math.log(6.0))
+    assert lines == [
+        "pplguard: m/x wanda: 2 of 5 windows, 6 per token, about 46 s left",
+        "pplguard: m/x wanda: 4 of 5 windows, 6 per token, about 15 s left",
+        "pplguard: m/x wanda: 5 windows in 70.0 s",
+    ]
+
+
+def test_loading_leaves_no_line() -> None:
+    lines: list[str] = []
+    with watch_lines("loading m/x", lines.append):
+        assert lines == []
+    assert lines == []
