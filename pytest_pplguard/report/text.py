@@ -46,19 +46,17 @@ def summary_lines(verdicts: Sequence[Verdict]) -> list[str]:
     What failed stands in capitals, so that it is found without colour.
     """
     lines: list[str] = []
-    ordered = sorted(
-        enumerate(verdicts), key=lambda pair: (pair[1].checkpoint, pair[0])
-    )
-    for checkpoint, group in groupby(
-        (verdict for _, verdict in ordered), key=lambda verdict: verdict.checkpoint
-    ):
+    for checkpoint in sorted({verdict.checkpoint for verdict in verdicts}):
         lines.append(
             f"{checkpoint:<28} {'baseline':>10} {'measured':>10} {'change':>10}"
             "  outcome"
         )
-        for key, rows in groupby(group, key=lambda verdict: verdict.key):
-            lines.append(f"  {key}")
-            lines += [_row(verdict) for verdict in rows]
+        by_key: dict[str, list[str]] = {}
+        for verdict in verdicts:
+            if verdict.checkpoint == checkpoint:
+                by_key.setdefault(verdict.key, []).append(_row(verdict))
+        for key, rows in by_key.items():
+            lines += [f"  {key}", *rows]
     lines.append(count_line(verdicts))
     return lines
 
