@@ -26,7 +26,11 @@ class Target(Struct, frozen=True):
 
 
 class Options(Struct, frozen=True):
-    """Everything that the user set, checked, from command line and ini file."""
+    """Everything that the user set, checked, from command line and ini file.
+
+    ``typed`` are the words of the command line that a further run needs to measure in
+    the same way; the ini file speaks for itself.
+    """
 
     models: tuple[str, ...] = ()
     baselines: str = "baselines"
@@ -41,6 +45,7 @@ class Options(Struct, frozen=True):
     reports: tuple[str, ...] = ()
     published: str = "accept"
     require: bool = False
+    typed: tuple[str, ...] = ()
 
 
 def parse_batch_size(text: str, *, option: str) -> int:
@@ -112,8 +117,8 @@ def parse_targets(values: Sequence[str], known: Known) -> tuple[Target, ...]:
 
     ``NAME=PATH`` is split at the first ``=`` only if NAME is known and the whole is no
     existing path. A known NAME alone stands for its recorded ``path:``. ``demo`` is
-    both demo checkpoints. A bare path fits the only candidate, else the one whose
-    ``path:`` equals it.
+    both demo checkpoints, also beside a folder of that name. A bare path fits the only
+    candidate, else the one whose ``path:`` equals it.
 
     Raises:
         UsageError: nothing or several fit, or two values mean one checkpoint.
@@ -136,16 +141,15 @@ def parse_targets(values: Sequence[str], known: Known) -> tuple[Target, ...]:
 def _expand(value: str, known: Known) -> list[Target]:
     if not value:
         raise UsageError("--ppl-model: empty; give [NAME=]PATH")
+    if value == DEMO and all(name in known.paths for name in DEMO_CHECKPOINTS):
+        return [Target(name=name, spec=name) for name in DEMO_CHECKPOINTS]
     if known.exists(value):
         return [_bare(value, known)]
     if value == DEMO:
-        missing = [name for name in DEMO_CHECKPOINTS if name not in known.paths]
-        if missing:
-            raise UsageError(
-                f"--ppl-model demo: no baseline file demo.yaml in {known.folder}; "
-                "run `pplguard demo DIR` and use the command that it prints"
-            )
-        return [Target(name=name, spec=name) for name in DEMO_CHECKPOINTS]
+        raise UsageError(
+            f"--ppl-model demo: no baseline file demo.yaml in {known.folder}; "
+            "run `pplguard demo DIR` and use the command that it prints"
+        )
     name, equals, path = value.partition("=")
     if equals:
         if name not in known.paths:

@@ -1,0 +1,23 @@
+"""The command ``pplguard``: everything that needs no test run."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; errors of ours are one line on stderr."""
+    from ..errors import PplguardError, UsageError
+    from .app import app
+
+    try:
+        app()
+    except UsageError as error:
+        sys.exit(_complain(error, status=2))
+    except PplguardError as error:
+        sys.exit(_complain(error, status=1))
+
+
+def _complain(error: Exception, *, status: int) -> int:
+    print(f"pplguard: error: {error}", file=sys.stderr)
+    return status

@@ -1,0 +1,201 @@
+"""Commands and their options; the work is in the other files of this room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..options import Options, parse_batch_size, parse_corpora
+
+app = typer.Typer(
+    name="pplguard",
+    help="Perplexity baselines of pruned language models: record, measure, show.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder, a GGUF file, a Hub id@revision, demo/dense or demo/wanda-50",
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="METHOD",
+        help="wanda or lm-eval (repeatable; default: both)",
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        min=2,
+        help="Tokens a window (default: the model's maximum, at most 4096)",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Only the first N windows, or pages for lm-eval (key: firstN)",
+    ),
+]
+Corpora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--corpus",
+        metavar="NAME[=PATH]",
+        help="Measure this text, read from a local file if a path is given "
+        "(default: wikitext2)",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps")
+]
+Dtype = Annotated[
+    str, typer.Option(metavar="DTYPE", help="auto, float32, float16 or bfloat16")
+]
+BatchSize = Annotated[
+    str, typer.Option(metavar="N", help="Windows that the model reads at once")
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(metavar="KERNEL", help="Attention implementation of transformers"),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Load pickle files, which can run code"),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that a checkpoint brings"),
+]
+Baselines = Annotated[
+    Path, typer.Option(metavar="DIR", help="Folder of the baseline files")
+]
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to put the demo's baselines")
+    ],
+) -> None:
+    """Put the demo's baseline file into DIR and say how to run it."""
+    from .demo import copy_demo
+
+    copy_demo(folder)
+
+
+@app.command()
+def measure(
+    model: Model,
+    method: Methods = None,
+    window: Window = None,
+    limit: Limit = None,
+    corpus: Corpora = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = "1",
+    attention: Attention = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Write JSON to a file, or to stdout"),
+    ] = None,
+) -> None:
+    """Measure a checkpoint; no baseline is read or written."""
+    from .measure import Wanted, measure_model, print_measurements
+
+    wanted = Wanted.parse(method, window=window, limit=limit, corpora=corpus)
+    options = _options(
+        wanted.files, device, dtype, batch_size, attention, allow_pickle,
+        trust_remote_code,
+    )  # fmt: skip
+    measurements = measure_model(model, wanted, options)
+    print_measurements(model, measurements, json_path=json)
+
+
+@app.command()
+def update(
+    model: Model,
+    checkpoint: Annotated[
+        str,
+        typer.Option(metavar="FILE/NAME", help="The entry to record, llama/wanda-50"),
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The base model, where FILE is new"),
+    ] = None,
+    method: Methods = None,
+    window: Window = None,
+    limit: Limit = None,
+    corpus: Corpora = None,
+    baselines: Baselines = Path("baselines"),
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = "1",
+    attention: Attention = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Measure a checkpoint and record it as a baseline.
+
+    Without --method, --window, --limit and --corpus: everything that the entry already
+    gates or records; for a new entry both methods on WikiText-2.
+    """
+    from .measure import Wanted
+    from .update import update_checkpoint
+
+    wanted = Wanted.parse(method, window=window, limit=limit, corpora=corpus)
+    options = _options(
+        wanted.files, device, dtype, batch_size, attention, allow_pickle,
+        trust_remote_code,
+    )  # fmt: skip
+    update_checkpoint(
+        model, wanted, options, folder=baselines, checkpoint=checkpoint, base=base
+    )
+
+
+@app.command()
+def show(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[FILE[/NAME]]", help="Only these (default: all)"),
+    ] = None,
+    baselines: Baselines = Path("baselines"),
+) -> None:
+    """List recorded baselines."""
+    from .show import show_baselines
+
+    show_baselines(baselines, name)
+
+
+def _options(
+    files: list[str],
+    device: str,
+    dtype: str,
+    batch_size: str,
+    attention: str | None,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+) -> Options:
+    return Options(
+        corpora=parse_corpora(files, option="--corpus"),
+        device=device,
+        dtype=dtype,
+        batch_size=parse_batch_size(batch_size, option="--batch-size"),
+        attention=attention,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )

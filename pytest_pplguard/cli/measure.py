@@ -1,0 +1,169 @@
+"""``pplguard measure``: a checkpoint's numbers, without a baseline."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from msgspec import Struct
+
+from ..checkpoints import Loaded
+from ..corpora import open_corpus
+from ..errors import UsageError
+from ..measure import Store, load_target, max_positions
+from ..options import Options, Target
+from ..protocols import PROTOCOLS, check_key, get_protocol
+from ..report import measurements_document, number, watch_lines, watch_live
+from ..report.progress import ScorerProgress
+from ..values import Key, Measurement
+
+_LONGEST_DEFAULT_WINDOW = 4096
+
+
+class Wanted(Struct, frozen=True):
+    """What the options of the command line ask to be measured."""
+
+    methods: tuple[str, ...] = ()
+    window: int | None = None
+    limit: int | None = None
+    corpora: tuple[str, ...] = ()
+    files: list[str] = []
+
+    @classmethod
+    def parse(
+        cls,
+        methods: list[str] | None,
+        *,
+        window: int | None,
+        limit: int | None,
+        corpora: list[str] | None,
+    ) -> Wanted:
+        """Check method names; ``NAME=PATH`` names a corpus and its file.
+
+        Raises:
+            UsageError: unknown method.
+        """
+        for method in methods or ():
+            get_protocol(method)
+        names = dict.fromkeys(value.partition("=")[0] for value in corpora or ())
+        return cls(
+            methods=tuple(dict.fromkeys(methods or ())),
+            window=window,
+            limit=limit,
+            corpora=tuple(names),
+            files=[value for value in corpora or () if "=" in value],
+        )
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing was said about what to measure but WikiText-2's file."""
+        return (
+            not self.methods
+            and self.window is None
+            and self.limit is None
+            and (set(self.corpora) <= {"wikitext2"})
+        )
+
+    def keys(self, window: int) -> list[Key]:
+        """One key for every method and corpus; ``window`` where none was typed."""
+        keys = [
+            PROTOCOLS[method].key_for(corpus, self.window or window, self.limit)
+            for method in self.methods or PROTOCOLS
+            for corpus in self.corpora or (None,)
+        ]
+        for key in keys:
+            check_key(key)
+        return keys
+
+
+class Checkpoint:
+    """A checkpoint that a command works with: loaded at most once, told about."""
+
+    def __init__(
+        self,
+        spec: str,
+        options: Options,
+        *,
+        name: str = "",
+        allow_keys: tuple[str, ...] = (),
+    ) -> None:
+        self._name = name or spec
+        target = Target(name=self._name, spec=spec)
+
+        def load(wanted: Target) -> Loaded:
+            return load_target(wanted, options, allow_keys=allow_keys, tell=say)
+
+        self._store = Store(
+            {self._name: target},
+            load=load,
+            open_corpus=lambda corpus: open_corpus(corpus, options.corpora),
+            watch=_watch,
+            batch_size=options.batch_size,
+        )
+
+    def default_window(self) -> int:
+        """The model's own maximum, but never silently, and at most 4,096 tokens."""
+        limit = max_positions(self._store.loaded(self._name).model)
+        if limit is None:
+            raise UsageError(
+                f"{self._name}: its config has no max_position_embeddings; "
+                "give --window TOKENS"
+            )
+        window = min(limit, _LONGEST_DEFAULT_WINDOW)
+        say(f"window {window} (the model's maximum is {limit}; --window changes it)")
+        return window
+
+    def measure(self, key: Key) -> Measurement:
+        """One measurement."""
+        measured = self._store.measurement(self._name, key)
+        say(*measured.notices)
+        return measured
+
+
+def measure_model(spec: str, wanted: Wanted, options: Options) -> list[Measurement]:
+    """Measure everything that is wanted of one checkpoint."""
+    if wanted.window is not None:
+        wanted.keys(wanted.window)  # a wrong key is refused before loading
+    checkpoint = Checkpoint(spec, options)
+    window = wanted.window or checkpoint.default_window()
+    return [checkpoint.measure(key) for key in wanted.keys(window)]
+
+
+def print_measurements(
+    model: str, measurements: list[Measurement], *, json_path: str | None
+) -> None:
+    """The values as a table, and as JSON where a path was given (``-``: only JSON)."""
+    document = json.dumps(measurements_document(measurements), allow_nan=False)
+    if json_path == "-":
+        print(document)
+        return
+    if json_path is not None:
+        try:
+            Path(json_path).write_text(document + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"--json: {json_path} cannot be written: {error}"
+            ) from error
+    print(model)
+    for measurement in measurements:
+        units = ", ".join(f"{n} {unit}" for unit, n in measurement.units.items())
+        print(
+            f"  {measurement.key}: {measurement.windows} windows, {units}, "
+            f"{measurement.seconds:.1f} s"
+        )
+        for metric, value in measurement.metrics.items():
+            print(f"    {metric:<20} {number(value):>12}")
+
+
+def say(*lines: str) -> None:
+    """Remarks go to stderr, so that ``--json -`` stays JSON."""
+    for line in lines:
+        print(f"pplguard: {line}", file=sys.stderr)
+
+
+def _watch(label: str) -> AbstractContextManager[ScorerProgress]:
+    if sys.stderr.isatty():
+        return watch_live(label, stderr=True)
+    return watch_lines(label, lambda line: print(line, file=sys.stderr))

@@ -1,0 +1,63 @@
+"""``pplguard show``: lists what is recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..baselines import baseline_paths, read_baseline
+from ..errors import UsageError
+from ..report import number
+from ..values import CheckpointEntry, Recorded, near_matches
+
+
+def show_baselines(folder: Path, name: str | None) -> None:
+    """Print every recorded value of ``folder``, or only of FILE or FILE/NAME.
+
+    Raises:
+        UsageError: no such folder, file or checkpoint.
+        BaselineError: a file is malformed.
+    """
+    if not folder.is_dir():
+        raise UsageError(
+            f"{folder} is no folder; give --baselines DIR, or record a first baseline "
+            "with `pplguard update MODEL --checkpoint FILE/NAME --base BASE`"
+        )
+    files = {path.stem: read_baseline(path) for path in baseline_paths(folder)}
+    entries = {
+        f"{stem}/{entry.name}": entry
+        for stem, file in files.items()
+        for entry in file.checkpoints.values()
+    }
+    chosen = {
+        known: entry
+        for known, entry in entries.items()
+        if name is None or name in (known, known.partition("/")[0])
+    }
+    if not chosen:
+        what = f"{name!r}{near_matches(name, [*files, *entries])}" if name else "file"
+        raise UsageError(f"no baseline {what} in {folder}")
+    for known, entry in chosen.items():
+        for line in _lines(known, entry):
+            print(line)
+
+
+def _lines(name: str, entry: CheckpointEntry) -> list[str]:
+    lines = [f"{name:<40} {'value':>12}  gate"]
+    for key, recorded in entry.recorded.items():
+        lines.append(f"  {key} ({_source(recorded)})")
+        gated = entry.gates.metrics.get(key, {})
+        for metric, value in recorded.metrics.items():
+            gate = "gated" if metric in gated else "-"
+            lines.append(f"    {metric:<36} {number(value):>12}  {gate}")
+    for key in entry.gates.metrics:
+        if key not in entry.recorded:
+            lines.append(f"  {key} (gated, not recorded yet)")
+    return lines
+
+
+def _source(recorded: Recorded) -> str:
+    if recorded.source.kind == "published":
+        return f"published: {recorded.source.reference}"
+    windows = f"{recorded.windows} windows" if recorded.windows else "measured"
+    date = recorded.first.get("date")
+    return windows if date is None else f"{windows}, first recorded {date}"

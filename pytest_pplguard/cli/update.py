@@ -1,0 +1,109 @@
+"""``pplguard update``: measures a checkpoint and records it."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from pathlib import Path
+
+from ..baselines import read_baseline, record, split_name
+from ..checkpoints import locate, measure_sparsity
+from ..errors import CheckpointError, UsageError
+from ..options import Options
+from ..report import changes_table
+from ..values import CheckpointEntry, Key, Recording
+from .measure import Checkpoint, Wanted, say
+
+
+def update_checkpoint(
+    spec: str,
+    wanted: Wanted,
+    options: Options,
+    *,
+    folder: Path,
+    checkpoint: str,
+    base: str | None,
+) -> None:
+    """Measure ``spec`` and record it as ``checkpoint``; prints old -> new.
+
+    Raises:
+        UsageError: no such file and no ``base`` for a new one.
+        PplguardError: it cannot be measured or written; nothing is recorded then.
+    """
+    stem, name = split_name(checkpoint)
+    path = folder / f"{stem}.yaml"
+    entry = _entry(path, name, checkpoint, base)
+    known = _known_keys(entry) if wanted.is_default else []
+    if known:
+        say(f"measuring what {checkpoint} gates or records: {_listed(known)}")
+    model = Checkpoint(
+        spec,
+        options,
+        name=checkpoint,
+        allow_keys=entry.allow_keys if entry is not None else (),
+    )
+    if not known:
+        known = wanted.keys(wanted.window or model.default_window())
+    sparsity = _sparsity(spec, options)
+    recordings = [
+        Recording(
+            file=str(path),
+            checkpoint=name,
+            measurement=model.measure(key),
+            base=base,
+            path=spec,
+            sparsity=sparsity,
+        )
+        for key in known
+    ]
+    changes = record(recordings, today=datetime.date.today())
+    for line in changes_table(changes):
+        print(line)
+    for gate in dict.fromkeys(
+        gate for change in changes for gate in change.added_gates
+    ):
+        print(f"added the default gate {gate}")
+    print(f"recorded in {path}; review it, then gate with:")
+    model_option = spec if spec == checkpoint else f"{checkpoint}={spec}"
+    words = ["pytest", str(path), "--ppl-model", model_option]
+    if folder != Path("baselines"):
+        words += ["--ppl-baselines", str(folder)]
+    for corpus, file in options.corpora.items():
+        words += ["--ppl-corpus", f"{corpus}={file}"]
+    print(f"  {shlex.join(words)}")
+
+
+def _entry(
+    path: Path, name: str, checkpoint: str, base: str | None
+) -> CheckpointEntry | None:
+    if path.exists():
+        return read_baseline(path).checkpoints.get(name)
+    if base is None:
+        raise UsageError(
+            f"{path} does not exist; for a new file say what the base model is: "
+            f"--checkpoint {checkpoint} --base MODEL"
+        )
+    return None
+
+
+def _known_keys(entry: CheckpointEntry | None) -> list[Key]:
+    if entry is None:
+        return []
+    return [
+        Key.parse(key) for key in dict.fromkeys([*entry.gates.metrics, *entry.recorded])
+    ]
+
+
+def _sparsity(spec: str, options: Options) -> float | None:
+    """Share of zeros, for a default gate; None where it cannot be counted."""
+    try:
+        return measure_sparsity(
+            locate(spec, allow_pickle=options.allow_pickle)
+        ).fraction
+    except CheckpointError as error:
+        say(f"no sparsity gate: {error}")
+        return None
+
+
+def _listed(keys: list[Key]) -> str:
+    return ", ".join(map(str, keys))

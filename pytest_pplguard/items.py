@@ -1,0 +1,243 @@
+"""Baseline files as tests: one item a gate, measured in setup, judged in the call."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .errors import BaselineError, PplguardError, UsageError
+from .session.controller import failures_text
+from .session.guard import Guard
+from .session.setup import guard_of
+from .values import (
+    CheckpointEntry,
+    Key,
+    Outcome,
+    RelativeGate,
+    SparsityGate,
+    Tolerance,
+    Verdict,
+)
+
+
+class BaselineModule(pytest.File):
+    """A baseline file; its checkpoints are collected in the file's order."""
+
+    def collect(self) -> Iterable[CheckpointNode]:
+        try:
+            files = guard_of(self.config).files
+            files.add(self.path)
+            file = files.read(self.path.stem)
+        except BaselineError as error:
+            raise self.CollectError(str(error)) from error
+        for name, entry in file.checkpoints.items():
+            yield CheckpointNode.from_parent(
+                self, name=name, checkpoint=f"{self.path.stem}/{name}", entry=entry
+            )
+
+
+class CheckpointNode(pytest.Collector):
+    """One checkpoint: ``FILE::NAME``."""
+
+    def __init__(
+        self, *, checkpoint: str, entry: CheckpointEntry, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.checkpoint = checkpoint
+        self.entry = entry
+
+    def collect(self) -> Iterable[GateGroup]:
+        gates = self.entry.gates
+        for key in gates.metrics:
+            yield GateGroup.from_parent(self, name=key)
+        special = {
+            "relative": gates.relative,
+            "sparsity": gates.sparsity,
+            "weights": gates.weights if gates.weights != "any" else None,
+            "against": gates.against,
+        }
+        for name, gate in special.items():
+            if gate is not None:
+                yield GateGroup.from_parent(self, name=name)
+
+
+class GateGroup(pytest.Collector):
+    """All gates of one key, ``FILE::NAME::KEY``, or of one kind."""
+
+    parent: CheckpointNode
+
+    def collect(self) -> Iterator[GateItem]:
+        gates = self.parent.entry.gates
+        if self.name == "relative":
+            assert gates.relative is not None
+            yield RelativeItem.from_parent(
+                self, name=gates.relative.to, gate=gates.relative
+            )
+        elif self.name == "sparsity":
+            assert gates.sparsity is not None
+            yield SparsityItem.from_parent(self, name="fraction", gate=gates.sparsity)
+        elif self.name in ("weights", "against"):
+            value = getattr(gates, self.name)
+            yield NotBuiltItem.from_parent(self, name=value)
+        else:
+            for metric, tolerance in gates.metrics[self.name].items():
+                yield MetricItem.from_parent(
+                    self, name=metric, key=Key.parse(self.name), tolerance=tolerance
+                )
+
+
+class GateItem(pytest.Item):
+    """One gate of one checkpoint."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_marker("ppl")
+        if self.config.pluginmanager.hasplugin("rerunfailures"):
+            # What was measured, or could not be loaded, stays so.
+            self.add_marker(pytest.mark.flaky(reruns=0))
+
+    @property
+    def guard(self) -> Guard:
+        """The process's guard."""
+        return guard_of(self.config)
+
+    @property
+    def group(self) -> GateGroup:
+        """The collector of all gates of this key."""
+        assert isinstance(self.parent, GateGroup)
+        return self.parent
+
+    @property
+    def checkpoint(self) -> str:
+        """Name of the checkpoint, ``FILE/NAME``."""
+        return self.group.parent.checkpoint
+
+    def checkpoints(self) -> tuple[str, ...]:
+        """The checkpoints that must be loaded for this gate."""
+        return (self.checkpoint,)
+
+    def rank(self) -> int:
+        """Position among the gates of a file: those that need two checkpoints last."""
+        return 0
+
+    def title(self) -> tuple[str, str]:
+        """Key and metric of the verdict."""
+        return self.group.name, self.name
+
+    def setup(self) -> None:
+        """Load, measure and judge; what cannot be judged is an error, not a failure."""
+        try:
+            if not self.guard.targets:
+                raise UsageError(
+                    "ppl_require is set, and no checkpoint was given: add "
+                    f"--ppl-model {self.checkpoint}=PATH"
+                )
+            self._verdict = self.judge()
+        except PplguardError as error:
+            self._verdict = self.guard.error(self.checkpoint, *self.title(), error)
+        if self._verdict.outcome is Outcome.ERROR:
+            pytest.fail(failures_text([self._verdict]), pytrace=False)
+
+    def runtest(self) -> None:
+        """Fail unless the verdict is a pass."""
+        if not self._verdict.passed:
+            pytest.fail(failures_text([self._verdict]), pytrace=False)
+
+    @abc.abstractmethod
+    def judge(self) -> Verdict:
+        """Measure and compare.
+
+        Raises:
+            PplguardError: it cannot be measured, or its baseline cannot be used.
+        """
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Path, 0-based line and title, for reports."""
+        lines = self.group.parent.entry.lines
+        places = (
+            f"gates.{self.group.name}.{self.name}",
+            f"gates.{self.group.name}",
+            "gates",
+            "",
+        )
+        line = next((lines[place] for place in places if place in lines), 1)
+        return self.path, line - 1, f"{self.checkpoint} {self.group.name} {self.name}"
+
+
+class MetricItem(GateItem):
+    """A metric of a key, held to its baseline."""
+
+    def __init__(self, *, key: Key, tolerance: Tolerance, **options: Any) -> None:
+        super().__init__(**options)
+        self.key = key
+        self.tolerance = tolerance
+
+    def judge(self) -> Verdict:
+        return self.guard.judge_gate(
+            self.checkpoint,
+            self.key,
+            self.name,
+            self.tolerance,
+            nodeid=self.group.nodeid,
+        )
+
+
+class RelativeItem(GateItem):
+    """The ratio to another checkpoint of the file, both measured in this run."""
+
+    def __init__(self, *, gate: RelativeGate, **options: Any) -> None:
+        super().__init__(**options)
+        self.gate = gate
+
+    def checkpoints(self) -> tuple[str, ...]:
+        base = f"{self.path.stem}/{self.gate.to}"
+        return (base, self.checkpoint)
+
+    def rank(self) -> int:
+        return 1
+
+    def title(self) -> tuple[str, str]:
+        return self.gate.key, self.guard.relative_metric(self.gate)
+
+    def judge(self) -> Verdict:
+        return self.guard.judge_relative(self.checkpoint, self.gate)
+
+
+class SparsityItem(GateItem):
+    """The share of zeros in the saved files; needs no loaded model."""
+
+    def __init__(self, *, gate: SparsityGate, **options: Any) -> None:
+        super().__init__(**options)
+        self.gate = gate
+
+    def checkpoints(self) -> tuple[str, ...]:
+        return ()
+
+    def judge(self) -> Verdict:
+        return self.guard.judge_sparsity(self.checkpoint, self.gate)
+
+
+class NotBuiltItem(GateItem):
+    """A gate that the file format knows and this version does not check: an error."""
+
+    def checkpoints(self) -> tuple[str, ...]:
+        return ()
+
+    def judge(self) -> Verdict:
+        return self.guard.judge_not_built(self.checkpoint, self.group.name, self.name)
+
+
+def remove_gates(
+    items: list[pytest.Item], *, unless: Callable[[GateItem], bool]
+) -> list[pytest.Item]:
+    """Take gates out of ``items``; returns what was taken out."""
+    removed = [
+        item for item in items if isinstance(item, GateItem) and not unless(item)
+    ]
+    gone = set(removed)
+    items[:] = [item for item in items if item not in gone]
+    return list[pytest.Item](removed)

@@ -1,0 +1,1 @@
+"""A pytest run: what to measure, how to judge, what the controller does."""

@@ -1,0 +1,500 @@
+"""Judges gates in one process: measures through the store, keeps what has to travel.
+
+What a test produced (verdicts, recordings, notices) waits in :attr:`Guard.outbox` until
+it is put on the test's report; see :mod:`.controller` for the other end.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..baselines import split_name
+from ..checkpoints import Loaded, locate, measure_sparsity
+from ..errors import InvalidLossError, PplguardError, UsageError
+from ..gates import (
+    MetricGate,
+    judge_metric,
+    judge_relative,
+    judge_sparsity,
+    not_built,
+)
+from ..options import Options, Target
+from ..protocols import PROTOCOLS, check_key, get_protocol
+from ..report import plain
+from ..values import (
+    CheckpointEntry,
+    Key,
+    Measurement,
+    Outcome,
+    Recorded,
+    Recording,
+    RelativeGate,
+    SparsityGate,
+    Tolerance,
+    Verdict,
+)
+from .files import BaselineFiles
+from .marker import Request, resolve_key
+
+if TYPE_CHECKING:
+    from ..measure import Store
+
+
+class Outbox(Struct):
+    """What one test produced, in wire form as soon as it leaves the process."""
+
+    verdicts: list[Verdict] = []
+    recordings: list[Recording] = []
+    notices: list[str] = []
+
+    def drain(self) -> dict[str, Any] | None:
+        """Everything as plain JSON data, and the box is empty; None if it was."""
+        if not (self.verdicts or self.recordings or self.notices):
+            return None
+        wire = {
+            "verdicts": plain(self.verdicts),
+            "recordings": plain(self.recordings),
+            "notices": list(self.notices),
+        }
+        self.verdicts, self.recordings, self.notices = [], [], []
+        return wire
+
+
+def decode_outbox(wire: Mapping[str, Any]) -> Outbox:
+    """The other end of :meth:`Outbox.drain`."""
+    return msgspec.convert(wire, Outbox)
+
+
+class Guard:
+    """Gates, baselines and checkpoints of one process, brought together.
+
+    ``make_store`` is called when a checkpoint is first needed: a run that measures
+    nothing (another folder's tests, an xdist controller) never imports torch.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        targets: Mapping[str, Target],
+        files: BaselineFiles,
+        make_store: Callable[[], Store],
+    ) -> None:
+        self.options = options
+        self.targets = targets
+        self.files = files
+        self.outbox = Outbox()
+        self._make_store = make_store
+        self._store: Store | None = None
+        self._told: set[str] = set()
+
+    @property
+    def store(self) -> Store:
+        """The process's checkpoints."""
+        if self._store is None:
+            self._store = self._make_store()
+        return self._store
+
+    @property
+    def resident(self) -> str | None:
+        """Name of the checkpoint in memory."""
+        return None if self._store is None else self._store.resident
+
+    # ------------------------------------------------------------------- baseline files
+
+    def judge_gate(
+        self, name: str, key: Key, metric: str, tolerance: Tolerance, *, nodeid: str
+    ) -> Verdict:
+        """Judge a gate of a baseline file."""
+        entry = self.files.entry(name)
+        gate = MetricGate(
+            checkpoint=name,
+            key=str(key),
+            metric=metric,
+            tolerance=tolerance,
+            origin=self._line(name, entry, f"gates.{key}.{metric}", f"gates.{key}"),
+            recorded_in=self._recorded_in(name, entry, key),
+            command=self._command(name, nodeid),
+        )
+        return self._settle(
+            name, key, gate, self.measured(name, key), entry.recorded.get(str(key))
+        )
+
+    def judge_relative(self, name: str, gate: RelativeGate) -> Verdict:
+        """Judge the ratio to another checkpoint of the file."""
+        key = Key.parse(gate.key)
+        entry = self.files.entry(name)
+        verdict = Verdict(
+            checkpoint=name,
+            key=gate.key,
+            metric=self.relative_metric(gate),
+            outcome=Outcome.INVALID,
+            passed=False,
+            recorded_in=self._line(name, entry, "gates.relative", "gates"),
+        )
+        base = self.base_of(name, gate)
+        pair = []
+        for checkpoint in (base, name):
+            measured = self.measured(checkpoint, key)
+            if isinstance(measured, InvalidLossError):
+                return self._keep(
+                    replace(verdict, reasons=(f"{checkpoint}: {measured}",))
+                )
+            pair.append(measured)
+        return self._keep(
+            judge_relative(
+                name,
+                gate,
+                gate.metric or PROTOCOLS[key.method].metrics[0],
+                measured=pair[1],
+                base=pair[0],
+                recorded_in=verdict.recorded_in,
+            )
+        )
+
+    def relative_metric(self, gate: RelativeGate) -> str:
+        """What a relative gate's verdict is about: ``token_perplexity / dense``."""
+        protocol = get_protocol(Key.parse(gate.key).method)
+        return f"{gate.metric or protocol.metrics[0]} / {gate.to}"
+
+    def base_of(self, name: str, gate: RelativeGate) -> str:
+        """Name of the checkpoint that a relative gate divides by.
+
+        Raises:
+            UsageError: it is not measured in this run.
+        """
+        base = f"{split_name(name)[0]}/{gate.to}"
+        if base not in self.targets:
+            raise UsageError(
+                f"the gate relative of {name} divides by {base}, which is not measured "
+                f"in this run: add --ppl-model {base}=PATH"
+            )
+        return base
+
+    def judge_sparsity(self, name: str, gate: SparsityGate) -> Verdict:
+        """Judge the share of zeros in the saved files."""
+        entry = self.files.entry(name)
+        line = self._line(name, entry, "gates.sparsity", "gates")
+        unbuilt = [
+            f"sparsity {what}"
+            for what, asked in (
+                (f"pattern {gate.pattern}", gate.pattern is not None),
+                (f"scope {gate.scope}", gate.scope != "total"),
+            )
+            if asked
+        ]
+        if unbuilt or gate.fraction is None:
+            what = unbuilt[0] if unbuilt else "sparsity without fraction"
+            return self._keep(not_built(name, "sparsity", what, recorded_in=line))
+        located = locate(self.targets[name].spec)
+        fraction = measure_sparsity(located).fraction
+        return self._keep(judge_sparsity(name, gate, fraction, recorded_in=line))
+
+    def judge_not_built(self, name: str, gate: str, value: str) -> Verdict:
+        """An error verdict for a gate of schema 1 that this version cannot check."""
+        line = self._line(name, self.files.entry(name), f"gates.{gate}", "gates")
+        return self._keep(not_built(name, gate, f"{gate}: {value}", recorded_in=line))
+
+    def error(self, name: str, key: str, metric: str, error: PplguardError) -> Verdict:
+        """The verdict of a gate that could not be measured."""
+        return self._keep(
+            Verdict(
+                checkpoint=name,
+                key=key,
+                metric=metric,
+                outcome=Outcome.ERROR,
+                passed=False,
+                reasons=(str(error),),
+            )
+        )
+
+    # ---------------------------------------------------------------------- test code
+
+    def judge_request(
+        self,
+        request: Request,
+        *,
+        what: object,
+        tokenizer: object,
+        nodeid: str,
+        origin: str,
+    ) -> list[Verdict]:
+        """Judge what a marker or ``check`` asks for.
+
+        ``what`` is a model, a path, or None for the checkpoint given with
+        ``--ppl-model``.
+
+        Raises:
+            PplguardError: it cannot be loaded or measured.
+        """
+        name = self.checkpoint_of(request)
+        entry = self.files.entry(name)
+        verdicts = []
+        loaded: Loaded | None = None
+        for method in request.methods:
+            key = resolve_key(method, entry, name, request)
+            if what is None or self._is_itself(name, what, tokenizer):
+                measured = self.measured(name, key)
+            else:
+                if loaded is None:
+                    loaded = self._as_loaded(what, tokenizer, name)
+                measured = self._measured_now(loaded, key, name)
+            gated = entry.gates.metrics.get(str(key), {})
+            for metric in gated or PROTOCOLS[key.method].metrics[:1]:
+                tolerance = request.tolerance or gated.get(metric)
+                gate = MetricGate(
+                    checkpoint=name,
+                    key=str(key),
+                    metric=metric,
+                    tolerance=tolerance,
+                    origin=origin
+                    if request.tolerance
+                    else self._line(name, entry, f"gates.{key}.{metric}", "gates"),
+                    recorded_in=self._recorded_in(name, entry, key),
+                    command=self._command(name, nodeid),
+                )
+                verdicts.append(
+                    self._settle(
+                        name,
+                        key,
+                        gate,
+                        measured,
+                        entry.recorded.get(str(key)),
+                        window_asked=request.window,
+                    )
+                )
+        return verdicts
+
+    def checkpoint_of(self, request: Request) -> str:
+        """Name of the checkpoint that a test means.
+
+        Raises:
+            UsageError: it names none and several were given.
+        """
+        if request.checkpoint is not None:
+            return request.checkpoint
+        if len(self.targets) == 1:
+            return next(iter(self.targets))
+        if not self.targets:
+            raise UsageError("no checkpoint: give checkpoint=, or --ppl-model")
+        raise UsageError(
+            f"several checkpoints are given ({', '.join(self.targets)}); "
+            "say which with @pytest.mark.ppl(..., checkpoint=NAME)"
+        )
+
+    def _is_itself(self, name: str, what: object, tokenizer: object) -> bool:
+        """Whether ``what`` is the checkpoint ``name`` as it was loaded."""
+        return (
+            self.resident == name
+            and self.store.is_pristine(what)
+            and (tokenizer is None or tokenizer is self.store.loaded(name).tokenizer)
+        )
+
+    def _as_loaded(self, what: object, tokenizer: object, name: str) -> Loaded:
+        import torch
+
+        if isinstance(what, str | Path):
+            # One model in memory at a time, also where this one is not kept.
+            self.store.evict()
+            return self.store.load(Target(name=name, spec=str(what)))
+        kind = type(what).__name__
+        if not isinstance(what, torch.nn.Module):
+            raise UsageError(
+                f"expected a model, a path or (model, tokenizer), but got {kind}"
+            )
+        if not any(weight.is_floating_point() for weight in what.parameters()):
+            raise UsageError(f"this {kind} has no weights that could be measured")
+        if tokenizer is None:
+            if name not in self.targets:
+                raise UsageError(
+                    f"no tokenizer for this {kind}: return (model, tokenizer), pass "
+                    f"tokenizer= to ppl_guard.check, or give --ppl-model {name}=PATH"
+                )
+            tokenizer = self.store.loaded(name).tokenizer
+        return Loaded.of(what, tokenizer)
+
+    # ----------------------------------------------------------------------- measuring
+
+    def measured(self, name: str, key: Key) -> Measurement | InvalidLossError:
+        """The measurement, or the invalid loss that stands in its place.
+
+        Raises:
+            PplguardError: anything else that went wrong.
+        """
+        check_key(key)
+        if name not in self.targets:
+            raise UsageError(
+                f"{name} is not measured in this run: add --ppl-model {name}=PATH"
+            )
+        self.reclaim()
+        try:
+            measured = self.store.measurement(name, key)
+        except InvalidLossError as error:
+            return error
+        self._tell(*measured.notices)
+        return measured
+
+    def _measured_now(
+        self, loaded: Loaded, key: Key, name: str
+    ) -> Measurement | InvalidLossError:
+        self._tell(*loaded.notices)
+        try:
+            measured = self.store.measure(loaded, key, label=f"{name} {key}")
+        except InvalidLossError as error:
+            return error
+        self._tell(*measured.notices)
+        return measured
+
+    def reclaim(self) -> None:
+        """Take a lent model back; tell the user if it came back changed."""
+        changed = None if self._store is None else self._store.reclaim()
+        if changed is not None:
+            self._tell(
+                f"{changed}: a test changed the shared model in place; it was dropped "
+                "and will be loaded anew (use ppl_model_copy for a model to change)",
+                again=True,
+            )
+
+    def tell(self, *notices: str) -> None:
+        """Have something said once at the end of the run."""
+        self._tell(*notices)
+
+    def _tell(self, *notices: str, again: bool = False) -> None:
+        for notice in notices:
+            if again or notice not in self._told:
+                self._told.add(notice)
+                self.outbox.notices.append(notice)
+
+    # ------------------------------------------------------------------------- judging
+
+    def _settle(
+        self,
+        name: str,
+        key: Key,
+        gate: MetricGate,
+        measured: Measurement | InvalidLossError,
+        recorded: Recorded | None,
+        *,
+        window_asked: int | None = None,
+    ) -> Verdict:
+        """Judge one metric, or record it if that is what the run is for."""
+        if isinstance(measured, InvalidLossError):
+            return self._keep(
+                Verdict(
+                    checkpoint=name,
+                    key=str(key),
+                    metric=gate.metric,
+                    outcome=Outcome.INVALID,
+                    passed=False,
+                    recorded_in=gate.recorded_in,
+                    reasons=(str(measured),),
+                )
+            )
+        # A metric that its baseline lacks is not new: recording the key again would
+        # replace the other metrics too.
+        recording = self.options.update == "all" or (
+            self.options.update == "new" and recorded is None
+        )
+        if recording:
+            return self._keep(self._record(name, gate, measured, recorded))
+        protocol = (
+            self.files.protocol_of(name, key, recorded)
+            if recorded is not None
+            else None
+        )
+        verdict = judge_metric(
+            gate,
+            measured,
+            recorded,
+            recorded_protocol=protocol,
+            published=self.options.published,
+        )
+        if verdict.outcome is Outcome.MISSING and window_asked is not None:
+            verdict = self._other_window(name, verdict, key)
+        return self._keep(verdict)
+
+    def _record(
+        self,
+        name: str,
+        gate: MetricGate,
+        measured: Measurement,
+        recorded: Recorded | None,
+    ) -> Verdict:
+        stem, _ = split_name(name)
+        path = self.files.path(name)
+        recording = Recording(
+            file=str(path),
+            checkpoint=split_name(name)[1],
+            measurement=measured,
+            base=None if stem in self.files.paths else name,
+        )
+        if recording not in self.outbox.recordings:
+            self.outbox.recordings.append(recording)
+        old = recorded.metrics.get(gate.metric) if recorded is not None else None
+        value = measured.metrics[gate.metric]
+        return Verdict(
+            checkpoint=name,
+            key=gate.key,
+            metric=gate.metric,
+            outcome=Outcome.RECORDED,
+            passed=True,
+            baseline=old,
+            measured=value,
+            change=value / old - 1 if old else None,
+            recorded_in=gate.recorded_in,
+            windows=measured.windows,
+            seconds=measured.seconds,
+        )
+
+    def _other_window(self, name: str, verdict: Verdict, key: Key) -> Verdict:
+        """A window asked for in code differs from the recorded ones: say so."""
+        windows = [
+            other.window
+            for other in map(Key.parse, self.files.entry(name).recorded)
+            if (other.method, other.text, other.corpus)
+            == (key.method, key.text, key.corpus)
+        ]
+        if not windows:
+            return verdict
+        return replace(
+            verdict,
+            outcome=Outcome.NOT_COMPARABLE,
+            reasons=tuple(
+                f"window {key.window}, baseline {window}" for window in windows
+            ),
+        )
+
+    def _keep(self, verdict: Verdict) -> Verdict:
+        self.outbox.verdicts.append(verdict)
+        return verdict
+
+    # --------------------------------------------------------------------------- texts
+
+    def _recorded_in(self, name: str, entry: CheckpointEntry, key: Key) -> str:
+        return self._line(name, entry, f"recorded.{key}", "")
+
+    def _line(self, name: str, entry: CheckpointEntry, *places: str) -> str:
+        """``FILE:LINE`` of the first place that the entry has."""
+        path = self.files.path(name)
+        try:
+            shown = path.relative_to(Path.cwd())
+        except ValueError:
+            shown = path
+        line = next((entry.lines[place] for place in places if place in entry.lines), 1)
+        return f"{shown.as_posix()}:{line}"
+
+    def _command(self, name: str, nodeid: str) -> str:
+        """The command line that measures this again and records it."""
+        target = self.targets.get(name)
+        words = ["pytest", nodeid]
+        if target is not None:
+            recorded = self.files.names().get(name)
+            spec = name if target.spec == recorded else f"{name}={target.spec}"
+            words += ["--ppl-model", spec]
+        return shlex.join([*words, *self.options.typed, "--ppl-update"])

@@ -1,0 +1,144 @@
+"""Arguments of ``@pytest.mark.ppl`` and ``ppl_guard.check``: checked, keys resolved."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from msgspec import Struct
+
+from ..errors import UsageError
+from ..protocols import PROTOCOLS, check_key, get_protocol
+from ..values import CheckpointEntry, Key, Tolerance, near_matches
+
+Direction = Literal["both", "no-worse"]
+
+
+class Request(Struct, frozen=True):
+    """What a test asks for: methods or keys, of which checkpoint, how tightly."""
+
+    methods: tuple[str, ...]
+    checkpoint: str | None = None
+    tolerance: Tolerance | None = None
+    window: int | None = None
+
+
+def ppl(
+    *methods: str,
+    checkpoint: str | None = None,
+    rel: float | None = None,
+    abs: float | None = None,
+    max: float | None = None,
+    direction: Direction | None = None,
+    window: int | None = None,
+) -> Request:
+    """The signature of the marker and of ``ppl_guard.check``.
+
+    Raises:
+        UsageError: an argument that cannot mean anything.
+    """
+    if not methods:
+        raise UsageError(f"name a method: {' or '.join(map(repr, PROTOCOLS))}")
+    for method in methods:
+        if not isinstance(method, str):
+            raise UsageError(f"{method!r} is no method or key, but {_type(method)}")
+        if "/" in method:
+            check_key(Key.parse(method))
+            if window is not None:
+                raise UsageError(f"{method} has its window; leave window={window} out")
+        else:
+            get_protocol(method)
+    if checkpoint is not None and not isinstance(checkpoint, str):
+        raise UsageError(f"checkpoint={checkpoint!r} is no name FILE/NAME")
+    if window is not None and (type(window) is not int or window < 2):
+        raise UsageError(f"window={window!r} is no number of tokens")
+    if direction is not None and direction not in get_args(Direction):
+        raise UsageError(
+            f"direction={direction!r} is not one of {', '.join(get_args(Direction))}"
+        )
+    bounds = {"rel": rel, "abs": abs, "max": max}
+    for name, bound in bounds.items():
+        _check_bound(name, bound)
+    given = [value for value in (rel, abs, max, direction) if value is not None]
+    tolerance = Tolerance(rel, abs, max, direction or "both") if given else None
+    return Request(methods, checkpoint, tolerance, window)
+
+
+def parse_request(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], *, what: str
+) -> Request:
+    """Arguments as :func:`ppl` takes them; ``what`` opens every message.
+
+    Raises:
+        UsageError: unknown or bad argument.
+    """
+    known = [
+        name
+        for name, parameter in inspect.signature(ppl).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for name in kwargs:
+        if name not in known:
+            raise UsageError(
+                f"{what}: unknown argument {name!r}{near_matches(name, known)}; "
+                f"it takes {', '.join(known)}"
+            )
+    try:
+        return ppl(*args, **kwargs)
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from error
+
+
+def resolve_key(
+    method: str, entry: CheckpointEntry, name: str, request: Request
+) -> Key:
+    """The key that ``method`` means for a checkpoint.
+
+    Without a window: the only recorded or gated key of that method.
+
+    Raises:
+        UsageError: none or several fit.
+    """
+    if "/" in method:
+        return Key.parse(method)
+    known = [
+        key
+        for key in map(
+            Key.parse, dict.fromkeys([*entry.recorded, *entry.gates.metrics])
+        )
+        if key.method == method
+    ]
+    if request.window is not None:
+        known = [key for key in known if key.window == request.window]
+        if not known:
+            return PROTOCOLS[method].key_for(None, request.window, None)
+    if len(known) == 1:
+        return known[0]
+    if not known:
+        raise UsageError(
+            f"{name} has no baseline by the method {method}, so its window is not "
+            f"known: give window=, or a whole key like {_example(method)}"
+        )
+    raise UsageError(
+        f"{name} has several baselines by the method {method}; name one of "
+        f"{', '.join(map(str, known))} instead of {method!r}"
+    )
+
+
+def _example(method: str) -> str:
+    return str(PROTOCOLS[method].key_for(None, 2048, None))
+
+
+def _check_bound(name: str, bound: object) -> None:
+    if bound is None:
+        return
+    if isinstance(bound, bool) or not isinstance(bound, int | float):
+        raise UsageError(f"{name}={bound!r} is no number, but {_type(bound)}")
+    if not math.isfinite(bound) or bound < 0:
+        raise UsageError(f"{name}={bound!r} must be a finite number from 0")
+
+
+def _type(value: object) -> str:
+    return f"a {type(value).__name__}"

@@ -1,0 +1,371 @@
+"""From pytest's configuration to a guard: options, baseline files, targets, loader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ..baselines import looks_like_baseline
+from ..checkpoints import Hardware, Loaded, choose_device, choose_dtype
+from ..corpora import Corpus, open_corpus
+from ..errors import DeviceError, UsageError
+from ..options import (
+    DEMO_CHECKPOINTS,
+    PUBLISHED_POLICIES,
+    Known,
+    Options,
+    Target,
+    parse_batch_size,
+    parse_choice,
+    parse_corpora,
+    parse_targets,
+)
+from ..report import check_report_path, watch_lines, watch_live
+from .controller import PLUGIN_NAME, Controller
+from .files import BaselineFiles
+from .guard import Guard
+
+if TYPE_CHECKING:
+    from ..measure import Store
+    from ..report.progress import ScorerProgress
+
+GUARD = pytest.StashKey[Guard]()
+
+_REPEATED = (
+    "baselines",
+    "corpus",
+    "device",
+    "dtype",
+    "batch_size",
+    "attention",
+    "allow_pickle",
+    "trust_remote_code",
+)
+"""Options that change what is measured, or how."""
+
+
+def guard_of(config: pytest.Config) -> Guard:
+    """The process's guard, made at the first call.
+
+    Raises:
+        UsageError: an option is wrong.
+    """
+    if GUARD not in config.stash:
+        guard = config.stash[GUARD] = _make_guard(config)
+        if worker_index(config) is None:
+            controller = Controller(guard.options, guard.targets, guard.files)
+            config.pluginmanager.register(controller, PLUGIN_NAME)
+    return config.stash[GUARD]
+
+
+def _make_guard(config: pytest.Config) -> Guard:
+    options = read_options(config)
+    typed = _typed_files(config)
+    files = BaselineFiles(baselines_folder(config), typed)
+    targets = {target.name: target for target in _targets(config, options, files)}
+
+    def make_store() -> Store:
+        from ..measure import Store
+
+        return Store(
+            targets,
+            load=_Loader(config, guard),
+            open_corpus=lambda name: _open(name, options),
+            watch=lambda label: _watch(config, label),
+            batch_size=options.batch_size,
+        )
+
+    guard = Guard(options, targets, files, make_store)
+    return guard
+
+
+def _targets(
+    config: pytest.Config, options: Options, files: BaselineFiles
+) -> tuple[Target, ...]:
+    try:
+        return parse_targets(options.models, _known(config, files))
+    except UsageError as error:
+        # A checkpoint may be unknown only because its file cannot be read.
+        broken = "".join(f"\n{reason}" for reason in files.broken())
+        raise UsageError(f"{error}{broken}") from error
+
+
+def read_options(config: pytest.Config) -> Options:
+    """Command line first, then the ini file, then the default.
+
+    Raises:
+        UsageError: a value is wrong; the message names the option or ini key.
+    """
+    option = config.option
+    models = tuple(option.ppl_model or config.getini("ppl_model"))
+    if (option.ppl_update or option.ppl_update_new) and not models:
+        flag = "--ppl-update" if option.ppl_update else "--ppl-update-new"
+        raise UsageError(f"{flag}: nothing to record; give --ppl-model [NAME=]PATH")
+    if option.ppl_update and option.ppl_update_new:
+        raise UsageError("--ppl-update and --ppl-update-new exclude each other")
+    reports = tuple(
+        str(config.invocation_params.dir / path) for path in option.ppl_report or ()
+    )
+    for path in reports:
+        check_report_path(path, option="--ppl-report")
+    batch_size, origin = _either(config, "batch_size")
+    device = _either(config, "device")[0] or "auto"
+    dtype = _either(config, "dtype")[0] or "auto"
+    _check_names(device, dtype)
+    return Options(
+        models=models,
+        baselines=option.ppl_baselines or config.getini("ppl_baselines"),
+        corpora=_corpora(config),
+        device=device,
+        dtype=dtype,
+        attention=_either(config, "attention")[0] or None,
+        batch_size=parse_batch_size(batch_size, option=origin) if batch_size else 1,
+        allow_pickle=option.ppl_allow_pickle,
+        trust_remote_code=option.ppl_trust_remote_code,
+        update="all" if option.ppl_update else "new" if option.ppl_update_new else "no",
+        reports=reports,
+        published=parse_choice(
+            config.getini("ppl_published"), PUBLISHED_POLICIES, option="ppl_published"
+        ),
+        require=bool(config.getini("ppl_require")),
+        typed=tuple(_typed_words(config)),
+    )
+
+
+def _typed_words(config: pytest.Config) -> Iterator[str]:
+    for name in _REPEATED:
+        value = getattr(config.option, f"ppl_{name}")
+        flag = f"--ppl-{name.replace('_', '-')}"
+        if value is True:
+            yield flag
+        elif value:
+            for one in value if isinstance(value, list) else [value]:
+                yield from (flag, one)
+
+
+def _check_names(device: str, dtype: str) -> None:
+    """Refuse a device or dtype that does not exist, without asking torch."""
+    # Whether this machine has the device is torch's to say, when it is needed.
+    with suppress(DeviceError):
+        choose_device(device, Hardware())
+    choose_dtype(dtype, "cpu", None)
+
+
+def _either(config: pytest.Config, name: str) -> tuple[str, str]:
+    """A value and where it comes from."""
+    typed = getattr(config.option, f"ppl_{name}")
+    if typed is not None:
+        return typed, f"--ppl-{name.replace('_', '-')}"
+    return config.getini(f"ppl_{name}"), f"ini ppl_{name}"
+
+
+def _corpora(config: pytest.Config) -> dict[str, str]:
+    from_ini = parse_corpora(config.getini("ppl_corpus"), option="ini ppl_corpus")
+    typed = parse_corpora(config.option.ppl_corpus or (), option="--ppl-corpus")
+    rooted = {name: config.rootpath / path for name, path in from_ini.items()}
+    here = {name: config.invocation_params.dir / path for name, path in typed.items()}
+    for origin, paths in (("ini ppl_corpus", rooted), ("--ppl-corpus", here)):
+        for name, path in paths.items():
+            if not path.exists():
+                raise UsageError(f"{origin}: {name}: {path} does not exist")
+    return {name: str(path) for name, path in (rooted | here).items()}
+
+
+def baselines_folder(config: pytest.Config) -> Path:
+    """The typed folder from where pytest was started, else the ini's from rootdir.
+
+    Raises:
+        UsageError: a typed folder that is none.
+    """
+    typed = config.option.ppl_baselines
+    if typed is None:
+        return _plain(config.rootpath / config.getini("ppl_baselines"))
+    folder = _plain(config.invocation_params.dir / typed)
+    if not folder.is_dir():
+        raise UsageError(f"--ppl-baselines: {folder} is no folder")
+    return folder
+
+
+def _plain(path: Path) -> Path:
+    """``path`` without ``..``, links kept: as pytest writes paths."""
+    return Path(os.path.abspath(path))
+
+
+def is_ours(path: Path, parent: pytest.Collector) -> bool:
+    """Whether to collect a YAML file: in the baseline folder, or typed.
+
+    In a folder that nobody named, and among typed files, others' YAML is left alone.
+    """
+    try:
+        inside = path.parent.samefile(baselines_folder(parent.config))
+    except OSError:  # there is no such folder
+        inside = False
+    if inside and _is_folder_chosen(parent.config):
+        return True
+    return (inside or parent.session.isinitpath(path)) and looks_like_baseline(path)
+
+
+def _is_folder_chosen(config: pytest.Config) -> bool:
+    """Whether the user named the folder, so that every YAML file in it is ours."""
+    return config.option.ppl_baselines is not None or (
+        config.getini("ppl_baselines") != Options().baselines
+    )
+
+
+def _typed_files(config: pytest.Config) -> list[Path]:
+    """Baseline files among the arguments of pytest."""
+    paths = (
+        _plain(config.invocation_params.dir / argument.partition("::")[0])
+        for argument in config.args
+    )
+    return [
+        path for path in paths if path.suffix in (".yaml", ".yml") and path.is_file()
+    ]
+
+
+def _known(config: pytest.Config, files: BaselineFiles) -> Known:
+    base = config.invocation_params.dir
+    paths = files.names()
+    stems = {path.stem for path in _typed_files(config)} or set(files.paths)
+
+    def same_path(one: str, other: str) -> bool:
+        if one in DEMO_CHECKPOINTS or other in DEMO_CHECKPOINTS:
+            return one == other
+        return any(
+            (base / one).resolve() == (root / other).resolve()
+            for root in (base, config.rootpath)
+        )
+
+    return Known(
+        paths=paths,
+        candidates=tuple(name for name in paths if name.partition("/")[0] in stems),
+        exists=lambda text: (base / text).exists(),
+        same_path=same_path,
+        folder=str(files.folder),
+    )
+
+
+def append_folder(config: pytest.Config, folder: Path) -> None:
+    """Have the baseline folder collected where the user typed no path.
+
+    With ``testpaths = ["tests"]`` it would never be, and the run would be green.
+    """
+    if config.args_source is pytest.Config.ArgsSource.ARGS or not folder.is_dir():
+        return
+    base = config.invocation_params.dir
+    if any(
+        folder.is_relative_to((base / argument).absolute()) for argument in config.args
+    ):
+        return
+    config.args.append(str(folder))
+
+
+class _Loader:
+    """Brings a target into memory: the user's hook first, then transformers."""
+
+    def __init__(self, config: pytest.Config, guard: Guard) -> None:
+        self._config = config
+        self._guard = guard
+
+    def __call__(self, target: Target) -> Loaded:
+        share_threads(self._config)
+        brought = self._config.hook.pytest_pplguard_load_model(checkpoint=target)
+        if brought is not None:
+            return _from_hook(brought, target)
+        from ..measure import load_target
+
+        return load_target(
+            target,
+            self._guard.options,
+            allow_keys=self._allow_keys(target),
+            worker=worker_index(self._config),
+            tell=self._guard.tell,
+        )
+
+    def _allow_keys(self, target: Target) -> tuple[str, ...]:
+        try:
+            return self._guard.files.entry(target.name).allow_keys
+        except UsageError:  # a checkpoint that is about to be recorded
+            return ()
+
+
+def _from_hook(brought: object, target: Target) -> Loaded:
+    if isinstance(brought, Loaded):
+        return brought
+    if isinstance(brought, tuple) and len(brought) == 2:
+        return Loaded.of(*brought)
+    raise UsageError(
+        f"pytest_pplguard_load_model returned a {type(brought).__name__} for "
+        f"{target.name}; return (model, tokenizer), or None to have it loaded"
+    )
+
+
+def _open(name: str, options: Options) -> Corpus:
+    return open_corpus(name, options.corpora)
+
+
+# --------------------------------------------------------------------------- xdist
+
+
+def worker_index(config: pytest.Config) -> int | None:
+    """Number of the xdist worker that this process is, None if it is none."""
+    worker: Mapping[str, Any] | None = getattr(config, "workerinput", None)
+    return int(str(worker["workerid"]).removeprefix("gw")) if worker else None
+
+
+def share_threads(config: pytest.Config) -> None:
+    """Under xdist, leave the other workers their share of the cores."""
+    worker: Mapping[str, Any] | None = getattr(config, "workerinput", None)
+    if worker is None:
+        return
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(worker["workercount"])))
+
+
+# ------------------------------------------------------------------------- progress
+
+
+def _watch(config: pytest.Config, label: str) -> AbstractContextManager[ScorerProgress]:
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if (
+        reporter is None
+        or worker_index(config) is not None
+        or config.option.verbose < 0
+    ):
+        return _silent()
+    return _on_terminal(config, reporter, label)
+
+
+@contextmanager
+def _silent() -> Iterator[ScorerProgress]:
+    yield lambda done, total, mean_nll: None
+
+
+@contextmanager
+def _on_terminal(
+    config: pytest.Config, reporter: Any, label: str
+) -> Iterator[ScorerProgress]:
+    """Progress with output capturing suspended, so that it is seen while it runs."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    suspended = (
+        capture.global_and_fixture_disabled() if capture is not None else _nothing()
+    )
+    with suspended:
+        reporter.ensure_newline()
+        if reporter.isatty:
+            with watch_live(label) as progress:
+                yield progress
+        else:
+            with watch_lines(label, reporter.write_line) as progress:
+                yield progress
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

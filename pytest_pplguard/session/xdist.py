@@ -1,0 +1,83 @@
+"""Under pytest-xdist: one worker per checkpoint, and no more workers than that."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from .controller import controller_of
+
+_GATE = re.compile(r"(?P<file>.+\.ya?ml)::(?P<checkpoint>[^:]+)::(?P<rest>.+)")
+_RELATIVE = "relative::"
+_DESELECTED = "pplguard_deselected"
+
+
+def scopes(nodeids: Iterable[str]) -> dict[str, str]:
+    """What each test is scheduled with: its checkpoint, else itself alone.
+
+    Checkpoints that a ``relative`` gate divides by each other go together: both are
+    measured by the worker that judges the ratio, and so only there.
+    """
+    together: dict[str, str] = {}
+
+    def root(scope: str) -> str:
+        while scope in together:
+            scope = together[scope]
+        return scope
+
+    gates = {nodeid: match for nodeid in nodeids if (match := _GATE.fullmatch(nodeid))}
+    for match in gates.values():
+        if match["rest"].startswith(_RELATIVE):
+            base = match["rest"].removeprefix(_RELATIVE)
+            one = root(f"{match['file']}::{match['checkpoint']}")
+            other = root(f"{match['file']}::{base}")
+            if one != other:
+                together[one] = other
+    return {
+        nodeid: root(f"{match['file']}::{match['checkpoint']}")
+        for nodeid, match in gates.items()
+    }
+
+
+def make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Xdist's own scheduler by scope, with a checkpoint as the scope of its gates."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class CheckpointScheduling(LoadScopeScheduling):  # type: ignore[misc]
+        _scopes: dict[str, str] | None = None
+
+        def _split_scope(self, nodeid: str) -> str:
+            if self._scopes is None:
+                self._scopes = scopes(self.collection)
+            return self._scopes.get(nodeid, nodeid)
+
+    return CheckpointScheduling(config, log)
+
+
+def note_deselected(config: pytest.Config, count: int) -> None:
+    """Have it said how many gates were deselected, by whichever process speaks."""
+    controller = controller_of(config)
+    if controller is not None:
+        controller.deselected = count
+    else:
+        output: dict[str, object] = config.workeroutput  # type: ignore[attr-defined]
+        output[_DESELECTED] = count
+
+
+def take_deselected(node: Any) -> None:
+    """Take what :func:`note_deselected` left in a worker that has ended."""
+    controller = controller_of(node.config)
+    # A worker that crashed has left nothing.
+    count = getattr(node, "workeroutput", {}).get(_DESELECTED, 0)
+    if controller is not None:
+        controller.take_deselected(count)
+
+
+def count_workers(answer: int, checkpoints: int) -> int:
+    """For ``-n auto``: one a GPU, else ``min(answer, checkpoints)``."""
+    from ..checkpoints import probe
+
+    return probe().count or min(answer, checkpoints)
