@@ -51,7 +51,8 @@ def update_checkpoint(
             checkpoint=name,
             measurement=model.measure(key),
             base=base,
-            path=spec,
+            # An absolute path says something about one machine only.
+            path=None if Path(spec).is_absolute() else spec,
             sparsity=sparsity,
         )
         for key in known
