@@ -151,8 +151,8 @@ def update(
 ) -> None:
     """Measure a checkpoint and record it as a baseline.
 
-    Without --method, --window, --limit and --corpus: everything that the entry already
-    gates or records; for a new entry both methods on WikiText-2.
+    Without --method, --window and --limit: everything that the entry already gates or
+    records; for a new entry both methods on WikiText-2.
     """
     from .measure import Wanted
     from .update import update_checkpoint

@@ -56,15 +56,15 @@ class Wanted(Struct, frozen=True):
             files=[value for value in corpora or () if "=" in value],
         )
 
-    @property
-    def is_default(self) -> bool:
-        """Whether nothing was said about what to measure but WikiText-2's file."""
-        return (
-            not self.methods
-            and self.window is None
-            and self.limit is None
-            and (set(self.corpora) <= {"wikitext2"})
-        )
+    def again(self, known: list[Key]) -> list[Key]:
+        """The ``known`` keys if nothing else is asked for, else none.
+
+        ``--corpus NAME=PATH`` of a text that they read only says where it is.
+        """
+        if self.methods or self.window is not None or self.limit is not None:
+            return []
+        read = {get_protocol(key.method).corpus(key) for key in known}
+        return known if set(self.corpora) <= read else []
 
     def keys(self, window: int) -> list[Key]:
         """One key for every method and corpus; ``window`` where none was typed."""

@@ -33,17 +33,17 @@ def update_checkpoint(
     stem, name = split_name(checkpoint)
     path = folder / f"{stem}.yaml"
     entry = _entry(path, name, checkpoint, base)
-    known = _known_keys(entry) if wanted.is_default else []
-    if known:
-        say(f"measuring what {checkpoint} gates or records: {_listed(known)}")
+    keys = wanted.again(_known_keys(entry))
+    if keys:
+        say(f"measuring what {checkpoint} gates or records: {_listed(keys)}")
     model = Checkpoint(
         spec,
         options,
         name=checkpoint,
         allow_keys=entry.allow_keys if entry is not None else (),
     )
-    if not known:
-        known = wanted.keys(wanted.window or model.default_window())
+    if not keys:
+        keys = wanted.keys(wanted.window or model.default_window())
     sparsity = _sparsity(spec, options)
     recordings = [
         Recording(
@@ -55,7 +55,7 @@ def update_checkpoint(
             path=None if Path(spec).is_absolute() else spec,
             sparsity=sparsity,
         )
-        for key in known
+        for key in keys
     ]
     changes = record(recordings, today=datetime.date.today())
     for line in changes_table(changes):

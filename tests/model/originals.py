@@ -12,7 +12,11 @@ _LOSS = nn.CrossEntropyLoss()
 
 
 def wanda_window_losses(
-    model: Any, tokenizer: Any, rows: Sequence[str], seqlen: int, limit: int | None = None
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[str],
+    seqlen: int,
+    limit: int | None = None,
 ) -> list[float]:
     """Mean loss of every window, as ``lib/data.py`` and ``lib/eval.py`` of Wanda."""
     testenc = tokenizer("\n\n".join(rows), return_tensors="pt").input_ids

@@ -187,7 +187,9 @@ def test_an_infinite_loss_is_found() -> None:
     with torch.no_grad():
         model.lm_head.weight[7] = float("inf")
     cut = Window((3, 4, 5), (4, 5), 0, None)
-    with pytest.raises(InvalidLossError, match=r"the loss of window 1 of 1 is (nan|inf)"):
+    with pytest.raises(
+        InvalidLossError, match=r"the loss of window 1 of 1 is (nan|inf)"
+    ):
         Scorer(model)([cut])
 
 

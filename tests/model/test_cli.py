@@ -1,0 +1,270 @@
+"""The command ``pplguard`` as a user runs it: real processes on the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_pplguard.baselines import read_baseline
+from tests.model.tiny import save_tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def pplguard(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sysconfig.get_path("scripts"), "pplguard")), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.txt"
+    path.write_text("The ship sailed at noon. " * 120, encoding="utf-8")
+    return path
+
+
+def test_measure_prints_a_table_and_writes_json(tmp_path: Path, text: Path) -> None:
+    done = pplguard(
+        "measure", "demo/dense", "--corpus", "mine=mine.txt", "--window", "32",
+        "--limit", "1", "--json", "out.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert set(document) == {"schema", "measurements"}
+    assert document["schema"] == 1
+    wanda, lm_eval = document["measurements"]
+    assert wanda["key"] == "wanda/mine:32:first1"
+    assert lm_eval["key"] == "lm-eval/wikitext+mine:32:first1"
+    assert set(wanda) >= {
+        "key", "metrics", "units", "windows", "windows_digest", "evidence",
+        "environment", "seconds",
+    }  # fmt: skip
+    assert set(wanda["evidence"][0]) == {"nll_sum", "scored", "page"}
+    assert re.sub(r"[\d.]+ s\b", "T s", done.stdout) == (
+        "demo/dense\n"
+        "  wanda/mine:32:first1: 1 windows, 31 tokens, T s\n"
+        f"    token_perplexity     {wanda['metrics']['token_perplexity']:>12.6g}\n"
+        f"  lm-eval/wikitext+mine:32:first1: {lm_eval['windows']} windows, 601 words, "
+        "3000 bytes, T s\n"
+        f"    word_perplexity      {lm_eval['metrics']['word_perplexity']:>12.6g}\n"
+        f"    byte_perplexity      {lm_eval['metrics']['byte_perplexity']:>12.6g}\n"
+        f"    bits_per_byte        {lm_eval['metrics']['bits_per_byte']:>12.6g}\n"
+    )
+
+
+def test_json_to_stdout_is_only_json_and_the_window_is_said(
+    tmp_path: Path, text: Path
+) -> None:
+    done = pplguard(
+        "measure", "demo/dense", "--corpus", "mine=mine.txt", "--method", "wanda",
+        "--json", "-", cwd=tmp_path,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["measurements"][0]["key"] == "wanda/mine:512"
+    assert (
+        "pplguard: window 512 (the model's maximum is 512; --window changes it)"
+        in done.stderr.splitlines()
+    )
+
+
+def test_the_life_of_a_baseline(tmp_path: Path, text: Path) -> None:
+    """Recorded, gated green, another checkpoint red, recorded again beside it."""
+    save_tiny(tmp_path / "out" / "one", seed=1)
+    save_tiny(tmp_path / "out" / "two", seed=2)
+    corpus = ("--corpus", "mine=mine.txt")
+    first = pplguard(
+        "update", "out/one", "--checkpoint", "tiny/one", "--base", "me/tiny", *corpus,
+        "--window", "32", "--limit", "1", cwd=tmp_path,
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    command = first.stdout.splitlines()[-1].strip()
+    assert command == (
+        "pytest baselines/tiny.yaml --ppl-model tiny/one=out/one "
+        "--ppl-corpus mine=mine.txt"
+    )
+    file = tmp_path / "baselines" / "tiny.yaml"
+    entry = read_baseline(file).checkpoints["one"]
+    assert entry.path == "out/one"
+    assert list(entry.gates.metrics) == [
+        "wanda/mine:32:first1",
+        "lm-eval/wikitext+mine:32:first1",
+    ]
+    assert entry.gates.sparsity is None
+    assert run_pytest(command, tmp_path).returncode == 0
+    red = run_pytest(command.replace("=out/one", "=out/two"), tmp_path)
+    assert red.returncode == 1
+    assert "3 regressed" in red.stdout or "improved" in red.stdout.lower()
+    before = file.read_text(encoding="utf-8")
+    again = pplguard(
+        "update", "out/two", "--checkpoint", "tiny/two", *corpus, "--window", "32",
+        "--limit", "1", "--method", "wanda", cwd=tmp_path,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert file.read_text(encoding="utf-8").startswith(before)
+    known = pplguard(
+        "update", "out/two", "--checkpoint", "tiny/two", *corpus, cwd=tmp_path
+    )
+    assert (
+        "pplguard: measuring what tiny/two gates or records: wanda/mine:32:first1"
+        in known.stderr.splitlines()
+    )
+    entry = read_baseline(file).checkpoints["two"]
+    assert list(entry.recorded) == ["wanda/mine:32:first1"]
+    assert run_pytest(f"{command} --ppl-model tiny/two", tmp_path).returncode == 0
+
+
+def run_pytest(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command.split(), "-p", "no:cacheprovider"],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_pruned_checkpoint_gets_a_sparsity_gate(tmp_path: Path, text: Path) -> None:
+    done = pplguard(
+        "update", "demo/wanda-50", "--checkpoint", "x/w", "--base", "me/x",
+        "--corpus", "mine=mine.txt", "--method", "wanda", "--window", "32", "--limit",
+        "1", cwd=tmp_path,
+    )  # fmt: skip
+    assert "added the default gate sparsity" in done.stdout.splitlines()
+    gates = read_baseline(tmp_path / "baselines" / "x.yaml").checkpoints["w"].gates
+    assert gates.sparsity is not None
+    assert gates.sparsity.fraction == 0.5
+
+
+def test_demo_then_the_line_that_it_prints(tmp_path: Path) -> None:
+    done = pplguard("demo", "try it", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "wrote try it/baselines/demo.yaml; now run:"
+    assert second == "  cd 'try it' && pytest baselines/demo.yaml --ppl-model demo"
+    green = run_pytest(second.partition("&& ")[2], tmp_path / "try it")
+    assert green.returncode == 0, green.stdout
+    assert "8 within tolerance" in green.stdout.splitlines()
+    assert pplguard("demo", "try it", cwd=tmp_path).returncode == 0
+    (tmp_path / "try it" / "baselines" / "demo.yaml").write_text("schema: 1\n")
+    assert pplguard("demo", "try it", cwd=tmp_path).stderr == (
+        "pplguard: error: try it/baselines/demo.yaml is already there and differs from "
+        "the demo's; give another folder, or remove it\n"
+    )
+
+
+def test_show_lists_what_is_recorded() -> None:
+    done = pplguard("show", "demo/dense", cwd=ROOT)
+    entry = read_baseline(ROOT / "baselines" / "demo.yaml").checkpoints["dense"]
+    values = {
+        metric: value
+        for recorded in entry.recorded.values()
+        for metric, value in recorded.metrics.items()
+    }
+    date = entry.recorded["wanda/demo:256"].first["date"]
+    assert done.stdout == (
+        f"demo/dense                                      value  gate\n"
+        f"  wanda/demo:256 (64 windows, first recorded {date})\n"
+        f"    token_perplexity                     "
+        f"{values['token_perplexity']:>12.6g}  gated\n"
+        f"  lm-eval/wikitext+demo:256 (72 windows, first recorded {date})\n"
+        f"    word_perplexity                      "
+        f"{values['word_perplexity']:>12.6g}  gated\n"
+        f"    byte_perplexity                      "
+        f"{values['byte_perplexity']:>12.6g}  gated\n"
+        f"    bits_per_byte                        "
+        f"{values['bits_per_byte']:>12.6g}  -\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (
+            ["measure", "no/such/place", "--window", "32"],
+            1,
+            "no/such/place does not exist (looked at {cwd}/no/such/place). Give a "
+            "folder, a .gguf file, demo/dense, demo/wanda-50, or a Hub id like "
+            "org/name",
+        ),
+        (
+            ["measure", "demo/dense", "--method", "wnada"],
+            2,
+            "unknown method 'wnada' (did you mean 'wanda'?): this version measures "
+            "wanda and lm-eval",
+        ),
+        (
+            ["measure", "demo/dense", "--batch-size", "0"],
+            2,
+            "--batch-size: '0' is not a batch size; give a whole number from 1",
+        ),
+        (
+            ["update", "demo/dense", "--checkpoint", "x/y"],
+            2,
+            "baselines/x.yaml does not exist; for a new file say what the base model "
+            "is: --checkpoint x/y --base MODEL",
+        ),
+        (
+            ["show"],
+            2,
+            "baselines is no folder; give --baselines DIR, or record a first baseline "
+            "with `pplguard update MODEL --checkpoint FILE/NAME --base BASE`",
+        ),
+        (
+            ["measure", "demo/dense", "--window", "4096", "--corpus", "demo"],
+            1,
+            "key wanda/demo:4096: the window is longer than the 512 positions that the "
+            "model was made for (max_position_embeddings); measure at a shorter window",
+        ),
+    ],
+)
+def test_errors_are_one_line(
+    tmp_path: Path, arguments: list[str], status: int, message: str
+) -> None:
+    done = pplguard(*arguments, cwd=tmp_path)
+    assert done.returncode == status
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert errors == [f"pplguard: error: {message.format(cwd=tmp_path)}"]
+    assert "Traceback" not in done.stderr
+
+
+def test_help_in_full(tmp_path: Path) -> None:
+    done = pplguard("--help", cwd=tmp_path)
+    assert done.stdout == (
+        "Usage: pplguard [OPTIONS] COMMAND [ARGS]...\n"
+        "\n"
+        "  Perplexity baselines of pruned language models: record, measure, show.\n"
+        "\n"
+        "Options:\n"
+        "  --help  Show this message and exit.\n"
+        "\n"
+        "Commands:\n"
+        "  demo     Put the demo's baseline file into DIR and say how to run it.\n"
+        "  measure  Measure a checkpoint; no baseline is read or written.\n"
+        "  update   Measure a checkpoint and record it as a baseline.\n"
+        "  show     List recorded baselines.\n"
+    )
+
+
+def options_of(help_text: str) -> set[str]:
+    return set(re.findall(r"^  (--[\w-]+)", help_text, flags=re.MULTILINE))
+
+
+def test_update_takes_what_measure_takes(tmp_path: Path) -> None:
+    shared = options_of(pplguard("measure", "--help", cwd=tmp_path).stdout) - {"--json"}
+    update: Any = options_of(pplguard("update", "--help", cwd=tmp_path).stdout)
+    assert update - shared == {"--checkpoint", "--base", "--baselines"}
