@@ -28,7 +28,7 @@ PAGES = 5
 
 
 def make_rows(pages: int = PAGES) -> list[str]:
-    """WikiText rows; pages of very different length, with the habits that get mended."""
+    """WikiText rows: pages of very different length, and what a detokeniser mends."""
     rows: list[str] = []
     for page in range(pages):
         rows += ["", f" = Page {page} = \n", ""]

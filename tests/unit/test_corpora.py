@@ -123,8 +123,7 @@ def _parquet_without_text(path: Path) -> None:
         (
             "bad.jsonl",
             b'"x"\n{"text": 3}\n',
-            "{path}:2 holds no document: expected a JSON string or "
-            '{{"text": "..."}}',
+            '{path}:2 holds no document: expected a JSON string or {{"text": "..."}}',
         ),
         (
             "broken.jsonl",

@@ -143,7 +143,7 @@ def test_nothing_is_rounded_first() -> None:
     assert not judge(6.0 * 1.030049, tolerance=Tolerance(rel=0.03)).passed
 
 
-# ------------------------------------------------------------------------------ outcomes
+# ---------------------------------------------------------------------------- outcomes
 
 
 def test_within() -> None:
@@ -290,7 +290,10 @@ def test_each_property_makes_it_not_comparable(
 
 def test_not_comparable_in_full() -> None:
     changed = measurement(
-        9.0, protocol=PROTOCOL | {"window": 2048}, windows=166, units={"tokens": 339_802}
+        9.0,
+        protocol=PROTOCOL | {"window": 2048},
+        windows=166,
+        units={"tokens": 339_802},
     )
     assert failure_text(judge(changed)) == (
         "m/wanda-50 wanda/wikitext2:4096: token_perplexity is not comparable to its "
@@ -330,7 +333,9 @@ def test_another_dtype_does_not_fail_a_number_that_is_within() -> None:
 
 
 def test_drift_since_the_first_record_is_shown() -> None:
-    verdict = judge(6.5, baseline(first={"token_perplexity": 5.0, "date": "2026-01-01"}))
+    verdict = judge(
+        6.5, baseline(first={"token_perplexity": 5.0, "date": "2026-01-01"})
+    )
     assert "  first        5.0 (+30.00 % since)" in failure_text(verdict)
 
 

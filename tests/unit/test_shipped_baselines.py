@@ -1,4 +1,4 @@
-"""Every baseline file that ships: values follow from evidence, paths name no machine."""
+"""Baseline files that ship: values follow from evidence, paths name no machine."""
 
 from __future__ import annotations
 

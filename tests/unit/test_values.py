@@ -89,7 +89,9 @@ def test_near_matches() -> None:
 
 
 def test_a_verdict_travels_as_plain_json() -> None:
-    verdict = Verdict("f/n", "k", "m", Outcome.NOT_COMPARABLE, False, allowed=(1.0, None))
+    verdict = Verdict(
+        "f/n", "k", "m", Outcome.NOT_COMPARABLE, False, allowed=(1.0, None)
+    )
     wire = json.loads(json.dumps(msgspec.to_builtins(verdict)))
     assert wire["outcome"] == "not comparable"
     assert msgspec.convert(wire, Verdict) == verdict
