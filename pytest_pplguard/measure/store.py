@@ -10,6 +10,7 @@ from ..checkpoints import Loaded, state_digest
 from ..corpora import Corpus
 from ..errors import PplguardError
 from ..options import Target
+from ..protocols import check_key, get_protocol
 from ..scoring import Progress
 from ..values import Key, Measurement
 from .run import measure_loaded
@@ -118,8 +119,11 @@ class Store:
             return self._measured[name, key]
         if (name, key) in self._failed:
             raise self._failed[name, key]
-        loaded = self.loaded(name)
         try:
+            check_key(key)
+            # A text that is not there should not cost the loading of a model.
+            self.corpus(get_protocol(key.method).corpus(key))
+            loaded = self.loaded(name)
             measured = self.measure(loaded, key, label=f"{name} {key}")
         except PplguardError as error:
             self._failed[name, key] = _untraced(error)
