@@ -294,10 +294,7 @@ def _check_keys(
     if missing := info["missing_keys"]:
         problems.append(f"{_named(missing)} missing from the files ({_RANDOM})")
     if mismatched := info["mismatched_keys"]:
-        shapes = {
-            f"{key} ({_shape(saved)} in the files, {_shape(wanted)} in the model)"
-            for key, saved, wanted in mismatched
-        }
+        shapes = set(map(_mismatch, mismatched))
         problems.append(f"{_named(shapes)} of another shape ({_RANDOM})")
     if unexpected:
         problems.append(
@@ -308,6 +305,13 @@ def _check_keys(
         raise CheckpointError(
             f"{spec} does not fit its architecture {model}: " + "; ".join(problems)
         )
+
+
+def _mismatch(entry: str | tuple[str, Sequence[int], Sequence[int]]) -> str:
+    if isinstance(entry, str):  # transformers 4 gives the name alone
+        return entry
+    key, saved, wanted = entry
+    return f"{key} ({_shape(saved)} in the files, {_shape(wanted)} in the model)"
 
 
 def _named(keys: Collection[str]) -> str:
