@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .session.failing import fail
+
 if TYPE_CHECKING:
     from .session.marker import Request
     from .values import Verdict
@@ -61,7 +63,7 @@ def ppl_device(request: pytest.FixtureRequest) -> str:
             worker_index=worker_index(request.config),
         ).device
     except PplguardError as error:
-        pytest.fail(str(error), pytrace=False)
+        fail(str(error))
 
 
 @pytest.fixture
@@ -101,18 +103,17 @@ class PplGuard:
         Returns:
             The verdicts, all passed.
         """
-        __tracebackhide__ = True
         from .errors import UsageError
         from .session.marker import parse_request
 
         try:
             asked = parse_request(methods, options, what="ppl_guard.check")
         except UsageError as error:
-            pytest.fail(str(error), pytrace=False)
+            fail(str(error))
         if isinstance(model, tuple):
             model, tokenizer = _split_pair(model)
         if model is None:
-            pytest.fail("ppl_guard.check: model is None", pytrace=False)
+            fail("ppl_guard.check: model is None")
         return _judge(
             self._request.node,
             asked,
@@ -124,7 +125,6 @@ class PplGuard:
 
 def judge_marked(item: pytest.Function, returned: Any) -> None:
     """Judge what a marked test has returned; None stands for the checkpoint."""
-    __tracebackhide__ = True
     asked = marker_request(item)
     assert asked is not None
     tokenizer = None
@@ -135,12 +135,8 @@ def judge_marked(item: pytest.Function, returned: Any) -> None:
 
 def _split_pair(returned: tuple[Any, ...]) -> tuple[Any, Any]:
     """``(model, tokenizer)`` of a pair; fails the test for any other tuple."""
-    __tracebackhide__ = True
     if len(returned) != 2:
-        pytest.fail(
-            f"expected (model, tokenizer), not a tuple of {len(returned)}",
-            pytrace=False,
-        )
+        fail(f"expected (model, tokenizer), not a tuple of {len(returned)}")
     return returned[0], returned[1]
 
 
@@ -148,7 +144,6 @@ def _judge(
     item: pytest.Item, asked: Request, *, what: Any, tokenizer: Any, origin: str
 ) -> list[Verdict]:
     """Judge what a marker or ``check`` asks for; fail the test if it does not pass."""
-    __tracebackhide__ = True
     from .errors import PplguardError
     from .session.controller import failures_text
     from .session.setup import guard_of
@@ -175,9 +170,9 @@ def _judge(
                 error,
             )
         )
-        pytest.fail(failures_text(failed), pytrace=False)
+        fail(failures_text(failed))
     if not all(verdict.passed for verdict in verdicts):
-        pytest.fail(failures_text(verdicts), pytrace=False)
+        fail(failures_text(verdicts))
     return verdicts
 
 
@@ -219,7 +214,6 @@ def needed_checkpoint(item: pytest.Item) -> str | None:
 
 
 def _load(request: pytest.FixtureRequest, *, lend: bool = False) -> Any:
-    __tracebackhide__ = True
     from .errors import PplguardError
     from .session.marker import Request
     from .session.setup import guard_of
@@ -232,32 +226,29 @@ def _load(request: pytest.FixtureRequest, *, lend: bool = False) -> Any:
         name = guard.checkpoint_of(asked)
         return guard.store.lend(name) if lend else guard.store.loaded(name)
     except PplguardError as error:
-        pytest.fail(str(error), pytrace=False)
+        fail(str(error))
 
 
 def check_marked(item: pytest.Function) -> None:
     """Skip a marked test without any checkpoint; fail one that cannot be judged."""
-    __tracebackhide__ = True
     import unittest
 
     from .errors import UsageError
 
     if item.cls is not None and issubclass(item.cls, unittest.TestCase):
-        pytest.fail(
+        fail(
             "@pytest.mark.ppl does not work on methods of unittest.TestCase: pytest "
-            "does not run them as functions; use a plain test function",
-            pytrace=False,
+            "does not run them as functions; use a plain test function"
         )
     try:
         marker_request(item)
-    except UsageError as error:  # of a parameter set: no function's marker
-        pytest.fail(str(error), pytrace=False)
+    except UsageError as error:  # a marker of one parameter set
+        fail(str(error))
     _skip_without(item, None)
 
 
 def _skip_without(item: pytest.Item, checkpoint: str | None) -> None:
     """Skip, or fail, a test whose checkpoint was not given; None: any will do."""
-    __tracebackhide__ = True
     from .session.setup import guard_of
 
     guard = guard_of(item.config)
@@ -269,5 +260,5 @@ def _skip_without(item: pytest.Item, checkpoint: str | None) -> None:
         else f"needs the checkpoint {checkpoint}: give --ppl-model {checkpoint}=PATH"
     )
     if guard.options.require:
-        pytest.fail(f"{item.nodeid} {reason} (ppl_require is set)", pytrace=False)
+        fail(f"{item.nodeid} {reason} (ppl_require is set)")
     pytest.skip(reason)

@@ -11,6 +11,7 @@ import pytest
 
 from .errors import BaselineError, PplguardError, UsageError
 from .session.controller import failures_text
+from .session.failing import fail
 from .session.guard import Guard
 from .session.setup import guard_of
 from .values import (
@@ -140,12 +141,12 @@ class GateItem(pytest.Item):
         except PplguardError as error:
             self._verdict = self.guard.error(self.checkpoint, *self.title(), error)
         if self._verdict.outcome is Outcome.ERROR:
-            pytest.fail(failures_text([self._verdict]), pytrace=False)
+            fail(failures_text([self._verdict]))
 
     def runtest(self) -> None:
         """Fail unless the verdict is a pass."""
         if not self._verdict.passed:
-            pytest.fail(failures_text([self._verdict]), pytrace=False)
+            fail(failures_text([self._verdict]))
 
     @abc.abstractmethod
     def judge(self) -> Verdict:

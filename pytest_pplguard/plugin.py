@@ -209,12 +209,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Refuse bad marker arguments while collecting."""
     for marker in metafunc.definition.iter_markers("ppl"):
         from .errors import UsageError
+        from .session.failing import fail
         from .session.marker import parse_request
 
         try:
             parse_request(marker.args, marker.kwargs, what="@pytest.mark.ppl")
         except UsageError as error:
-            pytest.fail(str(error), pytrace=False)
+            fail(str(error))
 
 
 @pytest.hookimpl(trylast=True)
@@ -256,7 +257,6 @@ def pytest_report_collectionfinish(config: pytest.Config) -> str | None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a marked test without a checkpoint; refuse one that cannot be judged."""
-    __tracebackhide__ = True
     if _is_marked(item):
         from .fixtures import check_marked
 
@@ -266,7 +266,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """After the body of a marked test: judge what it returned, or the checkpoint."""
-    __tracebackhide__ = True
     if not _is_marked(item):
         return (yield)
     from .fixtures import judge_marked

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import UsageError
 from ..protocols import PROTOCOLS, check_key, get_protocol
@@ -111,7 +112,10 @@ def resolve_key(
         if key.method == method
     ]
     if request.window is not None:
-        known = [key for key in known if key.window == request.window]
+        others = known
+        known = [key for key in others if key.window == request.window]
+        if not known and len({(key.text, key.corpus) for key in others}) == 1:
+            return replace(others[0], window=request.window)
         if not known:
             return PROTOCOLS[method].key_for(None, request.window, None)
     if len(known) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -274,6 +275,7 @@ class _Loader:
 
     def __call__(self, target: Target) -> Loaded:
         share_threads(self._config)
+        _forget_last_failure()
         brought = self._config.hook.pytest_pplguard_load_model(checkpoint=target)
         if brought is not None:
             return _from_hook(brought, target)
@@ -292,6 +294,16 @@ class _Loader:
             return self._guard.files.entry(target.name).allow_keys
         except UsageError:  # a checkpoint that is about to be recorded
             return ()
+
+
+def _forget_last_failure() -> None:
+    """Let go of the frames of the last test that failed, which hold its model.
+
+    Pytest keeps them for debuggers, and drops them itself, but only when the next
+    test's body runs: the next checkpoint would be loaded beside this one.
+    """
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        vars(sys).pop(name, None)
 
 
 def _from_hook(brought: object, target: Target) -> Loaded:

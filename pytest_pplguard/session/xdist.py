@@ -54,6 +54,28 @@ def make_scheduler(config: pytest.Config, log: Any) -> Any:
                 self._scopes = scopes(self.collection)
             return self._scopes.get(nodeid, nodeid)
 
+        def remove_node(self, node: Any) -> str | None:
+            """What the node was running, the rest given to others.
+
+            Xdist 3.8 gives out the crashed test again, and units that are done
+            already, for which it then waits forever.
+            """
+            work = self.assigned_work.pop(node)
+            units = {
+                scope: unit for scope, unit in work.items() if not all(unit.values())
+            }
+            if not units:
+                return None
+            unit = next(iter(units.values()))
+            crashed: str = next(test for test, done in unit.items() if not done)
+            unit[crashed] = True
+            self.workqueue.update(
+                (scope, unit) for scope, unit in units.items() if not all(unit.values())
+            )
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return crashed
+
     return CheckpointScheduling(config, log)
 
 

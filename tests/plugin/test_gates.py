@@ -1,0 +1,444 @@
+"""Gates of baseline files: every outcome from command line to failure text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from . import stub
+from .project import LM_EVAL, TEXT, WANDA, Project, failure, section
+
+ONE = """
+w50:
+  gates:
+    wanda/tiny:16: {token_perplexity: {rel: 0.005}}
+"""
+TITLE = "llama/w50 wanda/tiny:16 token_perplexity"
+ITEM = "baselines/llama.yaml::w50::wanda/tiny:16"
+
+
+def test_both_methods_within(project: Project, plugin_args: tuple[str, ...]) -> None:
+    project.baseline(
+        """
+        w50:
+          gates:
+            wanda/tiny:16: {token_perplexity: {rel: 0.005}}
+            lm-eval/wikitext+tiny:64: {word_perplexity: {rel: 0.005}}
+        """,
+        w50="ppl:8",
+    )
+    result = project.run(*project.give(w50="ppl:8"), *plugin_args)
+    result.assert_outcomes(passed=2)
+    assert result.ret == 0
+    assert section(result) == (
+        "llama/w50  baseline  measured  change  outcome\n"
+        "  wanda/tiny:16\n"
+        "  token_perplexity  8  8  +0.00 %  within\n"
+        "  lm-eval/wikitext+tiny:64\n"
+        "  word_perplexity  19759.7  19759.7  +0.00 %  within\n"
+        "2 within tolerance\n"
+    )
+    assert project.loads() == ["llama/w50 after 0"]
+
+
+def test_the_numbers_follow_from_the_text_alone(project: Project) -> None:
+    project.baseline(
+        """
+        w50:
+          gates:
+            wanda/tiny:16: {token_perplexity: {}}
+            lm-eval/wikitext+tiny:64: {word_perplexity: {}, byte_perplexity: {}}
+        """
+    )
+    project.run(*project.give(w50="ppl:7.5"), "--ppl-report=r.json")
+    verdicts = json.loads((project.path / "r.json").read_text())["verdicts"]
+    nll = len(TEXT.encode()) * math.log(7.5)
+    words = len(re.split(r"\s+", TEXT))
+    assert [verdict["measured"] for verdict in verdicts] == pytest.approx(
+        [7.5, math.exp(nll / words), 7.5], rel=1e-12
+    )
+
+
+def test_regressed(project: Project, local_args: tuple[str, ...]) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    result = project.run(*project.give(w50="ppl:9"), *local_args)
+    result.assert_outcomes(failed=1)
+    assert result.ret == 1
+    assert failure(result, TITLE).splitlines()[-6:] == [
+        "llama/w50 wanda/tiny:16: token_perplexity regressed by 12.50 %",
+        "  baseline     8 (measured)",
+        "  measured     9",
+        "  allowed      7.9602 .. 8.04 (rel 0.005, baselines/llama.yaml:7)",
+        "  recorded in  baselines/llama.yaml:9",
+        f"  to accept    pytest {ITEM} --ppl-model llama/w50=ppl:9 --ppl-update",
+    ]
+    assert section(result) == (
+        "llama/w50  baseline  measured  change  outcome\n"
+        "  wanda/tiny:16\n"
+        "  token_perplexity  8  9  +12.50 %"
+        "  REGRESSED\n"
+        "1 regressed\n"
+    )
+
+
+def test_improved_fails_where_it_should_stay_within(project: Project) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    result = project.run(*project.give(w50="ppl:6"))
+    result.assert_outcomes(failed=1)
+    assert failure(result, TITLE) == (
+        "llama/w50 wanda/tiny:16: token_perplexity improved by 25.00 %, and should "
+        "stay within\n"
+        "  baseline     8 (measured)\n"
+        "  measured     6\n"
+        "  allowed      7.9602 .. 8.04 (rel 0.005, baselines/llama.yaml:7)\n"
+        "  recorded in  baselines/llama.yaml:9\n"
+        f"  to accept    pytest {ITEM} --ppl-model llama/w50=ppl:6 --ppl-update\n"
+    )
+
+
+def test_improved_passes_under_no_worse(project: Project) -> None:
+    project.baseline(
+        """
+        w50:
+          gates:
+            wanda/tiny:16:
+              token_perplexity: {rel: 0.005, direction: no-worse}
+        """,
+        w50="ppl:8",
+    )
+    result = project.run(*project.give(w50="ppl:6"))
+    result.assert_outcomes(passed=1)
+    assert section(result) == (
+        "llama/w50  baseline  measured  change  outcome\n"
+        "  wanda/tiny:16\n"
+        "  token_perplexity  8  6  -25.00 %  improved\n"
+        "1 improved\n"
+    )
+
+
+def test_missing_fails_writes_nothing_and_says_how_to_record(project: Project) -> None:
+    path = project.baseline(ONE)
+    before = path.read_bytes()
+    result = project.run(*project.give(w50="ppl:6"), "--ppl-device", "cpu")
+    result.assert_outcomes(failed=1)
+    assert failure(result, TITLE) == (
+        "llama/w50 wanda/tiny:16: token_perplexity has no baseline\n"
+        "  measured     6\n"
+        "  recorded in  baselines/llama.yaml:5\n"
+        "  because      no baseline is recorded for llama/w50 wanda/tiny:16\n"
+        f"  to record    pytest {ITEM} --ppl-model llama/w50=ppl:6 --ppl-device cpu "
+        "--ppl-update\n"
+    )
+    assert path.read_bytes() == before
+    assert [child.name for child in path.parent.iterdir()] == ["llama.yaml"]
+
+
+def test_the_printed_command_records(project: Project) -> None:
+    project.baseline(ONE)
+    text = failure(project.run(*project.give(w50="ppl:6")), TITLE)
+    command = next(line for line in text.splitlines() if "to record" in line)
+    result = project.run(*command.partition(" pytest ")[2].split())
+    result.assert_outcomes(passed=1)
+    assert project.run(*project.give(w50="ppl:6")).ret == 0
+
+
+PUBLISHED = """
+w50:
+  gates:
+    wanda/tiny:16: {token_perplexity: {rel: 0.03}}
+  recorded:
+    wanda/tiny:16:
+      token_perplexity: 7.26
+      source: {kind: published, reference: "Wanda, table 3", digits: 2}
+"""
+
+
+@pytest.mark.parametrize("policy", ["accept", "warn"])
+def test_plausible_passes_and_is_counted_apart(project: Project, policy: str) -> None:
+    project.baseline(PUBLISHED)
+    project.ini(f"ppl_published = {policy}")
+    result = project.run(*project.give(w50="ppl:7.3"))
+    result.assert_outcomes(passed=1)
+    warning = (
+        "warning: llama/w50 wanda/tiny:16 token_perplexity: published, no evidence: "
+        "Wanda, table 3\n"
+    )
+    assert section(result) == (
+        "llama/w50  baseline  measured  change  outcome\n"
+        "  wanda/tiny:16\n"
+        "  token_perplexity  7.26  7.3  +0.55 %  plausible\n"
+        "1 plausible (published, no evidence)\n" + (warning if policy == "warn" else "")
+    )
+
+
+def test_plausible_fails_where_the_ini_says_so(project: Project) -> None:
+    project.baseline(PUBLISHED)
+    project.ini("ppl_published = fail")
+    result = project.run(*project.give(w50="ppl:7.3"))
+    result.assert_outcomes(failed=1)
+    assert failure(result, TITLE) == (
+        "llama/w50 wanda/tiny:16: token_perplexity has only a published baseline\n"
+        "  baseline     7.26 (published)\n"
+        "  measured     7.3\n"
+        "  allowed      7.04369 .. 7.48295 (rel 0.03, baselines/llama.yaml:7)\n"
+        "  recorded in  baselines/llama.yaml:9\n"
+        "  because      published, no evidence: Wanda, table 3 (ppl_published = fail)\n"
+        f"  to accept    pytest {ITEM} --ppl-model llama/w50=ppl:7.3 --ppl-update\n"
+    )
+
+
+def test_published_and_outside_its_band(project: Project) -> None:
+    project.baseline(PUBLISHED)
+    result = project.run(*project.give(w50="ppl:8"))
+    result.assert_outcomes(failed=1)
+    assert "token_perplexity regressed by 10.19 %" in failure(result, TITLE)
+
+
+def test_another_text_is_not_comparable(project: Project) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    (project.path / "text.txt").write_text(TEXT.replace("quick", "slow!"))
+    result = project.run(*project.give(w50="ppl:8"))
+    result.assert_outcomes(failed=1)
+    text = failure(result, TITLE)
+    assert text.startswith(
+        "llama/w50 wanda/tiny:16: token_perplexity is not comparable to its baseline\n"
+    )
+    assert re.search(r"because +text [0-9a-f]{12}, baseline [0-9a-f]{12}\n", text)
+    assert re.search(r"because +token windows \w{12}, baseline \w{12}\n", text)
+
+
+def test_more_windows_are_not_comparable(project: Project) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    (project.path / "text.txt").write_text(TEXT * 2)
+    text = failure(project.run(*project.give(w50="ppl:8")), TITLE)
+    assert "because      tokens 330, baseline 165\n" in text
+    assert "because      windows 22, baseline 11\n" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"tail": "dropped"', '"tail": "kept"', "tail dropped, baseline kept"),
+        ('"window": 16', '"window": 32', "window 16, baseline 32"),
+    ],
+)
+def test_a_property_of_the_evidence_differs(
+    project: Project, old: str, new: str, reason: str
+) -> None:
+    path = project.baseline(ONE, w50="ppl:8")
+    _change_evidence(path, old, new)
+    result = project.run(*project.give(w50="ppl:8"))
+    result.assert_outcomes(failed=1)
+    assert f"because      {reason}\n" in failure(result, TITLE)
+
+
+def _change_evidence(path: Path, old: str, new: str) -> None:
+    """Rewrite evidence as another version would have written it, name included."""
+    import hashlib
+
+    (evidence,) = path.parent.rglob("*.json")
+    content = evidence.read_text().replace(old, new)
+    assert new in content
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    name = re.sub(r"[0-9a-f]{12}(?=\.json)", digest, evidence.name)
+    path.write_text(path.read_text().replace(evidence.name, name))
+    evidence.with_name(name).write_text(content)
+
+
+def test_a_value_edited_by_hand_is_red(project: Project) -> None:
+    path = project.baseline(ONE, w50="ppl:8")
+    text = path.read_text()
+    value = re.findall(r"token_perplexity: (\d\.\d+)", text)[0]
+    path.write_text(text.replace(value, "9.0"))
+    result = project.run(*project.give(w50="ppl:9"))
+    result.assert_outcomes(errors=1)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*token_perplexity could not be measured"])
+
+
+def test_lost_evidence_is_red(project: Project) -> None:
+    path = project.baseline(ONE, w50="ppl:8")
+    (evidence,) = path.parent.rglob("*.json")
+    evidence.unlink()
+    result = project.run(*project.give(w50="ppl:8"))
+    result.assert_outcomes(errors=1)
+
+
+def test_nan_is_invalid_and_fails_instead_of_an_error(project: Project) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    result = project.run(*project.give(w50="ppl:8,nan:3"))
+    result.assert_outcomes(failed=1)
+    assert failure(result, TITLE) == (
+        "llama/w50 wanda/tiny:16: token_perplexity is invalid\n"
+        "  recorded in  baselines/llama.yaml:9\n"
+        "  because      the loss of window 3 of 11 is nan\n"
+    )
+
+
+def test_a_broken_checkpoint_is_an_error_and_is_tried_once(
+    project: Project, plugin_args: tuple[str, ...]
+) -> None:
+    project.baseline(
+        """
+        w50:
+          gates:
+            wanda/tiny:16: {token_perplexity: {}}
+            wanda/tiny:32: {token_perplexity: {}}
+        """,
+        w50="ppl:8",
+    )
+    result = project.run(*project.give(w50="broken"), *plugin_args)
+    result.assert_outcomes(errors=2)
+    assert result.ret == 1
+    assert failure(result, f"ERROR at setup of {TITLE}").splitlines()[-2:] == [
+        "llama/w50 wanda/tiny:16: token_perplexity could not be measured",
+        "  because      llama/w50 is broken on purpose",
+    ]
+    assert project.loads() == ["llama/w50 after 0"]
+
+
+def test_a_path_that_does_not_exist_is_an_error(project: Project) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    result = project.run(*project.give(w50="out/nowhere/at/all"))
+    result.assert_outcomes(errors=1)
+    text = failure(result, f"ERROR at setup of {TITLE}")
+    assert "because      out/nowhere/at/all does not exist (looked at " in text
+
+
+@pytest.mark.parametrize(
+    ("gate", "item", "what"),
+    [
+        ("weights: same", "weights same", "weights: same"),
+        ("weights: mask", "weights mask", "weights: mask"),
+        ("against: dense", "against dense", "against: dense"),
+        ('sparsity: {pattern: "2:4"}', "sparsity fraction", "sparsity pattern 2:4"),
+        (
+            "sparsity: {fraction: 0.5, scope: layer}",
+            "sparsity fraction",
+            "sparsity scope layer",
+        ),
+    ],
+)
+def test_gates_that_are_not_built_are_errors_that_say_so(
+    project: Project, gate: str, item: str, what: str
+) -> None:
+    project.baseline(f"w50:\n  gates:\n    {gate}\n")
+    result = project.run(*project.give(w50="ppl:8"))
+    result.assert_outcomes(errors=1)
+    text = failure(result, f"ERROR at setup of llama/w50 {item}")
+    assert (
+        f"because      this version of pytest-pplguard cannot check the gate {what!r}; "
+        "remove it, or install a version that can\n"
+    ) in text
+
+
+def test_a_method_that_is_not_built_is_an_error(project: Project) -> None:
+    project.baseline(
+        """
+        w50:
+          gates:
+            strided/wikitext2:2048:stride512: {token_perplexity: {}}
+        """
+    )
+    result = project.run(*project.give(w50="ppl:8"))
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "  because * unknown method 'strided'*: this version measures wanda and "
+            "lm-eval"
+        ]
+    )
+
+
+def test_weights_any_is_no_gate(project: Project) -> None:
+    project.baseline(ONE + "    weights: any\n", w50="ppl:8")
+    project.run(*project.give(w50="ppl:8")).assert_outcomes(passed=1)
+
+
+RELATIVE = """
+dense:
+  gates:
+    wanda/tiny:16: {token_perplexity: {rel: 0.5}}
+w50:
+  gates:
+    wanda/tiny:16: {token_perplexity: {rel: 0.5}}
+    relative: {to: dense, key: wanda/tiny:16, max_ratio: 1.30}
+"""
+
+
+def test_relative_to_another_checkpoint(
+    project: Project, plugin_args: tuple[str, ...]
+) -> None:
+    project.baseline(RELATIVE, dense="ppl:5", w50="ppl:6")
+    args = project.give(dense="ppl:5", w50="ppl:7")
+    result = project.run(*args, *plugin_args)
+    result.assert_outcomes(passed=2, failed=1)
+    text = failure(result, "llama/w50 relative dense")
+    assert "measured     1.4" in text
+    assert "allowed      at most 1.3 (max_ratio 1.3 to dense)" in text
+    loads = project.loads()
+    assert sorted(load.split()[0] for load in loads) == ["llama/dense", "llama/w50"]
+    assert all(load.endswith("after 0") for load in loads)
+
+
+def test_relative_without_its_base_is_an_error(project: Project) -> None:
+    project.baseline(RELATIVE, dense="ppl:5", w50="ppl:6")
+    result = project.run(*project.give(w50="ppl:6"))
+    result.assert_outcomes(passed=1, errors=1, deselected=1)
+    text = failure(result, "ERROR at setup of llama/w50 relative dense")
+    assert text == (
+        "llama/w50 wanda/tiny:16: token_perplexity / dense could not be measured\n"
+        "  because      the gate relative of llama/w50 divides by llama/dense, which "
+        "is not measured in this run: add --ppl-model llama/dense=PATH\n"
+    )
+
+
+def test_sparsity_is_counted_without_loading(project: Project) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder = project.path / "out"
+    folder.mkdir()
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    save_file(
+        {"model.layers.0.mlp.up_proj.weight": weight}, folder / "model.safetensors"
+    )
+    (folder / "config.json").write_text(
+        '{"model_type": "llama", "num_hidden_layers": 1}'
+    )
+    (folder / "tokenizer.json").write_text("{}")
+    project.baseline("w50:\n  gates:\n    sparsity: {fraction: 0.5}\n")
+    project.run("--ppl-model=out").assert_outcomes(passed=1)
+    project.baseline("w50:\n  gates:\n    sparsity: {fraction: 0.75}\n")
+    result = project.run("--ppl-model=out")
+    result.assert_outcomes(failed=1)
+    assert failure(result, "llama/w50 sparsity fraction") == (
+        "llama/w50 sparsity: fraction regressed by 33.33 %\n"
+        "  baseline     0.75\n"
+        "  measured     0.5\n"
+        "  allowed      0.749 .. 0.751 (abs 0.001)\n"
+        "  recorded in  baselines/llama.yaml:6\n"
+        "  because      zeros in the linear weights of the decoder layers: fewer than "
+        "allowed; a mask was lost, or weights were merged or tuned\n"
+    )
+
+
+def test_another_dtype_is_the_first_line(project: Project) -> None:
+    path = project.baseline(ONE, w50="ppl:8")
+    path.write_text(path.read_text().replace("dtype: float64", "dtype: bfloat16"))
+    text = failure(project.run(*project.give(w50="ppl:9")), TITLE)
+    assert text.splitlines()[:2] == [
+        "dtype float64, baseline bfloat16",
+        "llama/w50 wanda/tiny:16: token_perplexity regressed by 12.50 %",
+    ]
+
+
+def test_the_stub_is_what_it_says() -> None:
+    model, tokenizer = stub.make("ppl:7.5")
+    assert math.exp(-model.weight.item()) == pytest.approx(7.5)
+    assert set(tokenizer.encode(TEXT)) == {0, 1, 2, 3}
+    assert WANDA != LM_EVAL

@@ -1,0 +1,295 @@
+"""Options and ini keys: resolution of ``--ppl-model``, and mistakes (exit code 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .project import Project
+
+ONE = """
+w50:
+  path: out/w50
+  gates:
+    wanda/tiny:16: {token_perplexity: {}}
+"""
+TWO = """
+w50:
+  path: out/w50
+  gates:
+    wanda/tiny:16: {token_perplexity: {}}
+dense:
+  gates:
+    wanda/tiny:16: {token_perplexity: {}}
+"""
+
+
+def mistake(result: pytest.RunResult) -> str:
+    """The usage error's text; the run must have ended with nothing else."""
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    lines = [line for line in result.stderr.lines if line]
+    assert lines[0].startswith("ERROR: ")
+    assert "INTERNALERROR" not in str(result.stdout) + str(result.stderr)
+    return "\n".join(lines).removeprefix("ERROR: ")
+
+
+def header(result: pytest.RunResult) -> list[str]:
+    return [line for line in result.stdout.lines if line.startswith("pplguard: ")]
+
+
+@pytest.mark.parametrize(
+    ("body", "value", "means"),
+    [
+        (TWO, "llama/dense=ppl:8", "llama/dense (ppl:8)"),
+        (TWO, "llama/w50=a=b", "llama/w50 (a=b)"),
+        (TWO, "llama/w50", "llama/w50 (out/w50)"),
+        (TWO, "out/w50", "llama/w50 (out/w50)"),
+        (TWO, "./out/../out/w50", "llama/w50 (./out/../out/w50)"),
+        (ONE, "some/where", "llama/w50 (some/where)"),
+        (ONE, "x=y", "llama/w50 (x=y)"),
+        (ONE, "llama/w50=z", "llama/w50 (llama/w50=z)"),
+    ],
+)
+def test_what_a_value_means(
+    project: Project, body: str, value: str, means: str
+) -> None:
+    project.baseline(body)
+    for folder in ("out/w50", "x=y", "llama/w50=z"):
+        (project.path / folder).mkdir(parents=True)
+    result = project.run("--collect-only", f"--ppl-model={value}")
+    assert result.ret == 0
+    assert header(result) == [f"pplguard: {means}"]
+
+
+def test_demo_is_both_of_the_demo(project: Project) -> None:
+    project.baseline("dense: {}\nwanda-50: {}\n", file="baselines/demo.yaml")
+    (project.path / "demo").mkdir()
+    result = project.run("--collect-only", "--ppl-model=demo")
+    assert header(result) == ["pplguard: demo/dense, demo/wanda-50"]
+
+
+def test_the_same_value_twice_is_one(project: Project) -> None:
+    project.baseline(ONE)
+    result = project.run(
+        "--collect-only", *project.give(w50="x"), *project.give(w50="x")
+    )
+    assert header(result) == ["pplguard: llama/w50 (x)"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (
+            "some/where",
+            "--ppl-model some/where: no checkpoints have this `path:`; say which it "
+            "is, for example --ppl-model llama/w50=some/where (candidates: llama/w50, "
+            "llama/dense)",
+        ),
+        (
+            "llama/w5=ppl:8",
+            "--ppl-model: 'llama/w5=ppl:8' is no existing path, and 'llama/w5' is no "
+            "checkpoint (did you mean 'llama/w50' or 'llama/dense'?) (known: "
+            "llama/w50, llama/dense)",
+        ),
+        (
+            "llama/dense",
+            "--ppl-model llama/dense: its baseline records no `path:`; say where it "
+            "is: --ppl-model llama/dense=PATH",
+        ),
+        ("llama/w50=", "--ppl-model: no path behind 'llama/w50='"),
+        ("", "--ppl-model: empty; give [NAME=]PATH"),
+    ],
+)
+def test_values_that_mean_nothing(project: Project, value: str, text: str) -> None:
+    project.baseline(TWO)
+    assert mistake(project.run(f"--ppl-model={value}")) == text
+
+
+def test_demo_without_its_file(project: Project) -> None:
+    assert mistake(project.run("--ppl-model=demo")) == (
+        f"--ppl-model demo: no baseline file demo.yaml in {project.path}/baselines; "
+        "run `pplguard demo DIR` and use the command that it prints"
+    )
+
+
+def test_no_baseline_file_at_all(project: Project) -> None:
+    assert mistake(project.run("--ppl-model=out/w50")) == (
+        f"--ppl-model out/w50: no baseline file in {project.path}/baselines; record "
+        "one with `pplguard update out/w50 --checkpoint FILE/NAME --base MODEL`"
+    )
+
+
+def test_two_values_for_one_name(
+    project: Project, plugin_args: tuple[str, ...]
+) -> None:
+    project.baseline(TWO)
+    args = [*project.give(w50="a"), *project.give(w50="b"), *plugin_args]
+    assert mistake(project.run(*args)) == (
+        "--ppl-model: a and b both stand for the checkpoint llama/w50; say which is "
+        "which: --ppl-model NAME=b (known: llama/w50, llama/dense)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (
+            ["--ppl-update"],
+            "--ppl-update: nothing to record; give --ppl-model [NAME=]PATH",
+        ),
+        (
+            ["--ppl-update-new"],
+            "--ppl-update-new: nothing to record; give --ppl-model [NAME=]PATH",
+        ),
+        (
+            ["--ppl-model=x", "--ppl-update", "--ppl-update-new"],
+            "--ppl-update and --ppl-update-new exclude each other",
+        ),
+        (
+            ["--ppl-batch-size=0"],
+            "--ppl-batch-size: '0' is not a batch size; give a whole number from 1",
+        ),
+        (
+            ["--ppl-device=gpu"],
+            "--ppl-device 'gpu' is no device (did you mean 'xpu' or 'npu'?): expected "
+            "auto, cpu, cuda, cuda:1, or one of mps, xpu, npu, hpu, mlu, musa",
+        ),
+        (
+            ["--ppl-dtype=float31"],
+            "--ppl-dtype 'float31' is no dtype (did you mean 'float32' or 'float16'?): "
+            "expected auto, float32, float16, bfloat16, float64",
+        ),
+        (
+            ["--ppl-report=r.xml"],
+            "--ppl-report: HERE/r.xml must end in .json",
+        ),
+        (
+            ["--ppl-report=nowhere/r.json"],
+            "--ppl-report: the folder of HERE/nowhere/r.json does not exist",
+        ),
+        (
+            ["--ppl-corpus=text.txt"],
+            "--ppl-corpus: 'text.txt' is not NAME=PATH, for example "
+            "wikitext2=data/wiki.test.raw",
+        ),
+        (
+            ["--ppl-corpus=a=text.txt", "--ppl-corpus=a=b.txt"],
+            "--ppl-corpus: a is given twice, as text.txt and b.txt",
+        ),
+        (
+            ["--ppl-corpus=a=nowhere.txt"],
+            "--ppl-corpus: a: HERE/nowhere.txt does not exist",
+        ),
+        (["--ppl-baselines=nowhere"], "--ppl-baselines: HERE/nowhere is no folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes(project: Project, args: list[str], text: str) -> None:
+    project.baseline(ONE)
+    result = project.run(*args)
+    assert mistake(result) == text.replace("HERE", str(project.path))
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (
+            "ppl_batch_size = many",
+            "ini ppl_batch_size: 'many' is not a batch size; give a whole number from "
+            "1",
+        ),
+        (
+            "ppl_published = warm",
+            "ppl_published: 'warm' (did you mean 'warn'?) is not one of accept, warn, "
+            "fail",
+        ),
+        (
+            "ppl_model = llama/w5=x",
+            "--ppl-model: 'llama/w5=x' is no existing path, and 'llama/w5' is no "
+            "checkpoint (did you mean 'llama/w50'?) (known: llama/w50)",
+        ),
+    ],
+)
+def test_mistakes_in_the_ini_file(project: Project, line: str, text: str) -> None:
+    project.baseline(ONE)
+    project.ini(line)
+    assert mistake(project.run()) == text
+
+
+def test_ini_twins(project: Project) -> None:
+    project.baseline(ONE, file="mine/llama.yaml", w50="ppl:8")
+    project.ini(
+        """
+        ppl_model = llama/w50=ppl:8
+        ppl_baselines = mine
+        ppl_device = cpu
+        ppl_dtype = float32
+        ppl_batch_size = 2
+        ppl_attention = eager
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(passed=1)
+    # The command line wins.
+    result = project.run(*project.give(w50="ppl:9"))
+    result.assert_outcomes(failed=1)
+
+
+def test_paths_typed_in_a_folder_below(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    below = project.path / "below"
+    below.mkdir()
+    (below / "text.txt").write_text(Path("text.txt").read_text())
+    monkeypatch.chdir(below)
+    result = project.run(
+        "../baselines",
+        *project.give(w50="ppl:8"),
+        "--ppl-baselines=../baselines",
+        "--ppl-corpus=tiny=text.txt",
+        "--ppl-report=r.json",
+    )
+    result.assert_outcomes(passed=1)
+    assert (below / "r.json").exists()
+
+
+def test_help(project: Project) -> None:
+    lines = project.run("--help").stdout.lines
+    start = lines.index("perplexity gates for language models:")
+    end = next(i for i in range(start + 1, len(lines)) if not lines[i].startswith(" "))
+    words = " ".join(" ".join(lines[start:end]).split())
+    assert words == (
+        "perplexity gates for language models: "
+        "--ppl-model=[NAME=]PATH Measure this checkpoint: a folder, a GGUF file, a Hub "
+        "id@revision, a NAME of a baseline file, or demo (repeatable; ini: ppl_model) "
+        "--ppl-update Record what this run measures as the new baselines "
+        "--ppl-update-new Record only what has no baseline yet "
+        "--ppl-baselines=DIR Folder of the baseline files (ini: ppl_baselines, "
+        "default: baselines) "
+        "--ppl-corpus=NAME=PATH Read this corpus from a local file: raw text, .jsonl, "
+        ".parquet or a save_to_disk folder (repeatable; ini: ppl_corpus) "
+        "--ppl-device=DEVICE auto, cpu, cuda, cuda:N or mps (ini: ppl_device, default: "
+        "auto) "
+        "--ppl-dtype=DTYPE auto, float32, float16 or bfloat16; auto is float32 on a "
+        "CPU, else the checkpoint's own (ini: ppl_dtype, default: auto) "
+        "--ppl-batch-size=N Windows of equal length that the model reads at once "
+        "(ini: ppl_batch_size, default: 1) "
+        "--ppl-attention=KERNEL Attention implementation of transformers: eager, "
+        "sdpa, ... (ini: ppl_attention, default: the model's) "
+        "--ppl-report=PATH Write all verdicts to this .json file (repeatable) "
+        "--ppl-allow-pickle Load weights from pickle files, which can run code "
+        "--ppl-trust-remote-code Run Python code that a checkpoint brings along"
+    )
+
+
+def test_markers(project: Project) -> None:
+    lines = project.run("--markers").stdout.lines
+    (line,) = [line for line in lines if line.startswith("@pytest.mark.ppl")]
+    assert line == (
+        "@pytest.mark.ppl(*methods, checkpoint=None, rel=None, abs=None, max=None, "
+        "direction=None, window=None): hold the perplexity of a checkpoint, or of the "
+        "model that the test returns, to its recorded baseline; methods are wanda and "
+        "lm-eval, or whole keys like wanda/wikitext2:4096"
+    )

@@ -1,0 +1,136 @@
+"""The rooms' order of imports, and what a run that measures nothing must not import."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pytest_pplguard
+
+PACKAGE = Path(pytest_pplguard.__file__).parent
+
+LEVELS = (
+    ("errors",),
+    ("values",),
+    ("corpora", "protocols", "gates", "baselines", "checkpoints", "options"),
+    ("scoring", "lm_eval_bridge"),
+    ("measure",),
+    ("report",),
+    ("session",),
+    ("hooks", "items", "fixtures", "cli"),
+    ("lifetime",),
+    ("plugin",),
+)
+"""Rooms from left to right; a room imports only from rooms on its left."""
+
+HEAVY = ("torch", "transformers", "lm_eval", "datasets")
+NOT_AT_IMPORT = (*HEAVY, "yaml", "msgspec", "rich", "numpy")
+
+
+def level(room: str) -> int:
+    return next(i for i, rooms in enumerate(LEVELS) if room in rooms)
+
+
+def rooms_imported(path: Path) -> Iterator[str]:
+    """Rooms of this package that a module imports, also inside functions."""
+    package = ("pytest_pplguard", *path.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            names = [start]
+            if start == "pytest_pplguard":
+                names = [f"{start}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "pytest_pplguard" and len(parts) > 1:
+                yield parts[1]
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize(
+    "path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_a_room_imports_from_its_left_only(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        assert list(rooms_imported(path)) == []
+        return
+    wrong = {
+        other
+        for other in rooms_imported(path)
+        if other != room and level(other) >= level(room)
+    }
+    assert wrong == set()
+
+
+def test_the_walk_sees_imports() -> None:
+    assert set(rooms_imported(PACKAGE / "plugin.py")) >= {"fixtures", "session"}
+    assert "baselines" in set(rooms_imported(PACKAGE / "session" / "guard.py"))
+
+
+def imported(code: str, folder: Path) -> set[str]:
+    """Top-level modules that a fresh process has after ``code``."""
+    script = f"import sys\n{code}\nprint('\\n' + ' '.join(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )
+    return set(result.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_plugin_is_cheap(tmp_path: Path) -> None:
+    modules = imported("import pytest\nimport pytest_pplguard.plugin", tmp_path)
+    assert "pytest_pplguard.plugin" in modules
+    assert modules.isdisjoint(NOT_AT_IMPORT)
+
+
+RUN = (
+    "import pytest\n"
+    "status = pytest.main(['-p', 'pytest_pplguard.plugin', '-q'])\n"
+    "assert status == 0, status"
+)
+
+
+def test_a_run_without_checkpoints_loads_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it():\n    pass\n")
+    (tmp_path / "other.yaml").write_text("jobs: {}\n")
+    modules = imported(RUN, tmp_path)
+    assert modules.isdisjoint(HEAVY)
+
+
+def test_gates_that_are_deselected_load_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n\n"
+        "def test_it():\n    pass\n\n"
+        "@pytest.mark.ppl('wanda')\ndef test_skipped(ppl_model):\n    pass\n"
+    )
+    folder = tmp_path / "baselines"
+    folder.mkdir()
+    (folder / "llama.yaml").write_text(
+        "schema: 1\nmodel: org/llama\ncheckpoints:\n  w50:\n    gates:\n"
+        "      wanda/wikitext2:4096: {token_perplexity: {rel: 0.005}}\n"
+    )
+    modules = imported(RUN, tmp_path)
+    assert "pytest_pplguard.session.setup" in modules
+    assert modules.isdisjoint(HEAVY)
