@@ -12,7 +12,7 @@ from msgspec import Struct
 from ..checkpoints import Loaded
 from ..corpora import open_corpus
 from ..errors import UsageError
-from ..measure import Store, load_target, max_positions
+from ..measure import Store, load_target, locate_target, max_positions
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, check_key, get_protocol
 from ..report import measurements_document, number, watch_lines, watch_live
@@ -79,7 +79,10 @@ class Wanted(Struct, frozen=True):
 
 
 class Checkpoint:
-    """A checkpoint that a command works with: loaded at most once, told about."""
+    """A checkpoint that a command works with: loaded at most once, told about.
+
+    ``located`` is where it was found.
+    """
 
     def __init__(
         self,
@@ -91,6 +94,8 @@ class Checkpoint:
     ) -> None:
         self._name = name or spec
         target = Target(name=self._name, spec=spec)
+        # Before anything else is read: a path with a slip in it is found at once.
+        self.located = locate_target(target, options)
 
         def load(wanted: Target) -> Loaded:
             return load_target(wanted, options, allow_keys=allow_keys, tell=say)

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from ..baselines import read_baseline, record, split_name
-from ..checkpoints import locate, measure_sparsity
+from ..checkpoints import Located, measure_sparsity
 from ..errors import CheckpointError, UsageError
 from ..options import Options
 from ..report import changes_table
@@ -44,7 +44,7 @@ def update_checkpoint(
     )
     if not keys:
         keys = wanted.keys(wanted.window or model.default_window())
-    sparsity = _sparsity(spec, options)
+    sparsity = _sparsity(model.located)
     recordings = [
         Recording(
             file=str(path),
@@ -95,12 +95,10 @@ def _known_keys(entry: CheckpointEntry | None) -> list[Key]:
     ]
 
 
-def _sparsity(spec: str, options: Options) -> float | None:
+def _sparsity(located: Located) -> float | None:
     """Share of zeros, for a default gate; None where it cannot be counted."""
     try:
-        return measure_sparsity(
-            locate(spec, allow_pickle=options.allow_pickle)
-        ).fraction
+        return measure_sparsity(located).fraction
     except CheckpointError as error:
         say(f"no sparsity gate: {error}")
         return None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..checkpoints import (
     Loaded,
+    Located,
     choose_device,
     choose_dtype,
     load,
@@ -14,6 +15,19 @@ from ..checkpoints import (
     saved_dtype,
 )
 from ..options import Options, Target
+
+
+def locate_target(target: Target, options: Options) -> Located:
+    """Where a checkpoint's files are; fetches them from the Hub if need be.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    return locate(
+        target.spec,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def load_target(
@@ -32,11 +46,7 @@ def load_target(
     """
     hardware = probe()
     device = choose_device(options.device, hardware, worker_index=worker)
-    located = locate(
-        target.spec,
-        allow_pickle=options.allow_pickle,
-        trust_remote_code=options.trust_remote_code,
-    )
+    located = locate_target(target, options)
     dtype = choose_dtype(options.dtype, device.device, saved_dtype(located))
     loaded = load(
         located,

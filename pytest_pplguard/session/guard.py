@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..baselines import split_name
-from ..checkpoints import Loaded, locate, measure_sparsity
+from ..checkpoints import Loaded, measure_sparsity
 from ..errors import InvalidLossError, PplguardError, UsageError
 from ..gates import (
     MetricGate,
@@ -179,6 +179,8 @@ class Guard:
 
     def judge_sparsity(self, name: str, gate: SparsityGate) -> Verdict:
         """Judge the share of zeros in the saved files."""
+        from ..measure import locate_target
+
         entry = self.files.entry(name)
         line = self._line(name, entry, "gates.sparsity", "gates")
         unbuilt = [
@@ -192,7 +194,7 @@ class Guard:
         if unbuilt or gate.fraction is None:
             what = unbuilt[0] if unbuilt else "sparsity without fraction"
             return self._keep(not_built(name, "sparsity", what, recorded_in=line))
-        located = locate(self.targets[name].spec)
+        located = locate_target(self.targets[name], self.options)
         fraction = measure_sparsity(located).fraction
         return self._keep(judge_sparsity(name, gate, fraction, recorded_in=line))
 

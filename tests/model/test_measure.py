@@ -163,10 +163,14 @@ def test_measuring_leaves_the_users_session_alone(tmp_path: Path) -> None:
     import numpy as np
 
     checkpoint = loaded(tmp_path)
-    before = (random.getstate(), np.random.get_state()[1].tolist())
+
+    def states() -> tuple[object, str]:
+        return random.getstate(), repr(np.random.get_state())
+
+    before = states()
     torch_before = torch.get_rng_state()
     measured(checkpoint, "lm-eval/wikitext+mine:64:first1")
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert states() == before
     assert torch.equal(torch.get_rng_state(), torch_before)
 
 

@@ -23,8 +23,6 @@ import pytest_pplguard.session.xdist  # noqa: F401
 
 from .project import Project
 
-pytest_plugins = ["pytester"]
-
 
 @pytest.fixture
 def project(pytester: pytest.Pytester) -> Project:

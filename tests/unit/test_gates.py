@@ -25,6 +25,7 @@ from pytest_pplguard.values import (
     Outcome,
     Recorded,
     RelativeGate,
+    Scalar,
     Source,
     SparsityGate,
     Tolerance,
@@ -34,8 +35,16 @@ from pytest_pplguard.values import (
 
 POSITIVE = st.floats(1e-3, 1e6)
 WINDOWS, TEXT = "sha256:" + "a" * 64, "sha256:" + "b" * 64
-PROTOCOL = {"window": 4096, "first token": "BOS 1", "official text": True}
-ENVIRONMENT = {"dtype": "float16", "device": "cuda", "torch": "2.13.0"}
+PROTOCOL: dict[str, Scalar] = {
+    "window": 4096,
+    "first token": "BOS 1",
+    "official text": True,
+}
+ENVIRONMENT: dict[str, Scalar] = {
+    "dtype": "float16",
+    "device": "cuda",
+    "torch": "2.13.0",
+}
 
 
 def measurement(value: float, **changes: Any) -> Measurement:
