@@ -54,7 +54,8 @@ def ppl_device(request: pytest.FixtureRequest) -> str:
     """The device that checkpoints are loaded to, as torch writes it: ``cuda:0``."""
     from .checkpoints import choose_device, probe
     from .errors import PplguardError
-    from .session.setup import guard_of, worker_index
+    from .session.setup import guard_of
+    from .session.xdist import worker_index
 
     try:
         return choose_device(

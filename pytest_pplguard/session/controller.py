@@ -27,7 +27,7 @@ from ..report import (
 )
 from ..values import Outcome, Recording, Verdict
 from .files import BaselineFiles
-from .guard import decode_outbox
+from .outbox import decode_outbox
 
 PLUGIN_NAME = "pplguard-controller"
 

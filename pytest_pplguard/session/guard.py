@@ -9,10 +9,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from ..baselines import split_name
@@ -27,7 +25,6 @@ from ..gates import (
 )
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, check_key, get_protocol
-from ..report import plain
 from ..values import (
     CheckpointEntry,
     Key,
@@ -42,34 +39,10 @@ from ..values import (
 )
 from .files import BaselineFiles
 from .marker import Request, resolve_key
+from .outbox import Outbox
 
 if TYPE_CHECKING:
     from ..measure import Store
-
-
-class Outbox(Struct):
-    """What one test produced, in wire form as soon as it leaves the process."""
-
-    verdicts: list[Verdict] = []
-    recordings: list[Recording] = []
-    notices: list[str] = []
-
-    def drain(self) -> dict[str, Any] | None:
-        """Everything as plain JSON data, and the box is empty; None if it was."""
-        if not (self.verdicts or self.recordings or self.notices):
-            return None
-        wire = {
-            "verdicts": plain(self.verdicts),
-            "recordings": plain(self.recordings),
-            "notices": list(self.notices),
-        }
-        self.verdicts, self.recordings, self.notices = [], [], []
-        return wire
-
-
-def decode_outbox(wire: Mapping[str, Any]) -> Outbox:
-    """The other end of :meth:`Outbox.drain`."""
-    return msgspec.convert(wire, Outbox)
 
 
 class Guard:

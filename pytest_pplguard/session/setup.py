@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,14 +26,15 @@ from ..options import (
     parse_corpora,
     parse_targets,
 )
-from ..report import check_report_path, watch_lines, watch_live
+from ..report import check_report_path
 from .controller import PLUGIN_NAME, Controller
 from .files import BaselineFiles
 from .guard import Guard
+from .progress import watch
+from .xdist import share_threads, worker_index
 
 if TYPE_CHECKING:
     from ..measure import Store
-    from ..report.progress import ScorerProgress
 
 GUARD = pytest.StashKey[Guard]()
 
@@ -77,7 +78,7 @@ def _make_guard(config: pytest.Config) -> Guard:
             targets,
             load=_Loader(config, guard),
             open_corpus=lambda name: _open(name, options),
-            watch=lambda label: _watch(config, label),
+            watch=lambda label: watch(config, label),
             batch_size=options.batch_size,
         )
 
@@ -319,65 +320,3 @@ def _from_hook(brought: object, target: Target) -> Loaded:
 
 def _open(name: str, options: Options) -> Corpus:
     return open_corpus(name, options.corpora)
-
-
-# --------------------------------------------------------------------------- xdist
-
-
-def worker_index(config: pytest.Config) -> int | None:
-    """Number of the xdist worker that this process is, None if it is none."""
-    worker: Mapping[str, Any] | None = getattr(config, "workerinput", None)
-    return int(str(worker["workerid"]).removeprefix("gw")) if worker else None
-
-
-def share_threads(config: pytest.Config) -> None:
-    """Under xdist, leave the other workers their share of the cores."""
-    worker: Mapping[str, Any] | None = getattr(config, "workerinput", None)
-    if worker is None:
-        return
-    import torch
-
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(worker["workercount"])))
-
-
-# ------------------------------------------------------------------------- progress
-
-
-def _watch(config: pytest.Config, label: str) -> AbstractContextManager[ScorerProgress]:
-    reporter = config.pluginmanager.getplugin("terminalreporter")
-    if (
-        reporter is None
-        or worker_index(config) is not None
-        or config.option.verbose < 0
-    ):
-        return _silent()
-    return _on_terminal(config, reporter, label)
-
-
-@contextmanager
-def _silent() -> Iterator[ScorerProgress]:
-    yield lambda done, total, mean_nll: None
-
-
-@contextmanager
-def _on_terminal(
-    config: pytest.Config, reporter: Any, label: str
-) -> Iterator[ScorerProgress]:
-    """Progress with output capturing suspended, so that it is seen while it runs."""
-    capture = config.pluginmanager.getplugin("capturemanager")
-    suspended = (
-        capture.global_and_fixture_disabled() if capture is not None else _nothing()
-    )
-    with suspended:
-        reporter.ensure_newline()
-        if reporter.isatty:
-            with watch_live(label) as progress:
-                yield progress
-        else:
-            with watch_lines(label, reporter.write_line) as progress:
-                yield progress
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

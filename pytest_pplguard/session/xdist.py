@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -40,6 +41,22 @@ def scopes(nodeids: Iterable[str]) -> dict[str, str]:
         nodeid: root(f"{match['file']}::{match['checkpoint']}")
         for nodeid, match in gates.items()
     }
+
+
+def worker_index(config: pytest.Config) -> int | None:
+    """Number of the xdist worker that this process is, None if it is none."""
+    worker: Mapping[str, Any] | None = getattr(config, "workerinput", None)
+    return int(str(worker["workerid"]).removeprefix("gw")) if worker else None
+
+
+def share_threads(config: pytest.Config) -> None:
+    """Under xdist, leave the other workers their share of the cores."""
+    worker: Mapping[str, Any] | None = getattr(config, "workerinput", None)
+    if worker is None:
+        return
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(worker["workercount"])))
 
 
 def make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -1,0 +1,49 @@
+"""Progress of loading and scoring during a pytest run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import pytest
+
+from ..report import watch_lines, watch_live
+from ..report.progress import ScorerProgress
+from .xdist import worker_index
+
+
+def watch(config: pytest.Config, label: str) -> AbstractContextManager[ScorerProgress]:
+    """Progress as the run's output allows it; none in a worker and under ``-q``."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if (
+        reporter is None
+        or worker_index(config) is not None
+        or config.option.verbose < 0
+    ):
+        return _silent()
+    return _on_terminal(config, reporter, label)
+
+
+@contextmanager
+def _silent() -> Iterator[ScorerProgress]:
+    yield lambda done, total, mean_nll: None
+
+
+@contextmanager
+def _on_terminal(
+    config: pytest.Config, reporter: Any, label: str
+) -> Iterator[ScorerProgress]:
+    """Progress with output capturing suspended, so that it is seen while it runs."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    suspended = (
+        capture.global_and_fixture_disabled() if capture is not None else nullcontext()
+    )
+    with suspended:
+        reporter.ensure_newline()
+        if reporter.isatty:
+            with watch_live(label) as progress:
+                yield progress
+        else:
+            with watch_lines(label, reporter.write_line) as progress:
+                yield progress
