@@ -1,0 +1,1 @@
+"""Measurements of the numbers that this project promises."""
