@@ -54,9 +54,11 @@ def directory(checkpoint: Loaded, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
-def run_gate(pytester: pytest.Pytester, path: Path) -> pytest.RunResult:
+def run_gate(
+    pytester: pytest.Pytester, path: Path, *, node: str = ""
+) -> pytest.RunResult:
     return pytester.runpytest_subprocess(
-        str(ROOT / "baselines" / "smollm2-135m.yaml"),
+        f"{ROOT / 'baselines' / 'smollm2-135m.yaml'}{node}",
         f"--ppl-model=smollm2-135m/instruct-q4_1={path}",
         f"--ppl-corpus=wikitext2={official_wikitext2()}",
         "--ppl-device=cpu",
@@ -69,6 +71,13 @@ def test_the_gate_is_green_for_the_gguf_file(
     result = run_gate(pytester, gguf)
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["3 within tolerance"])
+
+
+def test_the_gate_is_green_for_a_directory_made_of_it(
+    pytester: pytest.Pytester, directory: Path, corpus: Corpus
+) -> None:
+    node = "::instruct-q4_1::wanda/wikitext2:512:first16"
+    run_gate(pytester, directory, node=node).assert_outcomes(passed=1)
 
 
 def test_a_directory_made_of_it_reads_the_same(
