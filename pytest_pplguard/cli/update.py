@@ -10,6 +10,7 @@ from ..baselines import read_baseline, record, split_name
 from ..checkpoints import Located, measure_sparsity
 from ..errors import CheckpointError, UsageError
 from ..options import Options
+from ..protocols import PROTOCOLS
 from ..report import changes_table
 from ..values import CheckpointEntry, Key, Recording
 from .measure import Checkpoint, Wanted, say
@@ -88,11 +89,14 @@ def _entry(
 
 
 def _known_keys(entry: CheckpointEntry | None) -> list[Key]:
+    """What the entry gates or records, and this version can measure."""
     if entry is None:
         return []
-    return [
-        Key.parse(key) for key in dict.fromkeys([*entry.gates.metrics, *entry.recorded])
-    ]
+    everything = dict.fromkeys([*entry.gates.metrics, *entry.recorded])
+    keys = [Key.parse(key) for key in everything]
+    if later := [key for key in keys if key.method not in PROTOCOLS]:
+        say(f"left alone, this version cannot measure it: {_listed(later)}")
+    return [key for key in keys if key.method in PROTOCOLS]
 
 
 def _sparsity(located: Located) -> float | None:

@@ -148,10 +148,6 @@ class Store:
             self._corpora[name] = self._open_corpus(name)
         return self._corpora[name]
 
-    def is_measured(self, name: str, key: Key) -> bool:
-        """Whether asking for this measurement again would cost nothing."""
-        return (name, key) in self._measured or (name, key) in self._failed
-
     def evict(self) -> None:
         """Give the resident checkpoint's memory back."""
         if self._resident is None:

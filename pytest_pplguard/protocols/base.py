@@ -32,13 +32,12 @@ class Tokenizer(Interface):
 class Protocol(abc.ABC):
     """A method of measuring perplexity.
 
-    ``metrics`` are what it yields, the one that people quote first. ``unit_of_first``
-    is what ``:firstN`` of a key counts.
+    ``metrics`` are what it yields, the one that people quote first. ``default_text`` is
+    what stands behind the method in the key of its usual text.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
-    unit_of_first: ClassVar[str]
     default_text: ClassVar[str]
 
     @abc.abstractmethod

@@ -23,7 +23,6 @@ class LmEval(Protocol):
 
     name = "lm-eval"
     metrics = ("word_perplexity", "byte_perplexity", "bits_per_byte")
-    unit_of_first = "pages"
     default_text = "wikitext"
 
     def corpus(self, key: Key) -> str:

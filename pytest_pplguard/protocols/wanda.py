@@ -21,7 +21,6 @@ class Wanda(Protocol):
 
     name = "wanda"
     metrics = ("token_perplexity",)
-    unit_of_first = "windows"
     default_text = "wikitext2"
 
     def corpus(self, key: Key) -> str:

@@ -150,6 +150,28 @@ def test_a_pruned_checkpoint_gets_a_sparsity_gate(tmp_path: Path, text: Path) ->
     assert gates.sparsity.fraction == 0.5
 
 
+def test_update_leaves_keys_of_later_versions_alone(tmp_path: Path, text: Path) -> None:
+    folder = tmp_path / "baselines"
+    folder.mkdir()
+    (folder / "x.yaml").write_text(
+        "schema: 1\nmodel: x\ncheckpoints:\n  d:\n    gates:\n"
+        "      kl/mine:32: {kl_divergence: {max: 0.1}}\n"
+        "      wanda/mine:32:first1: {token_perplexity: {}}\n"
+    )
+    done = pplguard(
+        "update", "demo/dense", "--checkpoint", "x/d", "--corpus", "mine=mine.txt",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[:2] == [
+        "pplguard: left alone, this version cannot measure it: kl/mine:32",
+        "pplguard: measuring what x/d gates or records: wanda/mine:32:first1",
+    ]
+    entry = read_baseline(folder / "x.yaml").checkpoints["d"]
+    assert list(entry.recorded) == ["wanda/mine:32:first1"]
+    assert list(entry.gates.metrics) == ["kl/mine:32", "wanda/mine:32:first1"]
+
+
 def test_demo_then_the_line_that_it_prints(tmp_path: Path) -> None:
     done = pplguard("demo", "try it", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
