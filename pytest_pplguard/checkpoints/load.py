@@ -23,7 +23,8 @@ from .files import (
     weight_files,
 )
 from .locate import Located
-from .sparsity import import_gguf
+from .gguf import gguf_fields, import_gguf
+from .gguf_tokenizer import set_pre_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,11 +110,12 @@ def load(
     with _quiet(gguf=located.gguf is not None) as log:
         tokenizer = _tokenizer(located, options)
         model, info = _model(located, settings, device, dtype, log)
+    notice = _set_gguf_rule(located, tokenizer)
     _check_keys(located.spec, type(model).__name__, info, allow_keys)
     _check_vocabulary(located, model, tokenizer)
     model.eval()
     model.requires_grad_(False)
-    return Loaded.of(model, tokenizer)
+    return Loaded.of(model, tokenizer, (notice,) if notice else ())
 
 
 def _options(located: Located, *, trust_remote_code: bool) -> dict[str, Any]:
@@ -220,6 +222,17 @@ def _tokenizer(located: Located, options: Mapping[str, Any]) -> PreTrainedTokeni
             f"{located.spec}: its tokenizer could not be loaded: {_first_line(error)}"
         ) from error
     return tokenizer
+
+
+def _set_gguf_rule(located: Located, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    if located.gguf is None:
+        return None
+    fields = gguf_fields(located, "tokenizer.ggml.model", "tokenizer.ggml.pre")
+    return set_pre_tokenizer(
+        tokenizer,
+        kind=fields.get("tokenizer.ggml.model"),
+        rule=fields.get("tokenizer.ggml.pre"),
+    )
 
 
 def _model(

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from ..errors import CheckpointError
 from .files import TensorInfo, read_config, section, tensor_index
+from .gguf import import_gguf, open_gguf
 from .locate import Located
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _gguf_counts(located: Located) -> Iterator[tuple[int, int]]:
     sparsity counted here is that of the model as llama.cpp would run it.
     """
     gguf = import_gguf()
-    for tensor in _gguf_tensors(gguf, located):
+    for tensor in open_gguf(located).tensors:
         rest = _rest(tensor.name, None)
         if rest is None or not _is_linear(rest, len(tensor.shape)):
             continue
@@ -185,31 +186,3 @@ def _gguf_counts(located: Located) -> Iterator[tuple[int, int]]:
         )
         total = int(tensor.n_elements)
         yield total - nonzero, total
-
-
-def import_gguf() -> Any:
-    """The optional package ``gguf``.
-
-    Raises:
-        CheckpointError: it is not installed; the message says how to.
-    """
-    try:
-        import gguf
-        import gguf.quants
-    except ImportError as error:
-        raise CheckpointError(
-            "reading GGUF files needs the package gguf: "
-            "pip install 'pytest-pplguard[gguf]'"
-        ) from error
-    return gguf
-
-
-def _gguf_tensors(gguf: Any, located: Located) -> list[Any]:
-    path = located.folder / str(located.gguf)
-    try:
-        return list(gguf.GGUFReader(path).tensors)
-    # Whatever a broken file makes the reader do, it is the file that is broken.
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise CheckpointError(
-            f"{located.spec} is truncated or no valid GGUF file: {error}"
-        ) from error

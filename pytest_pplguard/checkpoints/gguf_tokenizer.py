@@ -1,0 +1,52 @@
+"""Gives a GGUF file's tokenizer the pre-tokenizer that the file names.
+
+A byte-level BPE splits a text into words before it merges bytes. How, a GGUF file only
+names (``tokenizer.ggml.pre``); llama.cpp holds the rules by that name, in
+``llama-vocab.cpp``. transformers (4.56 to 5.23) never reads the name and gives every
+such tokenizer of a Llama GPT-2's rule.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SINGLE_DIGITS = frozenset(
+    ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+)
+"""Names that stand for: each digit by itself (``\\p{N}``), then GPT-2's rule."""
+_RIGHT_ALREADY = frozenset(("default", "gpt-2", "llama-bpe", "qwen2"))
+"""Names whose rule transformers builds by itself."""
+
+
+def set_pre_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, *, kind: str | None, rule: str | None
+) -> str | None:
+    """Set the rule called ``rule`` in place; a line for the user if it is not known.
+
+    Args:
+        tokenizer: as transformers made it from the file.
+        kind: the file's ``tokenizer.ggml.model``; ``gpt2`` is byte-level BPE, the only
+            kind that has such a rule.
+        rule: the file's ``tokenizer.ggml.pre``.
+    """
+    if kind != "gpt2" or rule is None or rule in _RIGHT_ALREADY:
+        return None
+    if rule not in _SINGLE_DIGITS:
+        return (
+            f"the GGUF file splits words by the rule {rule!r}, which transformers does "
+            "not read: tokens may differ from the original tokenizer's; a Hugging Face "
+            "folder of the model has no such doubt"
+        )
+    from tokenizers import pre_tokenizers
+
+    backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    return None
