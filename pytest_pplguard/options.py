@@ -12,6 +12,7 @@ from .values import near_matches
 
 DEMO = "demo"
 DEMO_CHECKPOINTS = ("demo/dense", "demo/wanda-50")
+JOURNAL_OFF = "off"
 PUBLISHED_POLICIES = ("accept", "warn", "fail")
 
 
@@ -29,7 +30,8 @@ class Options(Struct, frozen=True):
     """Everything that the user set, checked, from command line and ini file.
 
     ``typed`` are the words of the command line that a further run needs to measure in
-    the same way; the ini file speaks for itself.
+    the same way; the ini file speaks for itself. ``journal`` is a folder,
+    :data:`JOURNAL_OFF`, or None for the usual folder.
     """
 
     models: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ class Options(Struct, frozen=True):
     trust_remote_code: bool = False
     update: Literal["no", "new", "all"] = "no"
     reports: tuple[str, ...] = ()
+    journal: str | None = None
     published: str = "accept"
     require: bool = False
     typed: tuple[str, ...] = ()

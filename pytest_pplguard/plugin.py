@@ -104,6 +104,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Write all verdicts to this .json file (repeatable)",
     )
     group.addoption(
+        "--ppl-journal",
+        metavar="DIR",
+        help="Keep finished windows here until the run is over, so that one that is "
+        "killed goes on; off keeps none (ini: ppl_journal, default: the user's cache)",
+    )
+    group.addoption(
         "--ppl-allow-pickle",
         action="store_true",
         help="Load weights from pickle files, which can run code",
@@ -125,6 +131,7 @@ _INI: dict[str, tuple[Any, Any, str]] = {
     "ppl_dtype": ("string", "", "Twin of --ppl-dtype"),
     "ppl_batch_size": ("string", "", "Twin of --ppl-batch-size"),
     "ppl_attention": ("string", "", "Twin of --ppl-attention"),
+    "ppl_journal": ("string", "", "Twin of --ppl-journal"),
     "ppl_published": (
         "string",
         "accept",

@@ -15,9 +15,9 @@ import itertools
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -25,7 +25,20 @@ from .errors import DeviceError, InvalidLossError, MeasurementError
 from .values import Window, WindowScore
 
 Progress = Callable[[int, int, float], None]
-"""Called with windows done, windows in all, and the mean NLL per token so far."""
+"""Called with windows done, windows in all, and the mean NLL per token so far (0 before
+the first): once before anything is scored, then after every batch."""
+
+
+class Kept(Protocol):
+    """Windows that are scored already, and somebody who keeps those that will be."""
+
+    @property
+    def finished(self) -> Mapping[int, WindowScore]:
+        """Scores by the index of the window."""
+
+    def add(self, scores: Mapping[int, WindowScore]) -> None:
+        """Told of every batch as soon as it is scored."""
+
 
 _CHUNK_ELEMENTS = {"cpu": 2**22, "accelerator": 2**25}
 """Logits that exist at once: 16 MB in float32 on a CPU, 128 MB on an accelerator."""
@@ -44,7 +57,7 @@ class Scorer:
             ``input_ids`` [batch x tokens] returns an object with ``logits``
             [batch x tokens x vocabulary].
         batch_size: how many windows of equal length the model reads at once.
-        progress: told after every batch.
+        progress: told how far it is.
 
     ``notices`` collects what the user should know, such as a fall-back.
     """
@@ -64,8 +77,13 @@ class Scorer:
         self._body = _body(model) if self._head is not None else None
         self._proven = False
 
-    def __call__(self, windows: Sequence[Window]) -> list[WindowScore]:
+    def __call__(
+        self, windows: Sequence[Window], kept: Kept | None = None
+    ) -> list[WindowScore]:
         """Evidence of each window, in the order given.
+
+        Batches are cut from all windows, whatever is finished: each has the windows
+        that it would have had without an interruption, and so their very bits.
 
         Raises:
             InvalidLossError: a loss is NaN or infinite, or a window scores nothing.
@@ -75,28 +93,27 @@ class Scorer:
         for index, window in enumerate(windows):
             if not window.targets:
                 raise InvalidLossError(f"{_place(index, windows)} scores no token")
-        scores: list[WindowScore | None] = [None] * len(windows)
-        done, nll, scored = 0, 0.0, 0
+        scores = {} if kept is None else dict(kept.finished)
+        tell = _Tally(len(windows), self._progress)
+        tell(scores)
         with (
             torch.no_grad(),
             _evaluating(self._model),
             _compact_heap(_device(self._model)),
         ):
             for batch in _batches(windows, self._batch_size):
-                for index, value in zip(
-                    batch, self._score(batch, windows), strict=True
-                ):
-                    window = windows[index]
-                    if not math.isfinite(value):
-                        raise InvalidLossError(
-                            f"the loss of {_place(index, windows)} is {value}"
-                        )
-                    count = len(window.targets)
-                    scores[index] = WindowScore(value, count, window.page)
-                    done, nll, scored = done + 1, nll + value, scored + count
-                if self._progress is not None:
-                    self._progress(done, len(windows), nll / scored)
-        return [score for score in scores if score is not None]
+                if scores.keys() >= set(batch):
+                    continue
+                values = self._score(batch, windows)
+                new = {
+                    index: _window_score(value, index, windows)
+                    for index, value in zip(batch, values, strict=True)
+                }
+                scores |= new
+                if kept is not None:
+                    kept.add(new)
+                tell(new)
+        return [scores[index] for index in range(len(windows))]
 
     def _score(self, batch: Sequence[int], windows: Sequence[Window]) -> list[float]:
         chosen = [windows[index] for index in batch]
@@ -198,6 +215,31 @@ class Scorer:
             f"full logits are computed for this model: {why} (slower, more memory, "
             "same numbers)"
         )
+
+
+class _Tally:
+    """Sums up for whoever watches."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total = total
+        self._progress = progress
+        self._done, self._nll, self._scored = 0, 0.0, 0
+
+    def __call__(self, scores: Mapping[int, WindowScore]) -> None:
+        """Tell of more windows."""
+        self._done += len(scores)
+        self._nll += math.fsum(score.nll_sum for score in scores.values())
+        self._scored += sum(score.scored for score in scores.values())
+        if self._progress is not None:
+            mean = self._nll / self._scored if self._scored else 0.0
+            self._progress(self._done, self._total, mean)
+
+
+def _window_score(nll_sum: float, index: int, windows: Sequence[Window]) -> WindowScore:
+    if not math.isfinite(nll_sum):
+        raise InvalidLossError(f"the loss of {_place(index, windows)} is {nll_sum}")
+    window = windows[index]
+    return WindowScore(nll_sum, len(window.targets), window.page)
 
 
 def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

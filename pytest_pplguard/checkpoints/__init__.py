@@ -17,7 +17,7 @@ from .files import TensorInfo, digest, read_config, saved_dtype, tensor_index
 from .load import Loaded, load
 from .locate import Located, locate
 from .sparsity import Sparsity, measure_sparsity
-from .state import state_digest
+from .state import model_digest, state_digest
 
 __all__ = [
     "DeviceChoice",
@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "locate",
     "measure_sparsity",
+    "model_digest",
     "probe",
     "read_config",
     "saved_dtype",

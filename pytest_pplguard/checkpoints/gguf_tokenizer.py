@@ -42,7 +42,7 @@ def set_pre_tokenizer(
         )
     from tokenizers import pre_tokenizers
 
-    backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend: Any = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import CheckpointError, DeviceError
 from .files import (
@@ -22,9 +23,9 @@ from .files import (
     tensor_index,
     weight_files,
 )
-from .locate import Located
 from .gguf import gguf_fields, import_gguf
 from .gguf_tokenizer import set_pre_tokenizer
+from .locate import Located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +39,8 @@ class Loaded(Struct, frozen=True, eq=False, weakref=True):
     """A model that is ready to be measured, with its tokenizer.
 
     ``device``, ``dtype`` and ``attention`` are what the model really has, ``notices``
-    lines for the user.
+    lines for the user. ``from_files`` says that :func:`load` made it, so that nothing
+    but its files and config decides what it computes.
     """
 
     model: PreTrainedModel
@@ -47,6 +49,7 @@ class Loaded(Struct, frozen=True, eq=False, weakref=True):
     dtype: str
     attention: str
     notices: tuple[str, ...] = ()
+    from_files: bool = False
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, notices: tuple[str, ...] = ()) -> Loaded:
@@ -115,7 +118,8 @@ def load(
     _check_vocabulary(located, model, tokenizer)
     model.eval()
     model.requires_grad_(False)
-    return Loaded.of(model, tokenizer, (notice,) if notice else ())
+    loaded = Loaded.of(model, tokenizer, (notice,) if notice else ())
+    return replace(loaded, from_files=True)
 
 
 def _options(located: Located, *, trust_remote_code: bool) -> dict[str, Any]:

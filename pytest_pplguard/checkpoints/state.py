@@ -1,14 +1,21 @@
-"""Digests a live model, so that a change in place is noticed."""
+"""Digests a live model: which one it is, and whether it was changed in place."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+_IDLE = ("_name_or_path", "transformers_version")
+"""Fields of a config that decide nothing."""
 
 _CHUNK = 1 << 22
 """Elements mixed at once on a device: temporary memory is some hundred MB at most."""
@@ -16,6 +23,30 @@ _TWO_64 = 1 << 64
 # The constants of SplitMix64, in two's complement as torch's int64 wants them.
 _GAMMA = 0x9E3779B97F4A7C15 - _TWO_64
 _MIX = ((30, 0xBF58476D1CE4E5B9 - _TWO_64), (27, 0x94D049BB133111EB - _TWO_64))
+
+
+def model_digest(model: PreTrainedModel) -> str:
+    """A digest of all that decides what a model computes, comparable between processes.
+
+    Covers the state, the config, and the source of model classes that neither torch nor
+    transformers define; their versions are not covered.
+    """
+    config = model.config.to_dict()
+    for name in _IDLE:
+        config.pop(name, None)
+    lines = (
+        state_digest(model),
+        json.dumps(config, sort_keys=True, default=str),
+        *_sources(model),
+    )
+    return f"sha256:{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"
+
+
+def _sources(model: nn.Module) -> Iterator[str]:
+    modules = {type(module).__module__ for module in model.modules()}
+    for name in sorted(modules):
+        if name.partition(".")[0] not in ("torch", "transformers"):
+            yield f"{name} {inspect.getsource(sys.modules[name])}"
 
 
 def state_digest(model: nn.Module) -> str:
@@ -26,7 +57,7 @@ def state_digest(model: nn.Module) -> str:
     and ties, the modules' names, types, training flags and numbers of hooks, a
     ``forward`` replaced on an instance, and the attention implementation.
 
-    Digests are comparable within one process and device.
+    Digests are comparable between devices of one type and versions of torch.
     """
     total = hashlib.sha256()
     for line in chain(_structure(model), _tensors(model)):
@@ -59,7 +90,7 @@ def _tensors(model: nn.Module) -> Iterator[str]:
             continue
         seen[id(tensor)] = name
         shape = tuple(tensor.shape)
-        yield f"{name} {tensor.dtype} {shape} {tensor.device} {_bits(tensor)}"
+        yield f"{name} {tensor.dtype} {shape} {tensor.device.type} {_bits(tensor)}"
 
 
 def _bits(tensor: Tensor) -> str:

@@ -71,6 +71,15 @@ Attention = Annotated[
     str | None,
     typer.Option(metavar="KERNEL", help="Attention implementation of transformers"),
 ]
+JournalFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--journal",
+        metavar="DIR",
+        help="Where finished windows are kept until the command is done, so that one "
+        "that is killed goes on; off keeps none (default: the user's cache)",
+    ),
+]
 AllowPickle = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Load pickle files, which can run code"),
@@ -107,6 +116,7 @@ def measure(
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
+    journal: JournalFolder = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
     json: Annotated[
@@ -115,15 +125,14 @@ def measure(
     ] = None,
 ) -> None:
     """Measure a checkpoint; no baseline is read or written."""
-    from .measure import Wanted, measure_model, print_measurements
+    from .measure import Wanted, measure_model
 
     wanted = Wanted.parse(method, window=window, limit=limit, corpora=corpus)
     options = _options(
-        wanted.files, device, dtype, batch_size, attention, allow_pickle,
+        wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
         trust_remote_code,
     )  # fmt: skip
-    measurements = measure_model(model, wanted, options)
-    print_measurements(model, measurements, json_path=json)
+    measure_model(model, wanted, options, json_path=json)
 
 
 @app.command()
@@ -146,6 +155,7 @@ def update(
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
+    journal: JournalFolder = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -159,7 +169,7 @@ def update(
 
     wanted = Wanted.parse(method, window=window, limit=limit, corpora=corpus)
     options = _options(
-        wanted.files, device, dtype, batch_size, attention, allow_pickle,
+        wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
         trust_remote_code,
     )  # fmt: skip
     update_checkpoint(
@@ -187,6 +197,7 @@ def _options(
     dtype: str,
     batch_size: str,
     attention: str | None,
+    journal: str | None,
     allow_pickle: bool,
     trust_remote_code: bool,
 ) -> Options:
@@ -196,6 +207,7 @@ def _options(
         dtype=dtype,
         batch_size=parse_batch_size(batch_size, option="--batch-size"),
         attention=attention,
+        journal=journal,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )

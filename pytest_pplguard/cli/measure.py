@@ -12,7 +12,14 @@ from msgspec import Struct
 from ..checkpoints import Loaded
 from ..corpora import open_corpus
 from ..errors import UsageError
-from ..measure import Store, load_target, locate_target, max_positions
+from ..journal import discard
+from ..measure import (
+    Store,
+    journals_of,
+    load_target,
+    locate_target,
+    max_positions,
+)
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, check_key, get_protocol
 from ..report import measurements_document, number, watch_lines, watch_live
@@ -106,6 +113,7 @@ class Checkpoint:
             open_corpus=lambda corpus: open_corpus(corpus, options.corpora),
             watch=_watch,
             batch_size=options.batch_size,
+            journals=journals_of(options),
         )
 
     def default_window(self) -> int:
@@ -126,14 +134,23 @@ class Checkpoint:
         say(*measured.notices)
         return measured
 
+    def discard_journals(self) -> None:
+        """The measurements have reached the user: a further run measures anew."""
+        for journal in self._store.take_complete_journals():
+            discard(journal)
 
-def measure_model(spec: str, wanted: Wanted, options: Options) -> list[Measurement]:
-    """Measure everything that is wanted of one checkpoint."""
+
+def measure_model(
+    spec: str, wanted: Wanted, options: Options, *, json_path: str | None
+) -> None:
+    """Measure everything that is wanted of one checkpoint, and print it."""
     if wanted.window is not None:
         wanted.keys(wanted.window)  # a wrong key is refused before loading
     checkpoint = Checkpoint(spec, options)
     window = wanted.window or checkpoint.default_window()
-    return [checkpoint.measure(key) for key in wanted.keys(window)]
+    measurements = [checkpoint.measure(key) for key in wanted.keys(window)]
+    print_measurements(spec, measurements, json_path=json_path)
+    checkpoint.discard_journals()
 
 
 def print_measurements(

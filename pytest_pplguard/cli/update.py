@@ -59,6 +59,7 @@ def update_checkpoint(
         for key in keys
     ]
     changes = record(recordings, today=datetime.date.today())
+    model.discard_journals()
     for line in changes_table(changes):
         print(line)
     for gate in dict.fromkeys(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ..checkpoints import (
     Loaded,
@@ -14,7 +15,17 @@ from ..checkpoints import (
     probe,
     saved_dtype,
 )
-from ..options import Options, Target
+from ..journal import Journals, default_folder
+from ..options import JOURNAL_OFF, Options, Target
+
+
+def journals_of(options: Options) -> Journals | None:
+    """Where finished windows are kept; None where the user wants none kept."""
+    if options.journal == JOURNAL_OFF:
+        return None
+    return Journals(
+        default_folder() if options.journal is None else Path(options.journal)
+    )
 
 
 def locate_target(target: Target, options: Options) -> Located:

@@ -11,12 +11,15 @@ import torch
 from ..checkpoints import Loaded
 from ..corpora import Corpus
 from ..errors import CorpusError, MeasurementError
+from ..journal import Journal
 from ..protocols import PROTOCOLS, Protocol, check_key, windows_digest
 from ..scoring import Progress, Scorer
-from ..values import Key, Measurement, Window, WindowScore
-from .environment import environment
+from ..values import Key, Measurement, Scalar, Window, WindowScore
+from .environment import environment, kernels
 
 OpenCorpus = Callable[[str], Corpus]
+OpenJournal = Callable[[str, dict[str, Scalar], Sequence[Window]], Journal]
+"""Gets the windows' digest, what else decides their losses, and the windows."""
 
 
 def measure_loaded(
@@ -26,6 +29,7 @@ def measure_loaded(
     *,
     batch_size: int = 1,
     progress: Progress | None = None,
+    open_journal: OpenJournal | None = None,
 ) -> Measurement:
     """Measure a loaded checkpoint by ``key``.
 
@@ -35,6 +39,7 @@ def measure_loaded(
         open_corpus: gives the text of a name.
         batch_size: windows of equal length that the model reads at once.
         progress: told how many windows are done.
+        open_journal: gives the journal that keeps finished windows; None: none does.
 
     Raises:
         UsageError: the key's method is unknown or cannot do what the key says.
@@ -48,8 +53,14 @@ def measure_loaded(
     corpus = open_corpus(protocol.corpus(key))
     _check_positions(loaded.model, key)
     started = time.perf_counter()
-    scorer = Scorer(loaded.model, batch_size=batch_size, progress=progress)
-    run = _Run(protocol, key, loaded, scorer)
+    run = _Run(
+        protocol,
+        key,
+        loaded,
+        Scorer(loaded.model, batch_size=batch_size, progress=progress),
+        environment=environment(loaded, key, batch_size=batch_size),
+        open_journal=open_journal,
+    )
     metrics, units = (
         run.wanda(corpus) if protocol.name == "wanda" else run.lm_eval(corpus)
     )
@@ -58,14 +69,14 @@ def measure_loaded(
         metrics=metrics,
         units=units,
         windows=len(run.windows),
-        windows_digest=windows_digest(run.windows),
+        windows_digest=run.windows_digest,
         corpus_digest=corpus.digest,
         protocol=protocol.properties(loaded.tokenizer, key)
         | {"official text": corpus.official},
         evidence=tuple(run.scores),
-        environment=environment(loaded, key, batch_size=batch_size),
+        environment=run.environment,
         seconds=time.perf_counter() - started,
-        notices=tuple(scorer.notices),
+        notices=tuple(run.notices),
     )
 
 
@@ -73,10 +84,21 @@ class _Run:
     """One measurement on its way: the windows that were cut, and their scores."""
 
     def __init__(
-        self, protocol: Protocol, key: Key, loaded: Loaded, scorer: Scorer
+        self,
+        protocol: Protocol,
+        key: Key,
+        loaded: Loaded,
+        scorer: Scorer,
+        *,
+        environment: dict[str, Scalar],
+        open_journal: OpenJournal | None,
     ) -> None:
+        self.environment = environment
         self.windows: list[Window] = []
+        self.windows_digest = ""
         self.scores: list[WindowScore] = []
+        self.notices: list[str] = []
+        self._open_journal = open_journal
         self._protocol = protocol
         self._key = key
         self._loaded = loaded
@@ -103,8 +125,18 @@ class _Run:
 
     def _score(self, texts: Sequence[str]) -> None:
         self.windows = self._protocol.windows(texts, self._loaded.tokenizer, self._key)
+        self.windows_digest = windows_digest(self.windows)
         _check_ids(self._loaded.model, self.windows)
-        self.scores = self._scorer(self.windows)
+        if self._open_journal is None:
+            self.scores = self._scorer(self.windows)
+        else:
+            deciding = self.environment | kernels(self._loaded)
+            with self._open_journal(
+                self.windows_digest, deciding, self.windows
+            ) as journal:
+                self.scores = self._scorer(self.windows, journal)
+            self.notices += journal.notices
+        self.notices += self._scorer.notices
 
 
 def _first(corpus: Corpus, key: Key) -> tuple[str, ...]:

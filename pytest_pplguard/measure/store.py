@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
-from ..checkpoints import Loaded, state_digest
+from ..checkpoints import Loaded, model_digest, state_digest
 from ..corpora import Corpus
 from ..errors import PplguardError
+from ..journal import Identity, Journal, Journals
 from ..options import Target
 from ..protocols import check_key, get_protocol
 from ..scoring import Progress
-from ..values import Key, Measurement
-from .run import measure_loaded
+from ..values import Key, Measurement, Scalar, Window
+from .run import OpenJournal, measure_loaded
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
 """Shows progress: gets a label, gives what the scorer calls."""
@@ -32,6 +34,7 @@ class Store:
         open_corpus: gives the text of a name.
         watch: shows loading and scoring to whoever waits.
         batch_size: windows of equal length that the model reads at once.
+        journals: keep the finished windows of checkpoints; None: nothing does.
     """
 
     def __init__(
@@ -42,14 +45,17 @@ class Store:
         open_corpus: Callable[[str], Corpus],
         watch: Watch,
         batch_size: int = 1,
+        journals: Journals | None = None,
     ) -> None:
         self._targets = targets
         self._load = load
         self._open_corpus = open_corpus
         self._watch = watch
         self._batch_size = batch_size
+        self._journals = journals
         self._resident: tuple[str, Loaded] | None = None
         self._digest: str | None = None
+        self._model_digest: str | None = None
         self._corpora: dict[str, Corpus] = {}
         self._measured: dict[tuple[str, Key], Measurement] = {}
         self._failed: dict[tuple[str, Key | None], PplguardError] = {}
@@ -124,14 +130,52 @@ class Store:
             # A text that is not there should not cost the loading of a model.
             self.corpus(get_protocol(key.method).corpus(key))
             loaded = self.loaded(name)
-            measured = self.measure(loaded, key, label=f"{name} {key}")
+            label = f"{name} {key}"
+            journal = self._journal_of(loaded, key, label)
+            measured = self.measure(loaded, key, label=label, open_journal=journal)
         except PplguardError as error:
             self._failed[name, key] = _untraced(error)
             raise
         self._measured[name, key] = measured
         return measured
 
-    def measure(self, loaded: Loaded, key: Key, *, label: str) -> Measurement:
+    def _journal_of(self, loaded: Loaded, key: Key, label: str) -> OpenJournal | None:
+        """Opens the journal of the resident checkpoint.
+
+        None for a model that a hook has brought: what its code does besides is not
+        known, so losses of two runs may not belong together.
+        """
+        if self._journals is None or not loaded.from_files:
+            return None
+        if self._model_digest is None:
+            self._model_digest = model_digest(loaded.model)
+        model, journals = self._model_digest, self._journals
+
+        def open_journal(
+            windows_digest: str,
+            environment: dict[str, Scalar],
+            windows: Sequence[Window],
+        ) -> Journal:
+            identity = Identity(model, str(key), windows_digest, environment)
+            return journals.open(identity, windows, label=label)
+
+        return open_journal
+
+    def take_complete_journals(self) -> list[Path]:
+        """Journals whose measurements are complete, each given once.
+
+        They may go as soon as nothing that was measured can be lost any more.
+        """
+        return [] if self._journals is None else self._journals.take_complete()
+
+    def measure(
+        self,
+        loaded: Loaded,
+        key: Key,
+        *,
+        label: str,
+        open_journal: OpenJournal | None = None,
+    ) -> Measurement:
         """Measure any loaded model; nothing is remembered."""
         with self._watch(label) as progress:
             return measure_loaded(
@@ -140,6 +184,7 @@ class Store:
                 self.corpus,
                 batch_size=self._batch_size,
                 progress=progress,
+                open_journal=open_journal,
             )
 
     def corpus(self, name: str) -> Corpus:
@@ -153,7 +198,7 @@ class Store:
         if self._resident is None:
             return
         device = self._resident[1].device
-        self._resident = self._digest = None
+        self._resident = self._digest = self._model_digest = None
         if not device.startswith("cpu"):
             import torch
 

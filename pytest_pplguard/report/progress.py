@@ -35,9 +35,8 @@ def watch_live(label: str, *, stderr: bool = False) -> Iterator[ScorerProgress]:
         task = bars.add_task(label, total=None, perplexity="")
 
         def progress(done: int, total: int, mean_nll: float) -> None:
-            bars.update(
-                task, completed=done, total=total, perplexity=_perplexity(mean_nll)
-            )
+            shown = _perplexity(mean_nll) if done else ""
+            bars.update(task, completed=done, total=total, perplexity=shown)
 
         yield progress
 
@@ -52,15 +51,16 @@ def watch_lines(
 ) -> Iterator[ScorerProgress]:
     """A line every ``interval`` seconds, and one at the end of a measurement."""
     started = last = clock()
-    windows = 0
+    windows, before = 0, 0
 
     def progress(done: int, total: int, mean_nll: float) -> None:
-        nonlocal last, windows
-        windows = total
+        nonlocal last, windows, before
+        if not windows:  # the first call: what an interrupted run has left
+            windows, before = total, done
         now = clock()
-        if done < total and now - last >= interval:
+        if before < done < total and now - last >= interval:
             last = now
-            left = (now - started) / done * (total - done)
+            left = (now - started) / (done - before) * (total - done)
             write(
                 f"pplguard: {label}: {done} of {total} windows, "
                 f"{_perplexity(mean_nll)}, about {left:.0f} s left"

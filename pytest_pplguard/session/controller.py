@@ -11,12 +11,14 @@ import datetime
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ..baselines import Change, record
 from ..errors import PplguardError
+from ..journal import discard
 from ..options import Options, Target
 from ..report import (
     changes_table,
@@ -50,6 +52,7 @@ class Controller:
         self._verdicts: dict[str, list[Verdict]] = {}
         self._recordings: dict[tuple[str, str, str], Recording] = {}
         self._notices: dict[str, None] = {}
+        self._journals: list[Path] = []
         self._problems: list[str] = []
         self._changes: list[Change] = []
         self._deselected_by_workers = 0
@@ -113,6 +116,7 @@ class Controller:
         for recording in outbox.recordings:
             place = (recording.file, recording.checkpoint, recording.measurement.key)
             self._recordings[place] = recording
+        self._journals += map(Path, outbox.journals)
 
     def take_deselected(self, count: int) -> None:
         """Add what a worker deselected; all workers collect the same."""
@@ -125,7 +129,12 @@ class Controller:
         """
         if complete:
             self._unmeasured()
-        self._write()
+        written = self._write()
+        # An interrupted run goes on from its journals, and so does one whose
+        # measurements could not be written.
+        if complete and written:
+            for journal in self._journals:
+                discard(journal)
         return not self._problems
 
     def _unmeasured(self) -> None:
@@ -159,7 +168,9 @@ class Controller:
             or gates.weights not in (None, "any")
         )
 
-    def _write(self) -> None:
+    def _write(self) -> bool:
+        """Whether everything could be written."""
+        problems = len(self._problems)
         with self._collecting_problems():
             if self._recordings:
                 self._changes = record(
@@ -168,6 +179,7 @@ class Controller:
         for path in self._options.reports:
             with self._collecting_problems():
                 write_report(path, self.verdicts)
+        return len(self._problems) == problems
 
     @contextmanager
     def _collecting_problems(self) -> Iterator[None]:

@@ -312,6 +312,7 @@ class Guard:
             measured = self.store.measurement(name, key)
         except InvalidLossError as error:
             return error
+        self.outbox.journals += map(str, self.store.take_complete_journals())
         self._tell(*measured.notices)
         return measured
 

@@ -17,6 +17,7 @@ from ..corpora import Corpus, open_corpus
 from ..errors import DeviceError, UsageError
 from ..options import (
     DEMO_CHECKPOINTS,
+    JOURNAL_OFF,
     PUBLISHED_POLICIES,
     Known,
     Options,
@@ -72,7 +73,7 @@ def _make_guard(config: pytest.Config) -> Guard:
     targets = {target.name: target for target in _targets(config, options, files)}
 
     def make_store() -> Store:
-        from ..measure import Store
+        from ..measure import Store, journals_of
 
         return Store(
             targets,
@@ -80,6 +81,7 @@ def _make_guard(config: pytest.Config) -> Guard:
             open_corpus=lambda name: _open(name, options),
             watch=lambda label: watch(config, label),
             batch_size=options.batch_size,
+            journals=journals_of(options),
         )
 
     guard = Guard(options, targets, files, make_store)
@@ -131,6 +133,7 @@ def read_options(config: pytest.Config) -> Options:
         trust_remote_code=option.ppl_trust_remote_code,
         update="all" if option.ppl_update else "new" if option.ppl_update_new else "no",
         reports=reports,
+        journal=_journal(config),
         published=parse_choice(
             config.getini("ppl_published"), PUBLISHED_POLICIES, option="ppl_published"
         ),
@@ -176,6 +179,17 @@ def _corpora(config: pytest.Config) -> dict[str, str]:
             if not path.exists():
                 raise UsageError(f"{origin}: {name}: {path} does not exist")
     return {name: str(path) for name, path in (rooted | here).items()}
+
+
+def _journal(config: pytest.Config) -> str | None:
+    """An absolute folder, or what is no folder as it is."""
+    for value, base in (
+        (config.option.ppl_journal, config.invocation_params.dir),
+        (config.getini("ppl_journal"), config.rootpath),
+    ):
+        if value:
+            return value if value == JOURNAL_OFF else str(base / value)
+    return None
 
 
 def baselines_folder(config: pytest.Config) -> Path:

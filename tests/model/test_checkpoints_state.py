@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import linecache
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pytest_pplguard.checkpoints import state_digest
+from pytest_pplguard.checkpoints import load, locate, model_digest, state_digest
 from pytest_pplguard.checkpoints.state import device_hash
 
-from .tiny import build_model
+from .tiny import build_model, save_tiny
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -157,3 +165,65 @@ def test_device_hash_sees_every_bit(size: int, monkeypatch: pytest.MonkeyPatch) 
     assert len(seen) == 1 + 8 * size
     assert device_hash(data.clone()) in seen
     assert device_hash(torch.cat([data, data])[size:]) == device_hash(data)
+
+
+# ----------------------------------------------------------------- which model it is
+
+
+def digest_of(path: Path) -> str:
+    return model_digest(load(locate(str(path)), device="cpu", dtype="float32").model)
+
+
+def test_another_process_and_another_folder_give_the_same_digest(
+    tmp_path: Path,
+) -> None:
+    expected = digest_of(save_tiny(tmp_path / "one"))
+    again = save_tiny(tmp_path / "elsewhere")
+    code = (
+        "from pytest_pplguard.checkpoints import load, locate, model_digest\n"
+        f"located = locate({str(again)!r})\n"
+        "print(model_digest(load(located, device='cpu', dtype='float32').model))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.stdout.strip() == expected
+
+
+def test_weights_and_config_are_in_the_digest_and_names_are_not(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "model")
+    loaded = load(locate(str(path)), device="cpu", dtype="float32")
+    first = model_digest(loaded.model)
+    loaded.model.config._name_or_path = "elsewhere"
+    assert model_digest(loaded.model) == first
+    loaded.model.config.rms_norm_eps *= 2
+    second = model_digest(loaded.model)
+    one_element(loaded.model)
+    third = model_digest(loaded.model)
+    assert len({first, second, third}) == 3
+
+
+def test_the_source_of_a_models_own_code_is_in_the_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "own_code.py"
+    digests = set()
+    for factor in (1, 2):
+        source.write_text(
+            "from torch import nn\n\n\nclass Own(nn.Identity):\n"
+            f"    def forward(self, x):\n        return {factor} * x\n"
+        )
+        sys.modules.pop("own_code", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        own = importlib.import_module("own_code")
+        model = build_model("llama")
+        model.model.norm = own.Own()
+        digests.add(model_digest(model))
+    sys.modules.pop("own_code", None)
+    assert len(digests) == 2

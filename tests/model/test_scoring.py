@@ -118,7 +118,9 @@ def test_progress_counts_windows_and_carries_the_running_mean() -> None:
     model = build_model("llama", vocab=VOCAB)
     calls: list[tuple[int, int, float]] = []
     scores = Scorer(model, progress=lambda *call: calls.append(call))(windows(3))
-    assert [(done, total) for done, total, _ in calls] == [(1, 3), (2, 3), (3, 3)]
+    steps = [(done, total) for done, total, _ in calls]
+    assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert calls[0][2] == 0.0
     total = math.fsum(score.nll_sum for score in scores)
     assert calls[-1][2] == pytest.approx(total / sum(score.scored for score in scores))
 

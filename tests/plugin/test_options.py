@@ -279,6 +279,9 @@ def test_help(project: Project) -> None:
         "--ppl-attention=KERNEL Attention implementation of transformers: eager, "
         "sdpa, ... (ini: ppl_attention, default: the model's) "
         "--ppl-report=PATH Write all verdicts to this .json file (repeatable) "
+        "--ppl-journal=DIR Keep finished windows here until the run is over, so that "
+        "one that is killed goes on; off keeps none (ini: ppl_journal, default: the "
+        "user's cache) "
         "--ppl-allow-pickle Load weights from pickle files, which can run code "
         "--ppl-trust-remote-code Run Python code that a checkpoint brings along"
     )

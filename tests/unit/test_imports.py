@@ -18,7 +18,15 @@ PACKAGE = Path(pytest_pplguard.__file__).parent
 LEVELS = (
     ("errors",),
     ("values",),
-    ("corpora", "protocols", "gates", "baselines", "checkpoints", "options"),
+    (
+        "baselines",
+        "checkpoints",
+        "corpora",
+        "gates",
+        "journal",
+        "options",
+        "protocols",
+    ),
     ("scoring", "lm_eval_bridge"),
     ("measure",),
     ("report",),

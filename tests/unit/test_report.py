@@ -185,15 +185,27 @@ def test_a_report_that_could_not_be_written_is_refused(path: str, message: str) 
 
 
 def test_a_log_gets_a_line_every_interval_and_one_at_the_end() -> None:
-    now = iter([0.0, 10.0, 31.0, 40.0, 61.5, 70.0, 70.0])
+    now = iter([0.0, 0.0, 10.0, 31.0, 40.0, 61.5, 70.0, 70.0])
     lines: list[str] = []
     with watch_lines("m/x wanda", lines.append, clock=lambda: next(now)) as progress:
-        for done in range(1, 6):
+        for done in range(6):
             progress(done, 5, math.log(6.0))
     assert lines == [
         "pplguard: m/x wanda: 2 of 5 windows, 6 per token, about 46 s left",
         "pplguard: m/x wanda: 4 of 5 windows, 6 per token, about 15 s left",
         "pplguard: m/x wanda: 5 windows in 70.0 s",
+    ]
+
+
+def test_the_time_left_of_a_run_that_goes_on_counts_its_own_windows() -> None:
+    now = iter([0.0, 0.0, 31.0, 40.0, 40.0])
+    lines: list[str] = []
+    with watch_lines("m/x wanda", lines.append, clock=lambda: next(now)) as progress:
+        for done in (90, 91, 100):
+            progress(done, 100, math.log(6.0))
+    assert lines == [
+        "pplguard: m/x wanda: 91 of 100 windows, 6 per token, about 279 s left",
+        "pplguard: m/x wanda: 100 windows in 40.0 s",
     ]
 
 

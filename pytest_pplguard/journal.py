@@ -1,0 +1,350 @@
+"""Keeps a measurement's finished windows on disk until the run that needs them is over.
+
+A journal is a text file to which only whole lines are added, each the CRC-32 of a JSON
+document and the document: first what is measured (:class:`Identity`), then the windows
+of one batch after the other. A line that was cut or damaged is left out when the file
+is read. So a process may die at any instant, and a run that finds the journal of the
+same measurement goes on where the other was stopped.
+
+Runs that measure the same at the same time have a file each, held by a lock, and read
+each other's.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+
+import filelock
+import msgspec
+import platformdirs
+from msgspec import Struct
+
+from .values import Scalar, Window, WindowScore
+
+_FORMAT = 1
+_DAYS_KEPT = 30
+_SYNC_SECONDS = 1.0
+"""A power failure may take this much work; a killed process takes none."""
+
+
+class Identity(Struct, frozen=True):
+    """All that decides the losses of a measurement's windows, bit for bit.
+
+    ``model`` is a digest of the model in memory, ``environment`` holds versions,
+    device, dtype, kernels, threads and batch size.
+    """
+
+    model: str
+    key: str
+    windows_digest: str
+    environment: dict[str, Scalar]
+
+
+class _Head(Struct):
+    """First line of a journal; ``format`` alone is read of later formats."""
+
+    format: int
+    identity: msgspec.Raw = msgspec.Raw()
+
+
+class _Finished(Struct):
+    """Any other line: index, summed NLL (nats) and scored tokens of each window."""
+
+    windows: list[tuple[int, float, int]]
+
+
+def default_folder() -> Path:
+    """Where journals are if the user has not said: in the user's cache folder."""
+    return platformdirs.user_cache_path("pytest-pplguard") / "journal"
+
+
+class Journal:
+    """The journal of one measurement in this process; a context manager.
+
+    ``finished`` are the windows that earlier runs have scored, by index. ``notices``
+    are lines for the user. ``path`` is None where nothing can be written.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        finished: Mapping[int, WindowScore],
+        *,
+        lock: filelock.BaseFileLock | None = None,
+        notices: Iterable[str] = (),
+        complete: Callable[[Path], None] = lambda path: None,
+    ) -> None:
+        self.path = path
+        self.finished = finished
+        self.notices = list(notices)
+        self._complete = complete
+        self._lock = lock
+        self._file: int | None = None
+        self._synced = time.monotonic()
+
+    def add(self, scores: Mapping[int, WindowScore]) -> None:
+        """Keep the windows of one batch; a disk that is full costs only the keeping."""
+        if self.path is None:
+            return
+        windows = [(index, s.nll_sum, s.scored) for index, s in scores.items()]
+        try:
+            if self._file is None:
+                self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            _write(self._file, _line(_Finished(windows)))
+            now = time.monotonic()
+            if now - self._synced >= _SYNC_SECONDS:
+                os.fsync(self._file)
+                self._synced = now
+        except OSError as error:
+            self.notices.append(_not_kept(self.path, error))
+            self.close()
+            self.path = None
+
+    def close(self) -> None:
+        """Let other runs write to the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it; where nothing was raised, it is complete."""
+        self.close()
+        if kind is None and self.path is not None:
+            self._complete(self.path)
+
+
+class Journals:
+    """All journals of a folder, which is made when the first is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._complete: list[Path] = []
+
+    def take_complete(self) -> list[Path]:
+        """Journals that were complete when they were left, each given once."""
+        complete = self._complete.copy()
+        self._complete.clear()
+        return complete
+
+    def open(
+        self, identity: Identity, windows: Sequence[Window], *, label: str
+    ) -> Journal:
+        """The journal of the measurement ``identity`` of ``windows``.
+
+        ``label`` is what notices call it. Whatever is wrong with the folder or a file
+        is a notice: the measurement is made all the same.
+        """
+        finished: dict[int, WindowScore] = {}
+        notices: list[str] = []
+        newest = 0.0
+        path, lock = None, None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _drop_old(self._folder)
+            for candidate in _candidates(self._folder, identity):
+                held = None if path is not None else _try_lock(candidate)
+                if held is None and not candidate.exists():
+                    if path is not None:
+                        break
+                    continue  # another process is about to make it
+                content = _read(candidate, identity, windows)
+                if content.format not in (None, _FORMAT):
+                    notices.append(
+                        f"{label}: the journal {candidate} was written by another "
+                        f"version of pytest-pplguard (format {content.format}) and is "
+                        "left alone"
+                    )
+                elif held is not None:
+                    path, lock = candidate, held
+                    _make_ready(path, identity, fresh=not content.is_ours)
+                    if content.damaged:
+                        notices.append(_damaged(label, path, content.damaged))
+                if held is not None and path is not candidate:
+                    held.release()
+                if content.finished:
+                    finished |= content.finished
+                    newest = max(newest, candidate.stat().st_mtime)
+        except OSError as error:
+            notices.append(_not_kept(self._folder, error))
+            path = None
+        if finished:
+            notices.append(
+                f"{label}: continued an interrupted run of "
+                f"{datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}; "
+                f"{len(finished)} of {len(windows)} windows were scored already"
+            )
+        return Journal(
+            path,
+            finished,
+            lock=lock,
+            notices=notices,
+            complete=self._complete.append,
+        )
+
+
+def discard(path: Path) -> None:
+    """Remove a journal, and what other runs left of the same measurement.
+
+    One that a process still writes to stays.
+    """
+    identity = path.name.partition(".")[0]
+    for file in path.parent.glob(f"{identity}.*.jsonl"):
+        # A file that cannot be removed is not worth failing a finished run for: it is
+        # read, and right, should the same measurement be started again.
+        with suppress(OSError):
+            lock = _try_lock(file)
+            if lock is not None:
+                file.unlink(missing_ok=True)
+                lock.release()
+                _lock_path(file).unlink(missing_ok=True)
+
+
+# -------------------------------------------------------------------- files and lines
+
+
+class _Content(Struct):
+    """What a journal's file holds. ``format`` is None where its head cannot be read."""
+
+    format: int | None = None
+    is_ours: bool = False
+    finished: dict[int, WindowScore] = {}
+    damaged: int = 0
+
+
+def _candidates(folder: Path, identity: Identity) -> Iterator[Path]:
+    """The files that a measurement may have, one for each run at the same time."""
+    name = hashlib.sha256(_json(identity)).hexdigest()[:32]
+    return (folder / f"{name}.{number}.jsonl" for number in count())
+
+
+def _json(value: Struct) -> bytes:
+    return msgspec.json.encode(value, order="deterministic")
+
+
+def _line(value: Struct) -> bytes:
+    document = _json(value)
+    return b"%08x %s\n" % (zlib.crc32(document), document)
+
+
+def _document(line: bytes) -> bytes | None:
+    """The document of a line, None for a damaged one."""
+    checksum, _, document = line.partition(b" ")
+    return document if checksum == b"%08x" % zlib.crc32(document) else None
+
+
+def _read(path: Path, identity: Identity, windows: Sequence[Window]) -> _Content:
+    content = _Content()
+    if not path.exists():
+        return content
+    lines = path.read_bytes().split(b"\n")
+    documents = [_document(line) for line in lines if line]
+    if not documents or documents[0] is None:
+        return content
+    try:
+        head = msgspec.json.decode(documents[0], type=_Head)
+    except msgspec.DecodeError:
+        return content
+    content.format = head.format
+    content.is_ours = head.format == _FORMAT and bytes(head.identity) == _json(identity)
+    if content.is_ours:
+        content.damaged = documents.count(None)
+        content.finished = dict(_scores(filter(None, documents[1:]), windows))
+    return content
+
+
+def _scores(
+    documents: Iterable[bytes], windows: Sequence[Window]
+) -> Iterator[tuple[int, WindowScore]]:
+    """The scores that fit the windows; the identity says that all do."""
+    for document in documents:
+        for index, nll_sum, scored in msgspec.json.decode(
+            document, type=_Finished
+        ).windows:
+            window = windows[index]
+            if scored == len(window.targets) and math.isfinite(nll_sum):
+                yield index, WindowScore(nll_sum, scored, window.page)
+
+
+def _make_ready(path: Path, identity: Identity, *, fresh: bool) -> None:
+    """Give the file its head, or end a line that was cut."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if fresh else 0)
+    file = os.open(path, flags, 0o644)
+    try:
+        if fresh:
+            _write(file, _line(_Head(_FORMAT, msgspec.Raw(_json(identity)))))
+        elif not path.read_bytes().endswith(b"\n"):
+            _write(file, b"\n")
+    finally:
+        os.close(file)
+
+
+def _write(file: int, data: bytes) -> None:
+    """Append in one system call, which no signal and no other process can split."""
+    written = os.write(file, data)
+    if written != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_suffix(".lock")
+
+
+def _try_lock(path: Path) -> filelock.BaseFileLock | None:
+    """The file's lock, None where another process holds it."""
+    lock = filelock.FileLock(_lock_path(path))
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        return None
+    return lock
+
+
+def _drop_old(folder: Path) -> None:
+    """Remove what runs left that nobody has continued for a month."""
+    oldest = time.time() - _DAYS_KEPT * 24 * 60 * 60
+    for pattern in ("*.jsonl", "*.lock"):
+        for file in folder.glob(pattern):
+            with suppress(FileNotFoundError):  # another process was faster
+                if file.stat().st_mtime < oldest:
+                    file.unlink()
+
+
+# -------------------------------------------------------------------------------- texts
+
+
+def _damaged(label: str, path: Path, lines: int) -> str:
+    records = "record" if lines == 1 else "records"
+    return (
+        f"{label}: {lines} damaged {records} in the journal {path}: what they held is "
+        "scored again"
+    )
+
+
+def _not_kept(path: Path, error: OSError) -> str:
+    return (
+        f"finished windows are not kept, so a run that is killed starts again: {path}: "
+        f"{error.strerror or error} (another folder: --ppl-journal DIR, pplguard: "
+        "--journal DIR)"
+    )

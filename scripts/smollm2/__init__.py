@@ -1,0 +1,1 @@
+"""Makes the SmolLM2 checkpoints that baselines/smollm2-135m.yaml records."""
