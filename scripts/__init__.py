@@ -1,0 +1,1 @@
+"""Tools that make what examples, tests and baselines rest on."""
