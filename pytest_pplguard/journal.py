@@ -21,9 +21,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from io import FileIO
 from itertools import count
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import filelock
 import msgspec
@@ -90,7 +92,7 @@ class Journal:
         self.notices = list(notices)
         self._complete = complete
         self._lock = lock
-        self._file: int | None = None
+        self._file: FileIO | None = None
         self._synced = time.monotonic()
 
     def add(self, scores: Mapping[int, WindowScore]) -> None:
@@ -100,11 +102,11 @@ class Journal:
         windows = [(index, s.nll_sum, s.scored) for index, s in scores.items()]
         try:
             if self._file is None:
-                self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+                self._file = _open(self.path, "ab")
             _write(self._file, _line(_Finished(windows)))
             now = time.monotonic()
             if now - self._synced >= _SYNC_SECONDS:
-                os.fsync(self._file)
+                os.fsync(self._file.fileno())
                 self._synced = now
         except OSError as error:
             self.notices.append(_not_kept(self.path, error))
@@ -114,7 +116,7 @@ class Journal:
     def close(self) -> None:
         """Let other runs write to the file."""
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
             self._file = None
         if self._lock is not None:
             self._lock.release()
@@ -258,8 +260,10 @@ def _read(path: Path, identity: Identity, windows: Sequence[Window]) -> _Content
     content = _Content()
     if not path.exists():
         return content
-    lines = path.read_bytes().split(b"\n")
-    documents = [_document(line) for line in lines if line]
+    data = path.read_bytes()
+    documents = [_document(line) for line in data.split(b"\n") if line]
+    # A head that was cut while it was written is no damage: nothing stands behind it.
+    content.damaged = data.count(b"\n")
     if not documents or documents[0] is None:
         return content
     try:
@@ -289,21 +293,20 @@ def _scores(
 
 def _make_ready(path: Path, identity: Identity, *, fresh: bool) -> None:
     """Give the file its head, or end a line that was cut."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if fresh else 0)
-    file = os.open(path, flags, 0o644)
-    try:
+    with _open(path, "wb" if fresh else "ab") as file:
         if fresh:
             _write(file, _line(_Head(_FORMAT, msgspec.Raw(_json(identity)))))
         elif not path.read_bytes().endswith(b"\n"):
             _write(file, b"\n")
-    finally:
-        os.close(file)
 
 
-def _write(file: int, data: bytes) -> None:
+def _open(path: Path, mode: Literal["ab", "wb"]) -> FileIO:
+    return path.open(mode, buffering=0)
+
+
+def _write(file: FileIO, data: bytes) -> None:
     """Append in one system call, which no signal and no other process can split."""
-    written = os.write(file, data)
-    if written != len(data):
+    if file.write(data) != len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from gguf import GGUFReader
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 
+from pytest_pplguard.baselines import read_baseline, read_evidence
+from pytest_pplguard.baselines.evidence import Evidence
 from pytest_pplguard.checkpoints import Loaded, load, locate
 from pytest_pplguard.corpora import Corpus, open_corpus
 from pytest_pplguard.measure import measure_loaded
 from pytest_pplguard.values import Key
+from scripts.prune import Unstructured, prune_magnitude
 from scripts.smollm2.__main__ import make_dense, packaged_gguf
 from tests.model.originals import stock_hflm, wanda_window_losses
 from tests.official import official_wikitext2
@@ -132,3 +139,58 @@ def test_the_tokenizer_is_smollm2s_own(
 
     own.pre_tokenizer = words
     assert len(own.encode(text).ids) == 304_986
+
+
+def recorded_evidence(entry: str, key: str) -> Evidence:
+    folder = ROOT / "baselines"
+    recorded = read_baseline(folder / "smollm2-135m.yaml").checkpoints[entry].recorded
+    return read_evidence(folder, recorded[key], where=key)
+
+
+def original_losses(
+    loaded: Loaded, corpus: Corpus, windows: Sequence[int]
+) -> list[float]:
+    """Mean losses of some windows of 2,048 by the Wanda code's formula."""
+    text = loaded.tokenizer(
+        "\n\n".join(corpus.rows), return_tensors="pt", verbose=False
+    )
+    losses = []
+    for number in windows:
+        ids = text.input_ids[:, number * 2048 : (number + 1) * 2048]
+        with torch.no_grad():
+            logits = loaded.model(ids).logits
+        loss = torch.nn.CrossEntropyLoss()(logits[0, :-1], ids[0, 1:])
+        losses.append(loss.item())
+    return losses
+
+
+def test_recorded_windows_come_out_again(checkpoint: Loaded, corpus: Corpus) -> None:
+    evidence = recorded_evidence("dense", "wanda/wikitext2:2048")
+    assert len(evidence.windows) == 148
+    sample = (0, 61, 147)
+    for number, loss in zip(
+        sample, original_losses(checkpoint, corpus, sample), strict=True
+    ):
+        score = evidence.windows[number]
+        assert score.nll_sum / score.scored == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_recorded_page_comes_out_again(checkpoint: Loaded, corpus: Corpus) -> None:
+    evidence = recorded_evidence("dense", "lm-eval/wikitext:2048")
+    shortest = min(range(62), key=lambda page: len(corpus.pages[page]))
+    page = corpus.pages[shortest]
+    stock = stock_hflm(checkpoint.model, checkpoint.tokenizer, [page], 2048)
+    nll = math.fsum(w.nll_sum for w in evidence.windows if w.page == shortest)
+    bytes_ = len(page.encode())
+    assert math.exp(nll / bytes_) == pytest.approx(stock["byte_perplexity"], rel=1e-6)
+
+
+def test_the_magnitude_pruned_checkpoint_comes_out_again(
+    directory: Path, corpus: Corpus
+) -> None:
+    pruned = load(locate(str(directory)), device="cpu", dtype="float32")
+    prune_magnitude(pruned.model, Unstructured(Fraction("0.5"), "layer"))
+    evidence = recorded_evidence("magnitude-50", "wanda/wikitext2:2048")
+    [loss] = original_losses(pruned, corpus, [61])
+    score = evidence.windows[61]
+    assert score.nll_sum / score.scored == pytest.approx(loss, rel=1e-5)

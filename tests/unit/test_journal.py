@@ -179,10 +179,14 @@ def test_a_journal_of_another_version_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_journal_is_begun_anew(tmp_path: Path) -> None:
     path = written(tmp_path, 0)
-    path.write_bytes(b"\0" * 300)
+    path.write_bytes(b"no\njournal\n")
     with open_in(tmp_path) as journal:
         assert journal.finished == {}
         assert journal.path == path
+        assert journal.notices == [
+            f"it: 2 damaged records in the journal {path}: what they held is scored "
+            "again"
+        ]
         journal.add({1: SCORES[1]})
     with open_in(tmp_path) as journal:
         assert journal.finished == {1: SCORES[1]}
