@@ -1,6 +1,6 @@
 """Make the demo: corpus, tokenizer, a small trained Llama and its Wanda-pruned twin.
 
-``python scripts/demo/make.py`` writes ``pytest_pplguard/demo`` in some minutes on two
+``python -m scripts.demo.make`` writes ``pytest_pplguard/demo`` in some minutes on two
 CPU cores, downloads nothing, and prints what the checkpoints are worth.
 """
 
@@ -12,15 +12,17 @@ import hashlib
 import json
 import math
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import torch
-from corpus import rows, test_split, train_split
 from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
-from prune import prune_magnitude, prune_wanda
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from scripts.demo.corpus import rows, test_split, train_split
+from scripts.prune import Unstructured, prune_magnitude, prune_wanda
 
 DEMO = Path(__file__).resolve().parents[2] / "pytest_pplguard" / "demo"
 BOS, EOS = "<s>", "</s>"
@@ -28,7 +30,7 @@ VOCABULARY = 2048
 WINDOW = 256
 WORLDS = 300
 CALIBRATION_WINDOWS = 128
-SPARSITY = 0.5
+SPARSITY = Fraction(1, 2)
 GAIN_SPREAD = 0.6
 SEED = 0
 
@@ -75,8 +77,9 @@ def main() -> None:
     # weight that survives is the dense one, bit for bit.
     dense = load(dense_path)
     wanda, magnitude = copy.deepcopy(dense), copy.deepcopy(dense)
-    prune_wanda(wanda, calibration_windows(tokenizer, worlds), SPARSITY)
-    prune_magnitude(magnitude, SPARSITY)
+    windows = calibration_windows(tokenizer, worlds)
+    prune_wanda(wanda, windows, Unstructured(SPARSITY, "row"))
+    prune_magnitude(magnitude, Unstructured(SPARSITY, "layer"))
     save(wanda, wanda_path)
 
     ids = encode(dense_path, demo_text)

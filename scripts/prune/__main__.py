@@ -11,6 +11,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from pytest_pplguard.checkpoints import (
     load,
     locate,
     probe,
+    read_config,
     tensor_index,
 )
 from pytest_pplguard.checkpoints.locate import TOKENIZER_PATTERNS
@@ -37,22 +39,29 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "chat_template*",
 )
-_SAVED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-_DEFAULT_LENGTH = 2048
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_CALIBRATION: dict[str, Any] = {
+    "calibration": "pydoc-topics",
+    "samples": 128,
+    "length": 2048,
+    "seed": 0,
+}
+"""Defaults of what only Wanda has a use for."""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, prune, save; an error is one line and exit status 1."""
     try:
-        prune(_parser().parse_args())
+        prune(_parser().parse_args(argv))
     except PplguardError as error:
-        sys.exit(f"error: {error}")
+        # The package's messages name pytest's options.
+        sys.exit(f"error: {error}".replace("--ppl-", "--"))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m scripts.prune", description=__doc__)
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a folder, or a Hub id that is in the cache")
+    add("model", metavar="MODEL", help="a folder, demo/dense or a Hub id")
     add("out", metavar="OUT", type=Path, help="folder to make")
     add("--method", choices=("wanda", "magnitude"), required=True)
     add("--sparsity", metavar="SHARE", help="share of the weights that go: 0.5")
@@ -66,16 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--calibration",
         metavar="TEXT",
-        default="pydoc-topics",
         help="a UTF-8 text file, or pydoc-topics: Python's own help texts (default)",
     )
-    add("--samples", type=int, default=128, help="calibration samples (default: 128)")
+    add("--samples", type=int, help="calibration samples (default: 128)")
     add(
         "--length",
         type=int,
         help="tokens a sample (default: the model's maximum, at most 2048)",
     )
-    add("--seed", type=int, default=0, help="where samples start (default: 0)")
+    add("--seed", type=int, help="of the places where samples start (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     add(
         "--dtype",
@@ -83,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what to compute in: float32 (default), or the checkpoint's own dtype, "
         "in which it is saved in any case",
     )
+    add("--allow-pickle", action="store_true", help="load weights from pickle files")
     return parser
 
 
@@ -90,52 +99,40 @@ def prune(arguments: argparse.Namespace) -> None:
     """Do what the command line says.
 
     Raises:
-        PplguardError: something in it is wrong; nothing was written.
+        PplguardError: something in it is wrong, or the model cannot be pruned; OUT is
+            an empty folder then, or not there.
     """
     from . import prune_magnitude, prune_wanda
     from .calibration import draw_samples, open_text
 
     rule, described = _rule(arguments)
-    _check_numbers(arguments)
-    out: Path = arguments.out
-    _check_out(out)
-    located = locate(arguments.model)
-    if located.gguf:
-        raise CheckpointError(
-            f"{arguments.model} is a GGUF file: load it with transformers "
-            "(gguf_file=...), save_pretrained it as a folder, and prune that"
-        )
-    saved, dtype = _dtypes(located, arguments.dtype)
+    how = _calibration(arguments)
+    pickle: bool = arguments.allow_pickle
+    located = _located(arguments.model, allow_pickle=pickle)
+    saved, dtype = _dtypes(located, arguments.dtype, allow_pickle=pickle)
     device = choose_device(arguments.device, probe()).device
-    text = open_text(arguments.calibration) if arguments.method == "wanda" else None
+    text = open_text(how.pop("calibration")) if how else None
+    out: Path = arguments.out
+    _make(out)
 
-    loaded = load(located, device=device, dtype=dtype)
-    model = loaded.model
-    if hasattr(model, "set_experts_implementation"):
-        # Other implementations multiply by all experts at once.
-        model.set_experts_implementation("eager")
-    progress = partial(_say, time.perf_counter())
+    loaded = load(located, device=device, dtype=dtype, allow_pickle=pickle)
     record: dict[str, Any] = {
-        "model": located.folder.name if Path(located.spec).is_dir() else located.spec,
-        "digest": digest(located),
+        "model": _name(located),
+        "digest": digest(located, allow_pickle=pickle),
         "method": arguments.method,
         **described,
     }
+    progress = partial(_say, time.perf_counter())
     if text is None:
-        prune_magnitude(model, rule, progress=progress)
+        prune_magnitude(loaded.model, rule, progress=progress)
     else:
-        length = _length(arguments.length, model.config)
-        how = {
-            "samples": arguments.samples,
-            "length": length,
-            "seed": arguments.seed,
-        }
-        batches = draw_samples(text, loaded.tokenizer, **how)
+        how["length"] = _length(arguments.length, loaded.model.config)
         record["calibration"] = {"text": text.name, "digest": text.digest, **how}
-        prune_wanda(model, batches, rule, progress=progress)
+        batches = draw_samples(text, loaded.tokenizer, **how)
+        prune_wanda(loaded.model, batches, rule, progress=progress)
     record["computed"] = {"dtype": dtype, "device": device}
     record["versions"] = _versions()
-    _save(located, model, saved, out, record)
+    _save(located, loaded.model, saved, out, record)
     print(f"saved {out}")
 
 
@@ -173,50 +170,84 @@ def _rule(arguments: argparse.Namespace) -> tuple[Any, dict[str, str]]:
     }
 
 
-def _check_numbers(arguments: argparse.Namespace) -> None:
+def _calibration(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was asked of Wanda, or its defaults; empty for magnitude."""
+    asked = {
+        name: getattr(arguments, name)
+        for name in _CALIBRATION
+        if getattr(arguments, name) is not None
+    }
+    if arguments.method == "magnitude":
+        if asked:
+            raise UsageError(
+                f"--{next(iter(asked))} goes with --method wanda: magnitude looks at "
+                "weights only"
+            )
+        return {}
     for name in ("samples", "length"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, not {value}")
-
-
-def _check_out(out: Path) -> None:
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists():
-        raise UsageError(f"{out} exists: give a folder that is new or empty")
+        if asked.get(name, 1) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {asked[name]}")
+    return _CALIBRATION | asked
 
 
 def _length(asked: int | None, config: Any) -> int:
-    maximum = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if asked is None:
-        return min(_DEFAULT_LENGTH, maximum or _DEFAULT_LENGTH)
-    if maximum is not None and asked > maximum:
+    text_config = config.get_text_config()
+    maximum: int | None = getattr(text_config, "max_position_embeddings", None)
+    usual: int = _CALIBRATION["length"]
+    if maximum is None:
+        return asked or usual
+    if asked is not None and asked > maximum:
         raise UsageError(f"--length {asked} is more than the model's {maximum} tokens")
-    return asked
+    return asked or min(usual, maximum)
 
 
-def _dtypes(located: Located, asked: str) -> tuple[str, str]:
-    """In which dtype to save and to compute; neither rounds a weight."""
-    found = {tensor.dtype for tensor in tensor_index(located.folder).values()}
-    floats = {_SAVED[name] for name in found if name in _SAVED}
-    own = floats.pop() if len(floats) == 1 else "float32"
-    dtype = choose_dtype(asked, "cpu", own).dtype
-    if dtype not in (own, "float32") or (own, dtype) == ("float64", "float32"):
-        raise UsageError(
-            f"--dtype {asked} would round the weights, which are {own}: "
-            f"give {own}" + ("" if own == "float64" else " or float32")
+def _located(spec: str, *, allow_pickle: bool) -> Located:
+    located = locate(spec, allow_pickle=allow_pickle)
+    if located.gguf:
+        raise CheckpointError(
+            f"{spec} is a GGUF file: load it with transformers (gguf_file=...), save "
+            "model and tokenizer as a folder, and prune that"
         )
+    if "quantization_config" in read_config(located):
+        raise CheckpointError(
+            f"{spec} is quantised: prune the model as it was before, then quantise it"
+        )
+    return located
+
+
+def _name(located: Located) -> str:
+    """A Hub id, or the name of a folder; its path is nobody's business."""
+    is_hub = not Path(located.spec).expanduser().is_dir()
+    return located.spec if is_hub else located.folder.resolve().name
+
+
+def _make(out: Path) -> None:
+    """Make the folder now: to fail later would lose the work."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise UsageError(f"{out} is not empty: give a new folder")
+    except OSError as error:
+        raise UsageError(f"{out} cannot be made: {error.strerror}") from error
+
+
+def _dtypes(located: Located, asked: str, *, allow_pickle: bool) -> tuple[str, str]:
+    """In which dtype to save and to compute; neither rounds a weight."""
+    tensors = tensor_index(located.folder, allow_pickle=allow_pickle).values()
+    floats = {_FLOATS[tensor.dtype] for tensor in tensors if tensor.dtype in _FLOATS}
+    # Pickles do not tell before they are loaded.
+    widest = "float64" if "float64" in floats else "float32"
+    own = floats.pop() if len(floats) == 1 else widest
+    dtype = choose_dtype(asked, "cpu", own).dtype
+    if dtype not in (own, widest):
+        exact = " or ".join(dict.fromkeys((widest, own)))
+        raise UsageError(f"--dtype {asked} would round {own} weights: give {exact}")
     return own, dtype
 
 
-def _say(started: float, number: int, count: int, inside: list[Any]) -> None:
+def _say(started: float, number: int, count: int) -> None:
     seconds = time.perf_counter() - started
-    print(
-        f"block {number}/{count}: {len(inside)} matrices pruned, {seconds:.0f} s",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"block {number}/{count} pruned, {seconds:.0f} s", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------ saving

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from pytest_pplguard.errors import CheckpointError
 
 _PROBE_TOKENS = 8
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 class Matrix(Struct, frozen=True, eq=False):
@@ -56,9 +58,9 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
 class Multiplications(TorchFunctionMode):
     """While active, reports the input of every matrix multiplied by, as ``(n, in)``.
 
-    Modules do not matter, so routers and the experts that transformers 5 keeps in one
-    tensor are seen like any ``nn.Linear``, and GPT-2's ``Conv1D``, which stores its
-    matrix the other way round.
+    Modules do not matter: routers and the experts that transformers 5 keeps in one
+    tensor are seen like any ``nn.Linear``, and so is GPT-2's ``Conv1D``, which stores
+    its matrix the other way round.
     """
 
     def __init__(self, observe: Callable[[Tensor, Tensor], None]) -> None:
@@ -78,12 +80,32 @@ class Multiplications(TorchFunctionMode):
             self._observe(args[1], args[0])
         elif func is torch.addmm:
             self._observe(args[2].T, args[1])
+        elif func in _PRODUCTS and args[1].dim() == 2:
+            self._observe(args[1].T, args[0])
         return func(*args, **(kwargs or {}))
 
 
-def identity(weight: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+Identity = tuple[int, tuple[int, ...], tuple[int, ...]]
+
+
+def identity(weight: Tensor) -> Identity:
     """What tells one matrix in memory from another: its place, shape and strides."""
     return weight.data_ptr(), tuple(weight.shape), weight.stride()
+
+
+@contextmanager
+def single_experts(model: PreTrainedModel) -> Iterator[None]:
+    """While open, experts multiply one by one, not all in one grouped product."""
+    switch = getattr(model, "set_experts_implementation", None)
+    if switch is None:  # transformers 4 has an nn.Linear for each
+        yield
+        return
+    usual = model.config._experts_implementation
+    switch("eager")
+    try:
+        yield
+    finally:
+        switch(usual)
 
 
 @torch.no_grad()
@@ -94,36 +116,37 @@ def matrices(model: PreTrainedModel) -> list[list[Matrix]]:
         CheckpointError: no blocks were found, or a block has a parameter of two or more
             dimensions that it does not use as a matrix; it would stay dense unseen.
     """
-    seen = set()
-    with Multiplications(lambda weight, _input: seen.add(identity(weight))):
-        device = next(model.parameters()).device
-        ids = torch.arange(_PROBE_TOKENS, device=device).unsqueeze(0)
-        model.base_model(input_ids=ids, use_cache=False)
     path, blocks = decoder_blocks(model)
+    seen: set[Identity] = set()
+    ids = torch.arange(_PROBE_TOKENS, device=next(model.parameters()).device)
+    with (
+        single_experts(model),
+        Multiplications(lambda weight, _input: seen.add(identity(weight))),
+    ):
+        model.base_model(input_ids=ids.unsqueeze(0), use_cache=False)
     return [
         list(_matrices_of(block, f"{path}.{number}", seen))
         for number, block in enumerate(blocks)
     ]
 
 
-def _matrices_of(
-    block: nn.Module, path: str, seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]]
-) -> Iterator[Matrix]:
+def _matrices_of(block: nn.Module, path: str, seen: set[Identity]) -> Iterator[Matrix]:
     for inside, parameter in block.named_parameters():
-        if parameter.dim() < 2:
+        if parameter.dim() < 2 or inside.endswith("bias"):  # experts' are 2-D
             continue
         name = f"{path}.{inside}"
         weight = parameter.detach()
-        if identity(weight) in seen:
-            yield Matrix(name, name, weight)
-        elif weight.dim() == 2 and identity(weight.T) in seen:
-            yield Matrix(name, name, weight.T)
-        elif weight.dim() == 3 and any(identity(expert) in seen for expert in weight):
-            for number, expert in enumerate(weight):
-                yield Matrix(f"{name}[{number}]", name, expert)
+        single = [weight] if weight.dim() == 2 else list(weight)
+        if any(identity(matrix) in seen for matrix in single):
+            found = single
+        elif any(identity(matrix.mT) in seen for matrix in single):
+            found = [matrix.mT for matrix in single]
         else:
             raise CheckpointError(
-                f"{name} {tuple(weight.shape)} is not a matrix that its block "
-                "multiplies by in a way that this tool knows (linear or addmm), so it "
-                "cannot be pruned: llm-compressor knows more architectures"
+                f"{name} {tuple(weight.shape)} is no matrix that its block multiplies "
+                "by in a way that this tool knows (linear, addmm, matmul): it cannot "
+                "prune this architecture; llm-compressor may"
             )
+        for number, matrix in enumerate(found):
+            suffix = "" if weight.dim() == 2 else f"[{number}]"
+            yield Matrix(f"{name}{suffix}", name, matrix)

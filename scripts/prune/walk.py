@@ -17,12 +17,19 @@ from transformers import PreTrainedModel
 
 from pytest_pplguard.errors import CheckpointError
 
-from .blocks import Matrix, Multiplications, decoder_blocks, identity, matrices
+from .blocks import (
+    Matrix,
+    Multiplications,
+    decoder_blocks,
+    identity,
+    matrices,
+    single_experts,
+)
 from .criteria import Pattern, Unstructured, magnitude_score, wanda_score
 
 Rule = Unstructured | Pattern
-Progress = Callable[[int, int, list[Matrix]], None]
-"""Called after each block with its number from 1, how many there are, its matrices."""
+Progress = Callable[[int, int], None]
+"""Called after each block with its number, from 1, and how many there are."""
 
 _TOLERANCE = 1e-3
 """Of the largest value; kernels may differ in rounding, not in what they compute."""
@@ -43,7 +50,7 @@ def prune_magnitude(
         for matrix in inside:
             _zero(matrix, rule, magnitude_score(matrix.weight))
         if progress:
-            progress(number, len(found), inside)
+            progress(number, len(found))
 
 
 @torch.no_grad()
@@ -71,19 +78,20 @@ def prune_wanda(
     _, blocks = decoder_blocks(model)
     device = next(model.parameters()).device
     batches = [batch.to(device) for batch in batches]
-    calls = _record_calls(model, blocks, batches[0])
-    _prove(model, blocks, calls, batches[-1])
-    states = [_first_state(model, blocks[0], batch) for batch in batches]
-    steps = zip(blocks, calls, found, strict=True)
-    for number, (block, call, inside) in enumerate(steps, 1):
-        norms = _input_norms(block, call, inside, states)
-        for matrix, norm in zip(inside, norms, strict=True):
-            _zero(matrix, rule, wanda_score(matrix.weight.to(norm.device), norm))
-        if number < len(blocks):
-            for place, state in enumerate(states):
-                states[place] = call.run(block, state)
-        if progress:
-            progress(number, len(blocks), inside)
+    with single_experts(model):
+        calls = _record_calls(model, blocks, batches[0])
+        _prove(model, blocks, calls, batches[-1])
+        states = [_first_state(model, blocks[0], batch) for batch in batches]
+        for number, inside in enumerate(found, 1):
+            block, call = blocks[number - 1], calls[number - 1]
+            norms = _input_norms(block, call, inside, states)
+            for matrix, norm in zip(inside, norms, strict=True):
+                _zero(matrix, rule, wanda_score(matrix.weight.to(norm.device), norm))
+            if number < len(blocks):
+                for place, state in enumerate(states):
+                    states[place] = call.run(block, state)
+            if progress:
+                progress(number, len(blocks))
 
 
 def _fitting_matrices(model: PreTrainedModel, rule: Rule) -> list[list[Matrix]]:
