@@ -76,11 +76,12 @@ class Multiplications(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Look at the operands, then compute."""
-        if func is nn.functional.linear:
+        # Operands given by name stay unseen; their matrix is refused then.
+        if func is nn.functional.linear and len(args) > 1:
             self._observe(args[1], args[0])
-        elif func is torch.addmm:
+        elif func is torch.addmm and len(args) > 2:
             self._observe(args[2].T, args[1])
-        elif func in _PRODUCTS and args[1].dim() == 2:
+        elif func in _PRODUCTS and len(args) > 1 and args[1].dim() == 2:
             self._observe(args[1].T, args[0])
         return func(*args, **(kwargs or {}))
 

@@ -215,6 +215,11 @@ def _prove(
     finally:
         handle.remove()
     [expected] = outputs
+    if not expected.isfinite().all():
+        raise CheckpointError(
+            f"{type(model).__name__} computes numbers that are not finite from the "
+            "calibration text"
+        )
     tolerance = _TOLERANCE * float(expected.abs().max())
     if not torch.allclose(state, expected, rtol=0, atol=tolerance):
         raise CheckpointError(

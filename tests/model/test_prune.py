@@ -381,6 +381,9 @@ def test_weights_that_are_no_numbers() -> None:
         "model.decoder.layers.1.fc2.weight has weights or inputs that are not finite "
         "numbers"
     )
+    assert refused(model) == (
+        "OPTForCausalLM computes numbers that are not finite from the calibration text"
+    )
 
 
 def test_an_expert_without_a_token() -> None:
