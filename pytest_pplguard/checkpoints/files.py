@@ -14,12 +14,15 @@ from typing import Any, BinaryIO, TypeGuard
 from msgspec import Struct
 
 from ..errors import CheckpointError
-from .locate import TOKENIZER_PATTERNS, Located
-
-SAFETENSORS = "model.safetensors"
-SAFETENSORS_INDEX = "model.safetensors.index.json"
-PICKLE = "pytorch_model.bin"
-PICKLE_INDEX = "pytorch_model.bin.index.json"
+from .jsonfiles import read_json, section
+from .locate import (
+    PICKLE,
+    PICKLE_INDEX,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    TOKENIZER_PATTERNS,
+    Located,
+)
 
 BITS = {
     "BOOL": 8,
@@ -73,20 +76,14 @@ class TensorInfo(Struct, frozen=True):
 
 
 def read_config(located: Located) -> dict[str, Any]:
-    """The checkpoint's ``config.json``; empty for a GGUF file.
+    """The ``config.json`` of a checkpoint, or of an adapter's base; empty for GGUF.
 
     Raises:
         CheckpointError: it is no JSON object.
     """
     if located.gguf:
         return {}
-    return read_json(located.folder / "config.json")
-
-
-def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A nested object of a config; empty where there is none."""
-    value = config.get(name)
-    return value if isinstance(value, dict) else {}
+    return read_json(located.model.folder / "config.json")
 
 
 def saved_dtype(located: Located) -> str | None:
@@ -103,27 +100,13 @@ def saved_dtype(located: Located) -> str | None:
         named = settings.get("dtype") or settings.get("torch_dtype")
         if isinstance(named, str):
             return named.removeprefix("torch.")
-    if located.gguf or not _safetensors_file(located.folder):
+    folder = located.model.folder
+    if located.gguf or not _safetensors_file(folder):
         return None
     sizes: Counter[str] = Counter()
-    for tensor in tensor_index(located.folder).values():
+    for tensor in tensor_index(folder).values():
         sizes[tensor.dtype] += tensor.offsets[1] - tensor.offsets[0]
     return _DTYPES.get(sizes.most_common(1)[0][0]) if sizes else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        CheckpointError: it does not.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is no JSON object")
-    return value
 
 
 # ---------------------------------------------------------------- which files there are
@@ -229,6 +212,25 @@ def _check_index(index: Path, tensors: Mapping[str, TensorInfo]) -> None:
                 f"{found or 'no shard has it'}. Save the checkpoint again into an "
                 "empty folder"
             )
+
+
+def index_notices(located: Located) -> tuple[str, ...]:
+    """A line for the user if the shards weigh something else than their index says.
+
+    Names and shapes cannot tell a shard of another checkpoint; its dtype shows here.
+    """
+    index = None if located.gguf else _safetensors_file(located.folder)
+    if index is None or index.name != SAFETENSORS_INDEX:
+        return ()
+    expected = section(read_json(index), "metadata").get("total_size")
+    tensors = tensor_index(located.folder)
+    found = sum(end - begin for begin, end in (t.offsets for t in tensors.values()))
+    if not isinstance(expected, int | float) or expected == found:
+        return ()
+    return (
+        f"{located.spec}: the shards hold {found} bytes of weights, but "
+        f"{index.name} counts {int(expected)}: is a shard from another checkpoint?",
+    )
 
 
 def refuse_prune_masks(name: str, keys: Iterable[str]) -> None:

@@ -6,20 +6,24 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..errors import CheckpointError, DeviceError
+from .adapter import check_adapter, merge_adapter, with_tokenizer
+from .compressed import decoded_state, split_compressed
+from .config import check_config, is_quantised
 from .files import (
+    TensorInfo,
+    index_notices,
     read_config,
-    read_json,
     refuse_prune_masks,
-    section,
     tensor_index,
     weight_files,
 )
@@ -99,31 +103,44 @@ def load(
             something is needed that was not allowed.
         DeviceError: the device ran out of memory.
     """
-    _check_config(located, trust_remote_code=trust_remote_code)
-    options = _options(located, trust_remote_code=trust_remote_code)
+    whole = located.model
+    check_config(whole, trust_remote_code=trust_remote_code)
+    if located.base is not None:
+        check_adapter(
+            located, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+        )
+    quantised = is_quantised(read_config(whole))
+    options = _options(whole, trust_remote_code=trust_remote_code)
     settings = dict(options)
-    if located.gguf:
-        import_gguf()
-    else:
-        files = weight_files(located.folder, allow_pickle=allow_pickle)
-        tensor_index(located.folder, allow_pickle=allow_pickle)
-        settings["use_safetensors"] = files[0].suffix == ".safetensors"
     if attention is not None:
         settings["attn_implementation"] = attention
-    with _quiet(gguf=located.gguf is not None) as log:
-        tokenizer = _tokenizer(located, options)
-        model, info = _model(located, settings, device, dtype, log)
-    notice = _set_gguf_rule(located, tokenizer)
-    _check_keys(located.spec, type(model).__name__, info, allow_keys)
+    tensors: dict[str, TensorInfo] = {}
+    if whole.gguf:
+        import_gguf()
+    else:
+        files = weight_files(whole.folder, allow_pickle=allow_pickle)
+        tensors = tensor_index(whole.folder, allow_pickle=allow_pickle)
+        settings["use_safetensors"] = files[0].suffix == ".safetensors"
+    tokenized = with_tokenizer(located)
+    notices: tuple[str, ...] = ()
+    with _quiet(bars=whole.gguf is not None or quantised) as log:
+        tokenizer = _tokenizer(tokenized, options)
+        model, info = _model(whole, settings, tensors, device, dtype, log)
+        _check_keys(whole.spec, type(model).__name__, info, allow_keys)
+        if located.base is not None:
+            model, notices = merge_adapter(model, located)
+        if quantised:
+            _run_once(whole.spec, model)
+    rule = _set_gguf_rule(tokenized, tokenizer)
     _check_vocabulary(located, model, tokenizer)
     model.eval()
     model.requires_grad_(False)
-    loaded = Loaded.of(model, tokenizer, (notice,) if notice else ())
-    return replace(loaded, from_files=True)
+    notices = (*index_notices(whole), *notices, *((rule,) if rule else ()))
+    return replace(Loaded.of(model, tokenizer, notices), from_files=True)
 
 
 def _options(located: Located, *, trust_remote_code: bool) -> dict[str, Any]:
-    """What ``from_pretrained`` of model and tokenizer both take."""
+    """What ``from_pretrained`` of model, config and tokenizer all take."""
     options: dict[str, Any] = {
         "local_files_only": True,
         "trust_remote_code": trust_remote_code,
@@ -133,56 +150,20 @@ def _options(located: Located, *, trust_remote_code: bool) -> dict[str, Any]:
     return options
 
 
-# ---------------------------------------------------------------------- before loading
-
-
-def _check_config(located: Located, *, trust_remote_code: bool) -> None:
-    config = read_config(located)
-    if not trust_remote_code:
-        _refuse_remote_code(located)
-    if "transformers_weights" in config:
-        raise CheckpointError(
-            f"{located.spec}: config.json names its own weight file "
-            "(transformers_weights), which is not supported: use model.safetensors"
-        )
-    for outer in ("quantization_config", "compression_config"):
-        kind = str(section(section(config, outer), "sparsity_config").get("format"))
-        if kind.startswith("sparse"):
-            raise CheckpointError(
-                f"{located.spec} is stored in the compressed format {kind}, which "
-                f"transformers does not unpack ({_RANDOM}): decompress it with "
-                "llm-compressor (save_pretrained(..., save_compressed=False)) and "
-                "give that folder"
-            )
-
-
-def _refuse_remote_code(located: Located) -> None:
-    for name in ("config.json", "tokenizer_config.json"):
-        path = located.folder / name
-        if located.gguf or not path.is_file():
-            continue
-        if "auto_map" in read_json(path):
-            raise CheckpointError(
-                f"{located.spec} brings Python code of its own (auto_map in {name}): "
-                "trust and run it with --ppl-trust-remote-code, or delete auto_map if "
-                "transformers knows the architecture"
-            )
-
-
 # ----------------------------------------------------------------------------- loading
 
 
 @contextmanager
-def _quiet(*, gguf: bool) -> Iterator[list[str]]:
+def _quiet(*, bars: bool) -> Iterator[list[str]]:
     """No progress bars and warnings while loading; what transformers logs is yielded.
 
     Args:
-        gguf: the conversion of GGUF weights has a bar that only stderr can silence.
+        bars: there are some that only stderr can silence: of GGUF, of quantisers.
     """
     from transformers.utils import logging as transformers_logging
 
     logger = logging.getLogger("transformers")
-    bars = transformers_logging.is_progress_bar_enabled()
+    shown = transformers_logging.is_progress_bar_enabled()
     lines: list[str] = []
     saved = logger.handlers, logger.level, logger.propagate
     logger.handlers, logger.propagate = [_Lines(lines)], False
@@ -191,14 +172,14 @@ def _quiet(*, gguf: bool) -> Iterator[list[str]]:
     try:
         with (
             warnings.catch_warnings(),
-            redirect_stderr(io.StringIO()) if gguf else nullcontext(),
+            redirect_stderr(io.StringIO()) if bars else nullcontext(),
         ):
             warnings.simplefilter("ignore")
             yield lines
     finally:
         logger.handlers, level, logger.propagate = saved
         logger.setLevel(level)
-        if bars:
+        if shown:
             transformers_logging.enable_progress_bar()
 
 
@@ -242,23 +223,22 @@ def _set_gguf_rule(located: Located, tokenizer: PreTrainedTokenizerBase) -> str 
 def _model(
     located: Located,
     settings: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
     device: str,
     dtype: str,
     log: list[str],
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model and transformers' account of its weights."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            located.folder,
+        model, info = _from_pretrained(located, settings, tensors)(
             dtype=getattr(torch, dtype),
             device_map={"": device},
             # Only so that all of them are reported: _check_keys refuses them.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **settings,
+            weights_only=True,
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(located, device, dtype) from error
@@ -267,6 +247,8 @@ def _model(
             f"{located.spec} needs a package that is not installed: "
             f"{_first_line(error)}"
         ) from error
+    except CheckpointError:
+        raise
     # Architectures check their config and files in their own ways.
     except Exception as error:
         if "can't allocate memory" in str(error):  # torch's CPU allocator
@@ -280,6 +262,62 @@ def _model(
             f"{located.spec} could not be loaded: {_first_line(error)}"
         ) from error
     return model, info
+
+
+def _from_pretrained(
+    located: Located, settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+) -> Callable[..., Any]:
+    """``from_pretrained`` of the folder, or of what had to be decoded from it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    of_folder = partial(
+        AutoModelForCausalLM.from_pretrained, located.folder, **settings
+    )
+    compressed, others = split_compressed(tensors, located.spec)
+    saved = read_config(located)
+    dense = "quantization_config" in saved and not is_quantised(saved)
+    if not compressed and not dense:
+        return of_folder
+    trust = {"trust_remote_code": settings["trust_remote_code"]}
+    config = AutoConfig.from_pretrained(located.folder, local_files_only=True, **trust)
+    if dense:
+        # All that it says is how sparse the weights are.
+        del config.quantization_config
+    if not compressed:
+        return partial(of_folder, config=config)
+    if is_quantised(saved):
+        config.quantization_config.pop("sparsity_config", None)
+    # Given tensors instead of a folder, transformers wants the class by name.
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, **trust)
+    return partial(
+        type(empty).from_pretrained,
+        None,
+        config=empty.config,
+        state_dict=decoded_state(compressed, others),
+        **settings,
+    )
+
+
+def _run_once(spec: str, model: PreTrainedModel) -> None:
+    """Read one token: some quantisers unpack their weights at the first forward pass.
+
+    Raises:
+        CheckpointError: the quantised weights cannot be used on this device.
+    """
+    import torch
+
+    ids = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids)
+    # Kernels that are missing, or only there for another device, raise anything.
+    except Exception as error:
+        raise CheckpointError(
+            f"{spec} is quantised and does not run on {model.device}: "
+            f"{_first_line(error)}"
+        ) from error
 
 
 def _out_of_memory(located: Located, device: str, dtype: str) -> DeviceError:

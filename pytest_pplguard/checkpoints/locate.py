@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from ..errors import CheckpointError
 from ..values import near_matches
+from .jsonfiles import read_json
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 TOKENIZER_PATTERNS = (
@@ -24,12 +25,19 @@ TOKENIZER_PATTERNS = (
 )
 """A folder needs one of these; ``tokenizer_config.json`` alone has no vocabulary."""
 
+SAFETENSORS = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""What makes a folder an adapter of PEFT."""
+
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?",
     re.ASCII,
 )
 _HUB_PATTERNS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.safetensors")
-_HUB_PICKLES = ("pytorch_model*.bin",)
+_HUB_PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 _HUB_CODE = ("*.py",)
 _LISTED = 8
 
@@ -39,13 +47,20 @@ class Located(Struct, frozen=True):
 
     ``spec`` is what the user gave and what messages call it; ``gguf`` is the name of
     a GGUF file in ``folder``, None for a Hugging Face folder; ``revision`` is the one
-    asked of the Hub.
+    asked of the Hub. ``base`` is the model that an adapter belongs to, None if
+    ``folder`` holds a whole model.
     """
 
     spec: str
     folder: Path
     gguf: str | None = None
     revision: str | None = None
+    base: Located | None = None
+
+    @property
+    def model(self) -> Located:
+        """Where config and weights of the whole model are."""
+        return self.base or self
 
 
 def locate(
@@ -58,10 +73,14 @@ def locate(
 ) -> Located:
     """Find a checkpoint: a folder, a ``.gguf`` file, ``demo/NAME`` or a Hub id.
 
-    What exists on disk wins over a demo name and over a Hub id.
+    What exists on disk wins over a demo name and over a Hub id. An adapter of PEFT is
+    found together with its base: the one behind ``+``, else the one that its
+    ``adapter_config.json`` names (as a path from the adapter's folder, a path from
+    ``cwd``, or a Hub id).
 
     Args:
-        spec: what the user gave; a Hub id is ``org/name`` or ``org/name@revision``.
+        spec: what the user gave; a Hub id is ``org/name`` or ``org/name@revision``, an
+            adapter may be ``ADAPTER+BASE``.
         cwd: where relative paths start; the current folder by default.
         offline: use only what the Hub's cache holds; None follows ``HF_HUB_OFFLINE``.
         allow_pickle: fetch pickle weights from the Hub as well.
@@ -70,23 +89,49 @@ def locate(
     Raises:
         CheckpointError: there is nothing there, or it is no whole checkpoint.
     """
-    if not spec.strip():
-        raise CheckpointError("the path of a checkpoint is empty")
-    path = (cwd or Path.cwd()) / Path(spec).expanduser()
-    if path.is_dir():
-        return _folder(spec, path)
-    if path.exists():
-        return _file(spec, path)
-    if spec.startswith("demo/") or spec == "demo":
-        return _folder(spec, _demo(spec))
-    match = _HUB_ID.fullmatch(spec)
-    if match is None:
-        raise CheckpointError(_nothing_there(spec, path))
-    patterns = [
+    cwd = cwd or Path.cwd()
+    patterns = (
         *_HUB_PATTERNS,
         *(_HUB_PICKLES if allow_pickle else ()),
         *(_HUB_CODE if trust_remote_code else ()),
-    ]
+    )
+
+    def find(wanted: str) -> Located:
+        return _find(wanted, cwd, patterns, offline)
+
+    typed, named = _split_base(spec, cwd)
+    found = find(typed)
+    if found.gguf is None and (found.folder / ADAPTER_CONFIG).is_file():
+        _refuse_model_beside_adapter(found)
+        base = find(named) if named else _named_base(found, cwd, find)
+        _check_base(found, base)
+        return Located(typed, found.folder, revision=found.revision, base=base)
+    if named:
+        raise CheckpointError(
+            f"{typed} is no adapter (it has no {ADAPTER_CONFIG}), so it takes no base: "
+            f"write ADAPTER+BASE, or {typed} alone"
+        )
+    if found.gguf is None:
+        _check_folder(found)
+    return found
+
+
+def _find(
+    spec: str, cwd: Path, patterns: Sequence[str], offline: bool | None
+) -> Located:
+    """Where ``spec`` is; what a folder holds is not looked at."""
+    if not spec.strip():
+        raise CheckpointError("the path of a checkpoint is empty")
+    path = cwd / Path(spec).expanduser()
+    if path.is_dir():
+        return Located(spec, path)
+    if path.exists():
+        return _file(spec, path)
+    if spec.startswith("demo/") or spec == "demo":
+        return Located(spec, _demo(spec))
+    match = _HUB_ID.fullmatch(spec)
+    if match is None:
+        raise CheckpointError(_nothing_there(spec, path))
     repo, revision = match["repo"], match["revision"]
     try:
         folder = _fetch(repo, revision, patterns, offline)
@@ -95,7 +140,83 @@ def locate(
             f"there is no {path.absolute()}, and the Hub id {spec} {error}. "
             f"Give a local folder, or run `hf download {repo}` where there is a network"
         ) from error
-    return _folder(spec, folder, revision)
+    return Located(spec, folder, revision=revision)
+
+
+# --------------------------------------------------------------------- adapter and base
+
+
+def _split_base(spec: str, cwd: Path) -> tuple[str, str | None]:
+    """``ADAPTER+BASE`` in two; a path that exists is not split."""
+    places = [place for place, character in enumerate(spec) if character == "+"]
+    if not places or (cwd / Path(spec).expanduser()).exists():
+        return spec, None
+    for place in places:
+        if (cwd / Path(spec[:place]).expanduser()).is_dir():
+            break
+    else:
+        place = places[0]
+    return spec[:place], spec[place + 1 :]
+
+
+def _refuse_model_beside_adapter(found: Located) -> None:
+    weights = (SAFETENSORS, SAFETENSORS_INDEX, PICKLE, PICKLE_INDEX)
+    if whole := [name for name in weights if (found.folder / name).is_file()]:
+        raise CheckpointError(
+            f"{found.spec} holds both an adapter ({ADAPTER_CONFIG}) and a whole model "
+            f"({whole[0]}): move one of them to a folder of its own"
+        )
+
+
+def _named_base(found: Located, cwd: Path, find: Callable[[str], Located]) -> Located:
+    """The base that an adapter's config names."""
+    config = read_json(found.folder / ADAPTER_CONFIG)
+    named, revision = config.get("base_model_name_or_path"), config.get("revision")
+    way_out = f"name it behind the adapter: {found.spec}+BASE"
+    if not isinstance(named, str) or not named:
+        raise CheckpointError(
+            f"the adapter {found.spec} does not say what its base is "
+            f"(base_model_name_or_path in {ADAPTER_CONFIG}): {way_out}"
+        )
+    places = list(
+        dict.fromkeys(
+            place.resolve()
+            for start in (cwd, found.folder)
+            if (place := start / Path(named).expanduser()).is_dir()
+        )
+    )
+    if len(places) > 1:
+        raise CheckpointError(
+            f"the adapter {found.spec} names the base {named}, and there are two: "
+            f"{' and '.join(map(str, places))}. Say which: {found.spec}+BASE"
+        )
+    if places:
+        return find(str(places[0]))
+    try:
+        return find(f"{named}@{revision}" if isinstance(revision, str) else named)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the base {named} of the adapter {found.spec} was not found: {error}. "
+            f"Or {way_out}"
+        ) from error
+
+
+def _check_base(adapter: Located, base: Located) -> None:
+    if base.gguf is not None or (base.folder / ADAPTER_CONFIG).is_file():
+        kind = "an adapter itself" if base.gguf is None else "a GGUF file"
+        raise CheckpointError(
+            f"the base {base.spec} of the adapter {adapter.spec} is {kind}: give the "
+            f"folder of the whole model: {adapter.spec}+BASE"
+        )
+    _check_folder(base, tokenizer=not has_tokenizer(adapter.folder))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a vocabulary."""
+    return any(any(folder.glob(pattern)) for pattern in TOKENIZER_PATTERNS)
+
+
+# ------------------------------------------------------------------ one file or folder
 
 
 def _nothing_there(spec: str, path: Path) -> str:
@@ -135,25 +256,18 @@ def _file(spec: str, path: Path) -> Located:
     )
 
 
-def _folder(spec: str, path: Path, revision: str | None = None) -> Located:
+def _check_folder(found: Located, *, tokenizer: bool = True) -> None:
     """Check that a folder holds what every checkpoint needs besides weights."""
+    spec, path = found.spec, found.folder
     names = sorted(entry.name for entry in path.iterdir())
-    if "adapter_config.json" in names:
-        raise CheckpointError(
-            f"{spec} is a LoRA/PEFT adapter: merge it first "
-            "(PeftModel.merge_and_unload), save the merged model with save_pretrained "
-            "and its tokenizer, and give that folder"
-            + (" (or take adapter_config.json away)" if "config.json" in names else "")
-        )
     if "config.json" not in names:
         raise CheckpointError(_no_config(spec, path, names))
-    if not any(any(path.glob(pattern)) for pattern in TOKENIZER_PATTERNS):
+    if tokenizer and not has_tokenizer(path):
         raise CheckpointError(
             f"{spec} has no tokenizer (none of {', '.join(TOKENIZER_PATTERNS)}): "
             "save it beside the weights with tokenizer.save_pretrained; "
             f"it holds {_listing(names)}"
         )
-    return Located(spec, path, revision=revision)
 
 
 def _no_config(spec: str, path: Path, names: Iterable[str]) -> str:
@@ -181,7 +295,7 @@ def _listing(names: Iterable[str]) -> str:
 
 
 def _fetch(
-    repo: str, revision: str | None, patterns: list[str], offline: bool | None
+    repo: str, revision: str | None, patterns: Sequence[str], offline: bool | None
 ) -> Path:
     """Download a snapshot; the error says in half a sentence why it failed."""
     import huggingface_hub
@@ -192,7 +306,7 @@ def _fetch(
         folder = huggingface_hub.snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=patterns,
+            allow_patterns=list(patterns),
             ignore_patterns=["*/*"],  # copies in other formats
             local_files_only=only_local,
         )

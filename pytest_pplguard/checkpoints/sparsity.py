@@ -1,27 +1,33 @@
-"""Counts the zeros of a saved checkpoint's decoder layers, as the Wanda code does.
+"""Counts the zeros of a checkpoint's decoder layers, as the Wanda code does.
 
 Wanda's ``check_sparsity`` counts the weights of the ``nn.Linear`` modules inside the
-decoder layers of the model in memory; here the saved files are counted. Beyond that
-definition, GPT-2's ``Conv1D`` weights (linear layers stored the other way round) and
-the experts that newer transformers fuse into one tensor are counted as well; older ones
-had an ``nn.Linear`` for each, and one for the router.
+decoder layers of the model in memory; here the saved files are counted wherever they
+hold the weights as they are. Beyond that definition, GPT-2's ``Conv1D`` weights (linear
+layers stored the other way round) and the experts that newer transformers fuse into one
+tensor are counted as well; older ones had an ``nn.Linear`` for each, and one for the
+router.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from ..errors import CheckpointError
-from .files import TensorInfo, read_config, section, tensor_index
+from .compressed import split_compressed
+from .files import TensorInfo, read_config, tensor_index
 from .gguf import import_gguf, open_gguf
+from .jsonfiles import section
 from .locate import Located
 
 if TYPE_CHECKING:
     import numpy
+    from torch import Tensor, nn
 
 _IN_LAYER = re.compile(
     r"(?P<before>.*?)(?:^|\.)(?:layers|layer|h|blocks|block|blk)\."
@@ -31,7 +37,7 @@ _OTHER_STACKS = re.compile(r"vision|visual|audio|speech|encoder")
 _NOT_LINEAR = re.compile(
     r"norm|(^|\.)ln_?[0-9a-z]*\.|embed|conv([12]d)?\.weight$|relative_attention"
 )
-_NOT_WEIGHT = re.compile(r"bias|scale|position|inv_freq")
+_NOT_WEIGHT = re.compile(r"bias|scale|shape|zero_point|position|inv_freq")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 # numpy's type of the bits, and a mask that drops the sign: -0.0 is a zero. In the FNUZ
@@ -60,18 +66,43 @@ class Sparsity(Struct, frozen=True):
     total: int
 
 
-def measure_sparsity(located: Located) -> Sparsity:
-    """Count zeros in the linear weights of the decoder layers, from the files.
+def measure_sparsity(
+    located: Located,
+    *,
+    model: Callable[[], nn.Module] | None = None,
+    allow_pickle: bool = False,
+) -> Sparsity:
+    """Count zeros in the linear weights of the decoder layers.
 
     Counted are two-dimensional ``.weight`` tensors and expert tensors inside the
-    decoder layers; norms, biases, embeddings and the head are not. Needs no torch and
-    constant memory.
+    decoder layers; norms, biases, embeddings and the head are not. From the files,
+    which needs no torch and constant memory, unless they do not hold the weights that
+    run: those of a merged adapter, of a quantised checkpoint and of pickles are
+    counted in the loaded model.
+
+    Args:
+        located: from :func:`~.locate.locate`.
+        model: loads it; called only if need be.
+        allow_pickle: whether pickle weights may be loaded.
 
     Raises:
-        CheckpointError: the weights cannot be read, are packed (quantised or
-            compressed), or no decoder layer was found.
+        CheckpointError: the weights cannot be read or stay packed, or no decoder layer
+            was found.
     """
-    counts = _gguf_counts(located) if located.gguf else _counts(located)
+    counts: Iterable[tuple[int, int]]
+    if located.gguf:
+        counts = _gguf_counts(located)
+    else:
+        found = _stored_weights(located, allow_pickle=allow_pickle)
+        if not isinstance(found, str):
+            counts = map(_count_zeros, found)
+        elif model is not None:
+            counts = _model_counts(model(), located.spec)
+        else:
+            raise CheckpointError(
+                f"{located.spec}{found}: its sparsity can only be counted in the "
+                "loaded model"
+            )
     zeros = total = 0
     for tensor_zeros, tensor_total in counts:
         zeros += tensor_zeros
@@ -84,11 +115,23 @@ def measure_sparsity(located: Located) -> Sparsity:
     return Sparsity(zeros / total, zeros, total)
 
 
-def _counts(located: Located) -> Iterator[tuple[int, int]]:
-    tensors = tensor_index(located.folder)
-    layers = _layer_count(read_config(located))
-    for name in linear_weights(tensors, located.spec, layers):
-        yield _count_zeros(tensors[name])
+def _stored_weights(located: Located, *, allow_pickle: bool) -> list[TensorInfo] | str:
+    """The tensors to count in the files, or why those are not the weights that run."""
+    if located.base is not None:
+        return " is an adapter"
+    stored = tensor_index(located.folder, allow_pickle=allow_pickle)
+    if not stored:
+        return " has pickle weights"
+    compressed, others = split_compressed(stored, located.spec)
+    tensors = others | {name: weight.values for name, weight in compressed.items()}
+    dimensions = {
+        name: len(tensor.shape) if tensor.dtype in _FLOATS else None
+        for name, tensor in tensors.items()
+    }
+    linear, packed = _linear_weights(dimensions, _layer_count(read_config(located)))
+    if packed:
+        return f": {packed[0]} is packed ({tensors[packed[0]].dtype})"
+    return [tensors[name] for name in linear]
 
 
 def _layer_count(config: Mapping[str, Any]) -> int | None:
@@ -100,28 +143,25 @@ def _layer_count(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def linear_weights(
-    tensors: Mapping[str, TensorInfo], spec: str, layers: int | None = None
-) -> list[str]:
-    """Names of the counted tensors, sorted; only of the first ``layers`` layers.
+def _linear_weights(
+    dimensions: Mapping[str, int | None], layers: int | None = None
+) -> tuple[list[str], list[str]]:
+    """Names of the tensors to count, and of packed ones, in the first ``layers``.
 
-    Raises:
-        CheckpointError: one of them is packed; ``spec`` names the checkpoint.
+    Args:
+        dimensions: of each tensor; None for one whose elements are no plain floats.
+        layers: None for all.
     """
-    names = []
-    for name, tensor in sorted(tensors.items()):
+    linear, packed = [], []
+    for name, count in dimensions.items():
         rest = _rest(name, layers)
         if rest is None or _NOT_WEIGHT.search(rest.rpartition(".")[2]):
             continue
-        if tensor.dtype not in _FLOATS:
-            raise CheckpointError(
-                f"{spec}: {name} is stored as {tensor.dtype}: the sparsity of packed "
-                "(quantised or compressed) weights is not counted; measure the "
-                "checkpoint as it was before packing"
-            )
-        if _is_linear(rest, len(tensor.shape)):
-            names.append(name)
-    return names
+        if count is None:
+            packed.append(name)
+        elif _is_linear(rest, count):
+            linear.append(name)
+    return linear, packed
 
 
 def _rest(name: str, layers: int | None) -> str | None:
@@ -141,7 +181,10 @@ def _is_linear(rest: str, dimensions: int) -> bool:
 
 
 def _count_zeros(tensor: TensorInfo) -> tuple[int, int]:
-    """Zeros and elements of one tensor, read in chunks."""
+    """Zeros and elements of one tensor, its bytes read in chunks.
+
+    Of a compressed one only the stored values have bytes.
+    """
     import numpy
 
     kind, mask = _FLOATS[tensor.dtype]
@@ -154,7 +197,7 @@ def _count_zeros(tensor: TensorInfo) -> tuple[int, int]:
         for position in range(begin, end, _CHUNK):
             data = stream.read(min(_CHUNK, end - position))
             nonzero += _nonzero(numpy.frombuffer(data, unsigned) & magnitude)
-    total = (end - begin) // unsigned.itemsize
+    total = math.prod(tensor.shape)
     return total - nonzero, total
 
 
@@ -162,6 +205,40 @@ def _nonzero(values: numpy.ndarray[Any, Any]) -> int:
     import numpy
 
     return int(numpy.count_nonzero(values))
+
+
+# -------------------------------------------------------------------------- in memory
+
+
+def _model_counts(model: nn.Module, spec: str) -> Iterator[tuple[int, int]]:
+    """Zeros and elements of a model's linear weights.
+
+    Raises:
+        CheckpointError: some are still packed.
+    """
+    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
+    linear, packed = _linear_weights(
+        {name: t.dim() if _is_plain(t) else None for name, t in tensors.items()}
+    )
+    if packed:
+        raise CheckpointError(
+            f"{spec}: {packed[0]} is packed ({_kind(tensors[packed[0]])}) also in "
+            "memory: the sparsity of such weights is not counted; count the zeros of "
+            "the checkpoint as it was before packing"
+        )
+    for name in linear:
+        weight = tensors[name]
+        yield weight.numel() - int(weight.count_nonzero()), weight.numel()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and _kind(tensor) == str(tensor.dtype)
+
+
+def _kind(tensor: Tensor) -> str:
+    """The dtype, or the class for tensors that only stand for their elements."""
+    kind = type(tensor.data)
+    return str(tensor.dtype) if kind.__name__ == "Tensor" else kind.__name__
 
 
 # ------------------------------------------------------------------------------ GGUF

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from ..checkpoints import Loaded
+from ..checkpoints import Loaded, measure_sparsity
 from ..corpora import open_corpus
 from ..errors import UsageError
 from ..journal import discard
@@ -100,6 +100,7 @@ class Checkpoint:
         allow_keys: tuple[str, ...] = (),
     ) -> None:
         self._name = name or spec
+        self._options = options
         target = Target(name=self._name, spec=spec)
         # Before anything else is read: a path with a slip in it is found at once.
         self.located = locate_target(target, options)
@@ -138,6 +139,14 @@ class Checkpoint:
         """The measurements have reached the user: a further run measures anew."""
         for journal in self._store.take_complete_journals():
             discard(journal)
+
+    def sparsity(self) -> float:
+        """Share of zeros in the linear weights of the decoder layers."""
+        return measure_sparsity(
+            self.located,
+            model=lambda: self._store.loaded(self._name).model,
+            allow_pickle=self._options.allow_pickle,
+        ).fraction
 
 
 def measure_model(

@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 from ..baselines import read_baseline, record, split_name
-from ..checkpoints import Located, measure_sparsity
 from ..errors import CheckpointError, UsageError
 from ..options import Options
 from ..protocols import PROTOCOLS
@@ -45,7 +44,7 @@ def update_checkpoint(
     )
     if not keys:
         keys = wanted.keys(wanted.window or model.default_window())
-    sparsity = _sparsity(model.located)
+    sparsity = _sparsity(model)
     recordings = [
         Recording(
             file=str(path),
@@ -100,10 +99,10 @@ def _known_keys(entry: CheckpointEntry | None) -> list[Key]:
     return [key for key in keys if key.method in PROTOCOLS]
 
 
-def _sparsity(located: Located) -> float | None:
+def _sparsity(model: Checkpoint) -> float | None:
     """Share of zeros, for a default gate; None where it cannot be counted."""
     try:
-        return measure_sparsity(located).fraction
+        return model.sparsity()
     except CheckpointError as error:
         say(f"no sparsity gate: {error}")
         return None

@@ -151,7 +151,7 @@ class Guard:
         return base
 
     def judge_sparsity(self, name: str, gate: SparsityGate) -> Verdict:
-        """Judge the share of zeros in the saved files."""
+        """Judge the share of zeros in the weights that run."""
         from ..measure import locate_target
 
         entry = self.files.entry(name)
@@ -168,7 +168,11 @@ class Guard:
             what = unbuilt[0] if unbuilt else "sparsity without fraction"
             return self._keep(not_built(name, "sparsity", what, recorded_in=line))
         located = locate_target(self.targets[name], self.options)
-        fraction = measure_sparsity(located).fraction
+        fraction = measure_sparsity(
+            located,
+            model=lambda: self.store.loaded(name).model,
+            allow_pickle=self.options.allow_pickle,
+        ).fraction
         return self._keep(judge_sparsity(name, gate, fraction, recorded_in=line))
 
     def judge_not_built(self, name: str, gate: str, value: str) -> Verdict:

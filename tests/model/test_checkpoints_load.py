@@ -256,21 +256,6 @@ def test_remote_code(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_sparse_compressed(tmp_path: Path) -> None:
-    path = save_tiny(tmp_path / "m")
-    compression = {
-        "quant_method": "compressed-tensors",
-        "sparsity_config": {"format": "sparse-24-bitmask"},
-    }
-    edit_config(path, quantization_config=compression)
-    assert refused(path) == (
-        f"{path} is stored in the compressed format sparse-24-bitmask, which "
-        "transformers does not unpack (transformers would have filled in random "
-        "numbers): decompress it with llm-compressor (save_pretrained(..., "
-        "save_compressed=False)) and give that folder"
-    )
-
-
 def test_weight_file_named_by_the_config(tmp_path: Path) -> None:
     path = save_tiny(tmp_path / "m")
     edit_config(path, transformers_weights="other.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -101,16 +102,129 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     )
 
 
-def test_adapter(tmp_path: Path) -> None:
-    make(tmp_path / "m", "adapter_config.json", "adapter_model.safetensors")
-    message = (
-        "m is a LoRA/PEFT adapter: merge it first (PeftModel.merge_and_unload), save "
-        "the merged model with save_pretrained and its tokenizer, and give that folder"
+def adapter(folder: Path, base: object, *names: str, **settings: object) -> Path:
+    make(folder, "adapter_model.safetensors", *names)
+    config = {"base_model_name_or_path": base} | settings
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("start", ["", "out/lora"])
+def test_adapter_finds_the_base_that_its_config_names(
+    tmp_path: Path, start: str
+) -> None:
+    adapter(tmp_path / "out" / "lora", "models/base")
+    base = make(tmp_path / start / "models" / "base", "config.json", "tokenizer.json")
+    located = locate("out/lora", cwd=tmp_path)
+    assert located == Located(
+        "out/lora", tmp_path / "out" / "lora", base=Located(str(base), base)
     )
-    assert refused("m", tmp_path) == message
+    assert located.model == located.base
+    assert locate(str(base)).model == Located(str(base), base)
+
+
+def test_base_behind_the_adapter_wins(tmp_path: Path) -> None:
+    adapter(tmp_path / "lora", "base")
+    for name in ("base", "c++"):
+        make(tmp_path / name, "config.json", "tokenizer.json")
+    adapter(tmp_path / "c++" / "lora", "gone")
+    for typed, folder in (("lora", "lora"), ("c++/lora", "c++/lora")):
+        assert locate(f"{typed}+c++", cwd=tmp_path) == Located(
+            typed, tmp_path / folder, base=Located("c++", tmp_path / "c++")
+        )
+    assert locate("c++", cwd=tmp_path) == Located("c++", tmp_path / "c++")
+
+
+def test_adapter_with_a_tokenizer_needs_none_in_its_base(tmp_path: Path) -> None:
+    make(tmp_path / "base", "config.json")
+    adapter(tmp_path / "bare", "base")
+    assert refused("bare", tmp_path).startswith(f"{tmp_path / 'base'} has no tokenizer")
+    adapter(tmp_path / "lora", "base", "tokenizer.json", "config.json")
+    assert locate("lora", cwd=tmp_path).model.folder == tmp_path / "base"
+
+
+@pytest.mark.parametrize("base", [None, "", 7])
+def test_adapter_that_names_no_base(tmp_path: Path, base: object) -> None:
+    adapter(tmp_path / "lora", base)
+    assert refused("lora", tmp_path) == (
+        "the adapter lora does not say what its base is (base_model_name_or_path in "
+        "adapter_config.json): name it behind the adapter: lora+BASE"
+    )
+
+
+def test_base_that_is_not_there(tmp_path: Path) -> None:
+    adapter(tmp_path / "lora", "/scratch/base")
+    assert refused("lora", tmp_path) == (
+        "the base /scratch/base of the adapter lora was not found: /scratch/base does "
+        "not exist (looked at /scratch/base). Give a folder, a .gguf file, demo/dense, "
+        "demo/wanda-50, or a Hub id like org/name. Or name it behind the adapter: "
+        "lora+BASE"
+    )
+    assert refused("lora+./base", tmp_path) == (
+        f"./base does not exist (looked at {tmp_path / 'base'}). Give a folder, a "
+        ".gguf file, demo/dense, demo/wanda-50, or a Hub id like org/name"
+    )
+
+
+def test_two_bases_of_one_name(tmp_path: Path) -> None:
+    adapter(tmp_path / "lora", "base")
+    for folder in (tmp_path / "base", tmp_path / "lora" / "base"):
+        make(folder, "config.json", "tokenizer.json")
+    assert refused("lora", tmp_path) == (
+        f"the adapter lora names the base base, and there are two: {tmp_path / 'base'} "
+        f"and {tmp_path / 'lora' / 'base'}. Say which: lora+BASE"
+    )
+
+
+def test_base_on_the_hub_in_its_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def snapshot(repo: str, *, revision: str | None, **_: object) -> str:
+        asked.append((repo, revision))
+        return str(make(tmp_path / "cache", "config.json", "tokenizer.json"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    adapter(tmp_path / "lora", "org/base", revision="v2")
+    base = locate("lora", cwd=tmp_path).base
+    assert base == Located("org/base@v2", tmp_path / "cache", revision="v2")
+    assert asked == [("org/base", "v2")]
+
+
+def test_base_that_is_no_whole_model(tmp_path: Path) -> None:
+    adapter(tmp_path / "lora", "other")
+    adapter(tmp_path / "other", "base")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF....")
+    for base, kind in (("other", "an adapter itself"), ("m.gguf", "a GGUF file")):
+        assert refused(f"lora+{base}", tmp_path) == (
+            f"the base {base} of the adapter lora is {kind}: give the folder of the "
+            "whole model: lora+BASE"
+        )
+
+
+def test_base_behind_something_else(tmp_path: Path) -> None:
     make(tmp_path / "m", "config.json", "tokenizer.json")
-    assert refused("m", tmp_path) == f"{message} (or take adapter_config.json away)", (
-        "transformers would put the adapter on top of the weights"
+    assert refused("m+base", tmp_path) == (
+        "m is no adapter (it has no adapter_config.json), so it takes no base: write "
+        "ADAPTER+BASE, or m alone"
+    )
+
+
+def test_adapter_beside_a_whole_model(tmp_path: Path) -> None:
+    adapter(tmp_path / "m", "base", "config.json", "tokenizer.json")
+    make(tmp_path / "m", "model.safetensors")
+    assert refused("m", tmp_path) == (
+        "m holds both an adapter (adapter_config.json) and a whole model "
+        "(model.safetensors): move one of them to a folder of its own"
+    )
+
+
+def test_adapter_config_that_is_no_json(tmp_path: Path) -> None:
+    make(tmp_path / "lora")
+    (tmp_path / "lora" / "adapter_config.json").write_text("{")
+    assert refused("lora", tmp_path).startswith(
+        f"{tmp_path / 'lora' / 'adapter_config.json'} is not valid JSON: "
     )
 
 

@@ -1,0 +1,142 @@
+"""Merges a PEFT adapter into its base model, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError
+from .config import is_quantised, refuse_remote_code
+from .files import read_config
+from .jsonfiles import read_json
+from .locate import ADAPTER_CONFIG, Located, has_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_WEIGHTS = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
+_SHOWN = 3
+
+
+def check_adapter(
+    located: Located, *, allow_pickle: bool, trust_remote_code: bool
+) -> None:
+    """Look at an adapter's files, and for peft, before the base is loaded.
+
+    Raises:
+        CheckpointError: it has no weights, its base is quantised, something is needed
+            that was not allowed, or peft is not installed.
+    """
+    folder = located.folder
+    if not trust_remote_code:
+        refuse_remote_code(located)
+    if is_quantised(read_config(located)):
+        raise CheckpointError(
+            f"the base {located.model.spec} of the adapter {located.spec} is "
+            "quantised, and a merge would round its weights again: give the dense "
+            f"base, {located.spec}+BASE"
+        )
+    if not (folder / _WEIGHTS).is_file():
+        if not (folder / _PICKLE).is_file():
+            raise CheckpointError(f"{located.spec} has no weights: no {_WEIGHTS}")
+        if not allow_pickle:
+            raise CheckpointError(
+                f"{located.spec} has pickle weights only ({_PICKLE}), and unpickling "
+                "can run code: save the adapter again with a current peft, or trust "
+                "it with --ppl-allow-pickle"
+            )
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise CheckpointError(
+            f"{located.spec} is an adapter, and merging it needs the package peft: "
+            "pip install 'pytest-pplguard[peft]'"
+        ) from error
+
+
+def with_tokenizer(located: Located) -> Located:
+    """The folder that the tokenizer comes from: the adapter's, else its base's."""
+    return located if has_tokenizer(located.folder) else located.model
+
+
+def merge_adapter(
+    model: PreTrainedModel, located: Located
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The base model with the adapter in its weights, and lines for the user.
+
+    Merged by peft's ``merge_and_unload`` in the dtype of ``model``, which is changed.
+
+    Raises:
+        CheckpointError: the adapter cannot be merged, or does not belong to the base.
+    """
+    import torch
+    from peft import PeftConfig, PeftModel
+
+    folder = str(located.folder)
+    spec, base = located.spec, located.model.spec
+    # peft would spread a model with this attribute over devices again; it is on one.
+    vars(model).pop("hf_device_map", None)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+        # Adapters start out random, some by changing the base; then they are loaded.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            adapted = PeftModel(model, config)
+            _check_mergeable(spec, adapted, config)
+            result = adapted.load_adapter(
+                folder, "default", torch_device=str(model.device)
+            )
+        _check_landed(spec, base, result.missing_keys, result.unexpected_keys)
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    except CheckpointError:
+        raise
+    # Every kind of adapter finds its own words for a base that does not fit.
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise CheckpointError(
+            f"the adapter {spec} does not fit its base {base}: "
+            f"{type(error).__name__}: {text}"
+        ) from error
+    return merged, _notices(located, config)
+
+
+def _check_mergeable(spec: str, adapted: Any, config: Any) -> None:
+    if config.is_prompt_learning or not hasattr(adapted.base_model, "merge_and_unload"):
+        raise CheckpointError(
+            f"{spec} is an adapter of the kind {config.peft_type.value}, which has no "
+            "weights to merge into the base: only kinds that change weights, like "
+            "LoRA, can be measured"
+        )
+
+
+def _check_landed(
+    spec: str, base: str, missing: Collection[str], unexpected: Collection[str]
+) -> None:
+    for keys, what in (
+        (unexpected, "has weights that no module of its base takes"),
+        (missing, "lacks weights that its adapter_config.json asks for"),
+    ):
+        if keys:
+            more = ", ..." if len(keys) > _SHOWN else ""
+            raise CheckpointError(
+                f"the adapter {spec} does not fit its base {base}: it {what} "
+                f"({', '.join(sorted(keys)[:_SHOWN])}{more})"
+            )
+
+
+def _notices(located: Located, config: Any) -> tuple[str, ...]:
+    """Settings of a newer peft, which the installed one leaves out."""
+    settings = read_json(located.folder / ADAPTER_CONFIG)
+    unknown = sorted(
+        name for name, value in settings.items() if value and not hasattr(config, name)
+    )
+    if not unknown:
+        return ()
+    import peft
+
+    return (
+        f"{located.spec}: peft {peft.__version__} does not know "
+        f"{', '.join(unknown)} of adapter_config.json; if the number surprises, "
+        "upgrade peft",
+    )

@@ -1,0 +1,171 @@
+"""Decodes sparse-compressed weights, which transformers itself no longer can.
+
+The formats ``sparse-bitmask`` and ``sparse-24-bitmask`` of compressed-tensors (up to
+0.14) keep, instead of ``X.weight``, the stored values in row order as ``X.compressed``,
+one bit per weight as ``X.bitmask`` (rows padded to whole bytes, lowest bit first) and
+``X.shape``; the former also ``X.row_offsets``, which says nothing new. Its first
+versions wrote ``X.weight.compressed`` and so on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from ..errors import CheckpointError
+from .files import TensorInfo
+
+if TYPE_CHECKING:
+    import numpy
+    from torch import Tensor
+
+_PARTS = ("bitmask", "compressed", "shape", "row_offsets")
+_SIGNS = (".bitmask", ".compressed")
+_AT_ONCE = 1 << 24
+"""Bits unpacked at once, roughly; each takes a byte then."""
+_DTYPES = {
+    "F64": ("float64", "<u8"),
+    "F32": ("float32", "<u4"),
+    "F16": ("float16", "<u2"),
+    "BF16": ("bfloat16", "<u2"),
+    "F8_E4M3": ("float8_e4m3fn", "u1"),
+    "F8_E5M2": ("float8_e5m2", "u1"),
+    "I8": ("int8", "u1"),
+}
+"""torch's name of a dtype, and numpy's for its bits."""
+
+
+class Bitmasked(Struct, frozen=True):
+    """A sparse-compressed weight: ``values`` go where ``bitmask`` has a bit set.
+
+    ``values`` has the dense shape, but only the stored values' bytes.
+    """
+
+    values: TensorInfo
+    bitmask: TensorInfo
+
+
+def split_compressed(
+    tensors: Mapping[str, TensorInfo], spec: str
+) -> tuple[dict[str, Bitmasked], dict[str, TensorInfo]]:
+    """The compressed weights by the names of the dense ones, and all other tensors.
+
+    Args:
+        tensors: from :func:`~.files.tensor_index`.
+        spec: names the checkpoint in errors.
+
+    Raises:
+        CheckpointError: the parts of a compressed weight do not fit together.
+    """
+    weights: dict[str, Bitmasked] = {}
+    others = dict(tensors)
+    modules = {n.rpartition(".")[0] for n in tensors if n.endswith(_SIGNS)}
+    for module in sorted(modules):
+        parts = {part: others.pop(f"{module}.{part}", None) for part in _PARTS}
+        name = module if module.endswith((".weight", ".bias")) else f"{module}.weight"
+        weights[name] = _weight(f"{spec}: the sparse-compressed {name}", parts)
+        if name in others:
+            raise CheckpointError(f"{spec} holds {name} twice, dense and compressed")
+    return weights, others
+
+
+def _weight(what: str, parts: Mapping[str, TensorInfo | None]) -> Bitmasked:
+    bitmask, values, shape = (parts[part] for part in _PARTS[:3])
+    if bitmask is None or values is None or shape is None:
+        lacking = next(part for part in _PARTS if parts[part] is None)
+        raise CheckpointError(f"{what} lacks its tensor {lacking!r}")
+    dense = tuple(_read(shape, "<i8").tolist()) if shape.dtype == "I64" else ()
+    if (
+        not dense
+        or min(dense) < 1
+        or bitmask.dtype != "U8"
+        or bitmask.offsets[1] - bitmask.offsets[0] != _rows(dense) * _row_bytes(dense)
+        or values.dtype not in _DTYPES
+    ):
+        raise CheckpointError(
+            f"{what} is malformed: its bitmask is {bitmask.dtype} "
+            f"{list(bitmask.shape)}, its values are {values.dtype}, its shape is "
+            f"{list(dense)}"
+        )
+    weight = Bitmasked(
+        TensorInfo(values.file, values.dtype, dense, values.offsets), bitmask
+    )
+    marked = sum(int(bits.sum()) for bits in _bits(weight))
+    if marked != math.prod(values.shape):
+        raise CheckpointError(
+            f"{what} is malformed: its bitmask marks {marked} weights, but "
+            f"{math.prod(values.shape)} are stored"
+        )
+    return weight
+
+
+def decode(weight: Bitmasked) -> Tensor:
+    """The dense weight, bit for bit as it was compressed, in its own dtype."""
+    import numpy
+    import torch
+
+    dtype, word = _DTYPES[weight.values.dtype]
+    values = _read(weight.values, word)
+    dense = numpy.zeros(math.prod(weight.values.shape), values.dtype)
+    stored = begin = 0
+    for bits in _bits(weight):
+        marked = int(bits.sum())
+        dense[begin : begin + bits.size][bits] = values[stored : stored + marked]
+        stored, begin = stored + marked, begin + bits.size
+    tensor = torch.from_numpy(dense).view(getattr(torch, dtype))
+    return tensor.reshape(weight.values.shape)
+
+
+def decoded_state(
+    weights: Mapping[str, Bitmasked], others: Mapping[str, TensorInfo]
+) -> dict[str, Tensor]:
+    """All tensors of a checkpoint on the CPU, the compressed ones decoded."""
+    from safetensors import safe_open
+
+    state = {name: decode(weight) for name, weight in weights.items()}
+    for file in sorted({tensor.file for tensor in others.values()}):
+        with safe_open(file, framework="pt") as stream:
+            for name, tensor in others.items():
+                if tensor.file == file:
+                    state[name] = stream.get_tensor(name)
+    return state
+
+
+def _bits(weight: Bitmasked) -> Iterator[numpy.ndarray[Any, Any]]:
+    """The bitmask as flat booleans, some rows at a time, without the padding."""
+    import numpy
+
+    shape = weight.values.shape
+    packed = _read(weight.bitmask, "u1").reshape(_rows(shape), _row_bytes(shape))
+    step = max(1, _AT_ONCE // shape[-1])
+    for row in range(0, len(packed), step):
+        yield (
+            numpy.unpackbits(
+                packed[row : row + step], axis=1, count=shape[-1], bitorder="little"
+            )
+            .ravel()
+            .view(bool)
+        )
+
+
+def _rows(shape: Sequence[int]) -> int:
+    return math.prod(shape[:-1])
+
+
+def _row_bytes(shape: Sequence[int]) -> int:
+    return -(-shape[-1] // 8)
+
+
+def _read(tensor: TensorInfo, word: str) -> numpy.ndarray[Any, Any]:
+    """A tensor's elements, flat, as ``word`` of numpy; mapped, not read."""
+    import numpy
+
+    begin, end = tensor.offsets
+    dtype = numpy.dtype(word)
+    if begin == end:  # nothing can be mapped
+        return numpy.zeros(0, dtype)
+    count = (end - begin) // dtype.itemsize
+    return numpy.memmap(tensor.file, dtype, "r", offset=begin, shape=(count,))

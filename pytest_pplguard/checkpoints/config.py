@@ -1,0 +1,168 @@
+"""Refuses configs by which transformers would silently load something else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import CheckpointError
+from .files import read_config
+from .jsonfiles import read_json, section
+from .locate import Located
+
+_PACKINGS = ("quantization_config", "compression_config")
+_DECODED = ("sparse-bitmask", "sparse-24-bitmask")
+_FUSED = ("marlin-24",)
+"""Sparse and quantised in one layout, made for one kernel of vLLM."""
+
+
+def check_config(located: Located, *, trust_remote_code: bool) -> None:
+    """Look at a folder's JSON files before transformers does.
+
+    Raises:
+        CheckpointError: it brings code that was not allowed, names weights elsewhere,
+            contradicts itself, or is packed as nothing here can unpack.
+    """
+    if located.gguf:
+        return
+    config = read_config(located)
+    if not trust_remote_code:
+        refuse_remote_code(located)
+    if "transformers_weights" in config:
+        raise CheckpointError(
+            f"{located.spec}: config.json names its own weight file "
+            "(transformers_weights), which is not supported: use model.safetensors"
+        )
+    _check_packing(located.spec, config)
+    for settings in (config, section(config, "text_config")):
+        _check_rope(located.spec, settings)
+
+
+def refuse_remote_code(located: Located) -> None:
+    """Refuse a folder whose config or tokenizer names Python code of its own.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        path = located.folder / name
+        if path.is_file() and "auto_map" in read_json(path):
+            raise CheckpointError(
+                f"{located.spec} brings Python code of its own (auto_map in {name}): "
+                "trust and run it with --ppl-trust-remote-code, or delete auto_map if "
+                "transformers knows the architecture"
+            )
+
+
+# ----------------------------------------------------------------------------- packing
+
+
+def _check_packing(spec: str, config: Mapping[str, Any]) -> None:
+    way_out = (
+        "decompress it with the llm-compressor that wrote it (save_pretrained(..., "
+        "save_compressed=False)) and give that folder"
+    )
+    for packing in (section(config, name) for name in _PACKINGS):
+        sparse = section(packing, "sparsity_config").get("format")
+        if sparse not in (None, "dense", *_DECODED):
+            raise CheckpointError(
+                f"{spec} is stored in the compressed format {sparse}, which nothing "
+                f"here unpacks: {way_out}"
+            )
+        for form in _formats(packing):
+            if form in _FUSED:
+                raise CheckpointError(
+                    f"{spec} is stored in the format {form}, which only vLLM's kernel "
+                    f"reads: {way_out}"
+                )
+        if section(packing, "transform_config").get("config_groups"):
+            raise CheckpointError(
+                f"{spec} rotates its activations (transform_config in config.json), "
+                "which transformers would silently leave out: measure the checkpoint "
+                "as it was before the transform"
+            )
+
+
+def _formats(packing: Mapping[str, Any]) -> Iterator[object]:
+    yield packing.get("format")
+    for group in section(packing, "config_groups").values():
+        if isinstance(group, dict):
+            yield group.get("format")
+
+
+def is_quantised(config: Mapping[str, Any]) -> bool:
+    """Whether weights or activations are quantised, by the config's word.
+
+    llm-compressor writes a ``quantization_config`` for every pruned model; one that
+    names no scheme (``format: dense``) only describes the sparsity.
+    """
+    packing = section(config, "quantization_config")
+    if packing.get("quant_method") == "compressed-tensors" or (
+        "sparsity_config" in packing
+    ):
+        return bool(packing.get("config_groups") or packing.get("kv_cache_scheme"))
+    return bool(packing)
+
+
+# -------------------------------------------------------------------------------- RoPE
+
+
+def _check_rope(spec: str, settings: Mapping[str, Any]) -> None:
+    """Refuse positions that transformers 4 and 5 would read differently.
+
+    Version 4 reads ``rope_theta`` and ``rope_scaling`` and keeps version 5's
+    ``rope_parameters`` as something unknown; when it saves again it puts its own
+    defaults beside them. Version 5 prefers ``rope_parameters`` for the one and
+    ``rope_scaling`` for the other.
+    """
+    new = section(settings, "rope_parameters")
+    if not new:
+        return
+    # One for all layers, or one for each type of layer.
+    layers = [value for value in new.values() if isinstance(value, dict)] or [new]
+    for name in ("rope_theta", "partial_rotary_factor"):
+        old = settings.get(name)
+        values = [layer[name] for layer in layers if layer.get(name) is not None]
+        if old is not None and values and old not in values:
+            raise _rope_error(spec, f"{name} is {old}", f"{values[0]}")
+    if "rope_scaling" in settings:
+        scaling = section(settings, "rope_scaling")
+        if not any(_same_scaling(scaling, layer) for layer in layers):
+            raise _rope_error(spec, f"rope_scaling is {_brief(scaling)}", _brief(new))
+    if "rope_theta" not in settings and _version().startswith("4."):
+        raise CheckpointError(
+            f"{spec} was saved by transformers 5 (rope_parameters in config.json), and "
+            f"transformers {_version()}, which is installed, would take its default "
+            "rope_theta instead: install transformers 5"
+        )
+
+
+def _rope_error(spec: str, old: str, new: str) -> CheckpointError:
+    return CheckpointError(
+        f"{spec}: config.json contradicts itself: {old}, but rope_parameters (of "
+        f"transformers 5) says {new}; a transformers 4 that saves a checkpoint of "
+        "version 5 leaves this behind, and pruned with the former. Keep the right one "
+        "in config.json (the base model's config has it) and delete the other"
+    )
+
+
+def _same_scaling(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two scalings agree in their type and in all that both name."""
+    one, other = (
+        {
+            **{key: value for key, value in scaling.items() if key != "type"},
+            "rope_type": scaling.get("rope_type", scaling.get("type", "default")),
+        }
+        for scaling in (old, new)
+    )
+    return all(other[key] == one[key] for key in one.keys() & other.keys())
+
+
+def _brief(scaling: Mapping[str, Any]) -> str:
+    return json.dumps(scaling) if scaling else "null"
+
+
+def _version() -> str:
+    return importlib.metadata.version("transformers")
