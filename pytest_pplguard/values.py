@@ -89,6 +89,22 @@ class Key(Struct, frozen=True, order=True):
         )
 
 
+class Recipe(Struct, frozen=True):
+    """How the rows of a text become windows of one token stream.
+
+    ``joiner`` stands between rows, and ``text`` says in words what is read. No more
+    than ``max_windows`` are cut, None for as many as there are.
+    """
+
+    text: str = "all rows joined by a blank line"
+    joiner: str = "\n\n"
+    max_windows: int | None = None
+
+
+WIKITEXT_RECIPE = Recipe()
+"""How the Wanda code reads WikiText-2; any text without a recipe of its own, too."""
+
+
 def is_entry_name(text: str) -> bool:
     """Whether ``text`` may name a baseline file's stem or one of its checkpoints."""
     return _NAME.fullmatch(text) is not None

@@ -7,14 +7,20 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from ..values import WIKITEXT_RECIPE, Recipe
 from . import wikitext
 
 OFFICIAL_DIGESTS = {
     "wikitext2": (
         "sha256:85832a0a19e062515565bfb5cd3ebe19efd21bb7cae77ff6bb7e3a3a26fe3cc5"
     ),
+    # Of the ptb.test.txt whose MD5 torchtext names, 8b80168b89c18661a38ef683c0dc3721.
+    "ptb": "sha256:4b376dda4c31dcbca4e5f6398ba103ce5d73fd4a8e0a22e5baf64e65b2e38364",
 }
-"""Digest of a corpus as its authors published it (WikiText-2 raw, test split)."""
+"""Digest of a corpus as its authors published it: WikiText-2 raw and PTB, test splits.
+
+None is known for C4.
+"""
 
 
 class Corpus(Struct, frozen=True):
@@ -23,7 +29,7 @@ class Corpus(Struct, frozen=True):
     ``rows`` are the dataset's rows (WikiText: a line each, ``""`` for a blank one),
     ``pages`` its documents. Both methods work from the same rows, so one file serves
     both. ``official`` says whether this is the published text, None where nothing
-    official exists by that name.
+    official is known by that name. ``recipe`` says how rows become one token stream.
     """
 
     name: str
@@ -31,6 +37,7 @@ class Corpus(Struct, frozen=True):
     pages: tuple[str, ...]
     digest: str
     official: bool | None
+    recipe: Recipe = WIKITEXT_RECIPE
 
     @classmethod
     def from_wikitext_rows(cls, name: str, rows: Iterable[str]) -> Corpus:
@@ -39,13 +46,29 @@ class Corpus(Struct, frozen=True):
         return cls._make(name, rows, wikitext.pages(rows))
 
     @classmethod
-    def from_documents(cls, name: str, documents: Iterable[str]) -> Corpus:
+    def from_documents(
+        cls, name: str, documents: Iterable[str], recipe: Recipe = WIKITEXT_RECIPE
+    ) -> Corpus:
         """A corpus of plain documents: each is one row and one page."""
         documents = tuple(documents)
-        return cls._make(name, documents, documents)
+        return cls._make(name, documents, documents, recipe)
 
     @classmethod
-    def _make(cls, name: str, rows: tuple[str, ...], pages: tuple[str, ...]) -> Corpus:
+    def from_sentences(
+        cls, name: str, sentences: Iterable[str], recipe: Recipe
+    ) -> Corpus:
+        """A corpus without documents: a row a sentence, and all of them one page."""
+        rows = tuple(sentences)
+        return cls._make(name, rows, (recipe.joiner.join(rows),), recipe)
+
+    @classmethod
+    def _make(
+        cls,
+        name: str,
+        rows: tuple[str, ...],
+        pages: tuple[str, ...],
+        recipe: Recipe = WIKITEXT_RECIPE,
+    ) -> Corpus:
         digest = rows_digest(rows)
         official = OFFICIAL_DIGESTS.get(name)
         return cls(
@@ -54,6 +77,7 @@ class Corpus(Struct, frozen=True):
             pages=pages,
             digest=digest,
             official=None if official is None else digest == official,
+            recipe=recipe,
         )
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from ..errors import CorpusError
 from ..values import near_matches
 from . import wikitext
 from .corpus import Corpus
+from .files import (
+    JSON_LINES,
+    check_exists,
+    decode,
+    first_line,
+    json_lines,
+    parquet,
+    saved_dataset,
+)
+from .named import NAMED, Named
 
-CORPUS_NAMES = ("wikitext2", "demo")
+CORPUS_NAMES = ("wikitext2", "demo", *NAMED)
 """Corpora that need no file of the user's."""
 
-_TEXT_COLUMN = "text"
 _DEMO_FILE = Path(__file__).parents[1] / "demo" / "demo.txt"
 _HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
 
@@ -23,14 +31,18 @@ _HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
 def open_corpus(name: str, files: Mapping[str, str]) -> Corpus:
     """The corpus called ``name``; ``files`` maps names to local paths and wins.
 
-    A local path is a text file, a ``.jsonl`` file (one document a line), a ``.parquet``
-    file or a folder written by ``datasets.Dataset.save_to_disk``. A text that opens
-    with a level-1 WikiText heading is read as WikiText rows and pages, any other text
-    is one document.
+    A local path is a text file, a ``.jsonl`` file (one document a line, may be
+    gzipped), a ``.parquet`` file or a folder written by
+    ``datasets.Dataset.save_to_disk``. A text that opens with a level-1 WikiText heading
+    is read as WikiText rows and pages, any other text is one document; ``c4`` and
+    ``ptb`` are read as :mod:`.named` says.
 
     Raises:
-        CorpusError: unknown name, unreachable Hub, unreadable or empty file.
+        CorpusError: unknown name, unreachable Hub, unreadable, empty or short file.
     """
+    if name in NAMED:
+        path = Path(files[name]) if name in files else _fetch(name, NAMED[name])
+        return _read_named(name, NAMED[name], path)
     if name in files:
         return _read_file(name, Path(files[name]))
     if name == "demo":
@@ -40,7 +52,7 @@ def open_corpus(name: str, files: Mapping[str, str]) -> Corpus:
     known = [*CORPUS_NAMES, *files]
     raise CorpusError(
         f"unknown corpus {name!r}{near_matches(name, known)}: built in are "
-        f"{' and '.join(CORPUS_NAMES)}; give your own text with "
+        f"{', '.join(CORPUS_NAMES)}; give your own text with "
         f"--ppl-corpus {name}=PATH (pplguard: --corpus {name}=PATH)"
     )
 
@@ -50,31 +62,86 @@ def _hub_rows() -> list[str]:
 
     path, config, split = _HUB
     try:
-        return list(datasets.load_dataset(path, config, split=split)[_TEXT_COLUMN])
+        return list(datasets.load_dataset(path, config, split=split)["text"])
     # datasets raises whatever its HTTP client and file systems raise.
     except Exception as error:
         raise CorpusError(
             f"WikiText-2 could not be read from the Hub ({path}, {config}, {split}): "
-            f"{_first_line(error)}. Give the raw test file instead: "
+            f"{first_line(error)}. Give the raw test file instead: "
             "--ppl-corpus wikitext2=PATH (pplguard: --corpus wikitext2=PATH)"
         ) from error
 
 
-def _read_file(name: str, path: Path) -> Corpus:
-    if not path.exists():
-        raise CorpusError(
-            f"corpus {name}: {path} does not exist (looked at {path.absolute()})"
-        )
+def _fetch(name: str, named: Named) -> Path:
+    """The file of a named text in the Hub's cache; fetched if it is not there."""
+    import huggingface_hub
+
     try:
-        if path.is_dir():
-            return _from_rows(name, _saved_dataset(name, path))
-        if path.suffix == ".parquet":
-            return _from_rows(name, _parquet(name, path))
-        text = _decode(name, path)
+        return Path(
+            huggingface_hub.hf_hub_download(
+                named.repository,
+                named.file,
+                repo_type="dataset",
+                revision=named.revision,
+            )
+        )
+    # Whatever the Hub's client and its HTTP client raise.
+    except Exception as error:
+        raise CorpusError(
+            f"{named.title} could not be fetched from the Hub ({named.repository}, "
+            f"{named.file}): {first_line(error)}. Give a copy of the file instead: "
+            f"--ppl-corpus {name}=PATH (pplguard: --corpus {name}=PATH)"
+        ) from error
+
+
+def _read_named(name: str, named: Named, path: Path) -> Corpus:
+    check_exists(name, path)
+    try:
+        rows = _named_rows(name, named, path)
     except OSError as error:
         raise CorpusError(f"corpus {name}: {path} cannot be read: {error}") from error
-    if path.suffix == ".jsonl":
-        return _not_empty(Corpus.from_documents(name, _jsonl(name, path, text)), path)
+    if named.count is not None:
+        if len(rows) < named.count:
+            raise CorpusError(
+                f"corpus {name}: {path} holds {len(rows)} documents, and {name} is the "
+                f"first {named.count} of {named.file} ({named.repository}): give that "
+                f"file, or call your text by another name than {name}"
+            )
+        rows = rows[: named.count]
+    make = Corpus.from_sentences if named.sentences else Corpus.from_documents
+    return _not_empty(make(name, rows, named.recipe), path)
+
+
+def _named_rows(name: str, named: Named, path: Path) -> list[str]:
+    if path.is_dir():
+        rows = saved_dataset(name, path, named.columns, named.split)
+    elif path.suffix == ".parquet":
+        rows = parquet(name, path, named.columns)
+    elif path.name.endswith((*JSON_LINES, ".json")):
+        rows = list(islice(json_lines(name, path, named.columns), named.count))
+    elif named.sentences:
+        rows = decode(name, path).removesuffix("\n").split("\n")
+    else:
+        raise CorpusError(
+            f"corpus {name}: {path} has no documents; expected .json or .jsonl, one a "
+            "line (also .gz), .parquet or a save_to_disk folder"
+        )
+    return [row.strip() for row in rows] if named.sentences else rows
+
+
+def _read_file(name: str, path: Path) -> Corpus:
+    check_exists(name, path)
+    try:
+        if path.is_dir():
+            return _from_rows(name, saved_dataset(name, path))
+        if path.suffix == ".parquet":
+            return _from_rows(name, parquet(name, path))
+        if path.name.endswith(JSON_LINES):
+            documents = Corpus.from_documents(name, json_lines(name, path))
+            return _not_empty(documents, path)
+        text = decode(name, path)
+    except OSError as error:
+        raise CorpusError(f"corpus {name}: {path} cannot be read: {error}") from error
     rows = wikitext.rows(text)
     if _is_wikitext(rows):
         return Corpus.from_wikitext_rows(name, rows)
@@ -96,83 +163,3 @@ def _not_empty(corpus: Corpus, path: Path) -> Corpus:
     if not any(page.strip() for page in corpus.pages):
         raise CorpusError(f"corpus {corpus.name}: {path} holds no text")
     return corpus
-
-
-def _decode(name: str, path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"corpus {name}: {path} is not UTF-8 text (byte {error.start}); "
-            "save it as UTF-8, or give .jsonl, .parquet or a save_to_disk folder"
-        ) from error
-
-
-def _jsonl(name: str, path: Path, text: str) -> list[str]:
-    documents = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise CorpusError(
-                f"corpus {name}: {path}:{number} is not JSON: {error}"
-            ) from error
-        document = value.get(_TEXT_COLUMN) if isinstance(value, dict) else value
-        if not isinstance(document, str):
-            raise CorpusError(
-                f"corpus {name}: {path}:{number} holds no document: expected a JSON "
-                f'string or {{"{_TEXT_COLUMN}": "..."}}'
-            )
-        documents.append(document)
-    return documents
-
-
-def _parquet(name: str, path: Path) -> list[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise CorpusError(
-            f"corpus {name}: {path} is not a parquet file: {_first_line(error)}"
-        ) from error
-    return _text_column(name, path, table.column_names, table.to_pydict)
-
-
-def _saved_dataset(name: str, path: Path) -> list[str]:
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, ValueError) as error:
-        raise CorpusError(
-            f"corpus {name}: {path} is no folder written by save_to_disk: "
-            f"{_first_line(error)}"
-        ) from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if "test" not in loaded:
-            raise CorpusError(
-                f"corpus {name}: {path} has the splits {', '.join(loaded)} but no "
-                "split 'test'; save the split that you mean on its own"
-            )
-        loaded = loaded["test"]
-    return _text_column(name, path, loaded.column_names, loaded.to_dict)
-
-
-def _text_column(name: str, path: Path, columns: list[str], read: Any) -> list[str]:
-    if _TEXT_COLUMN not in columns:
-        raise CorpusError(
-            f"corpus {name}: {path} has no column {_TEXT_COLUMN!r} "
-            f"(it has {', '.join(columns)})"
-        )
-    rows = read()[_TEXT_COLUMN]
-    if not any(isinstance(row, str) and row.strip() for row in rows):
-        raise CorpusError(f"corpus {name}: {path} holds no text")
-    return list(rows)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

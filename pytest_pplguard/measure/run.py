@@ -14,7 +14,15 @@ from ..errors import CorpusError, MeasurementError
 from ..journal import Journal
 from ..protocols import PROTOCOLS, Protocol, check_key, windows_digest
 from ..scoring import Progress, Scorer
-from ..values import Key, Measurement, Scalar, Window, WindowScore
+from ..values import (
+    WIKITEXT_RECIPE,
+    Key,
+    Measurement,
+    Recipe,
+    Scalar,
+    Window,
+    WindowScore,
+)
 from .environment import environment, kernels
 
 OpenCorpus = Callable[[str], Corpus]
@@ -71,7 +79,7 @@ def measure_loaded(
         windows=len(run.windows),
         windows_digest=run.windows_digest,
         corpus_digest=corpus.digest,
-        protocol=protocol.properties(loaded.tokenizer, key)
+        protocol=protocol.properties(loaded.tokenizer, key, recipe=corpus.recipe)
         | {"official text": corpus.official},
         evidence=tuple(run.scores),
         environment=run.environment,
@@ -105,7 +113,7 @@ class _Run:
         self._scorer = scorer
 
     def wanda(self, corpus: Corpus) -> tuple[dict[str, float], dict[str, int]]:
-        self._score(corpus.rows)
+        self._score(corpus.rows, corpus.recipe)
         units = {"tokens": sum(score.scored for score in self.scores)}
         return self._protocol.recompute(self.scores, units), units
 
@@ -123,8 +131,10 @@ class _Run:
             totals[score.page] -= score.nll_sum
         return totals
 
-    def _score(self, texts: Sequence[str]) -> None:
-        self.windows = self._protocol.windows(texts, self._loaded.tokenizer, self._key)
+    def _score(self, texts: Sequence[str], recipe: Recipe = WIKITEXT_RECIPE) -> None:
+        self.windows = self._protocol.windows(
+            texts, self._loaded.tokenizer, self._key, recipe=recipe
+        )
         self.windows_digest = windows_digest(self.windows)
         _check_ids(self._loaded.model, self.windows)
         if self._open_journal is None:

@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 from typing import Protocol as Interface
 
 from ..errors import UsageError
-from ..values import Key, MetricName, Scalar, Window, WindowScore
+from ..values import (
+    WIKITEXT_RECIPE,
+    Key,
+    MetricName,
+    Recipe,
+    Scalar,
+    Window,
+    WindowScore,
+)
 
 
 class Tokenizer(Interface):
@@ -50,9 +58,17 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def windows(
-        self, texts: Sequence[str], tokenizer: Tokenizer, key: Key
+        self,
+        texts: Sequence[str],
+        tokenizer: Tokenizer,
+        key: Key,
+        *,
+        recipe: Recipe = WIKITEXT_RECIPE,
     ) -> list[Window]:
-        """Cut ``texts`` (rows or pages, as the method reads them) into windows."""
+        """Cut ``texts`` (rows or pages, as the method reads them) into windows.
+
+        ``recipe`` is the text's own, for a method that reads rows as one stream.
+        """
 
     @abc.abstractmethod
     def recompute(
@@ -61,7 +77,9 @@ class Protocol(abc.ABC):
         """The metrics from evidence alone, to check what a file records."""
 
     @abc.abstractmethod
-    def properties(self, tokenizer: Tokenizer, key: Key) -> dict[str, Scalar]:
+    def properties(
+        self, tokenizer: Tokenizer, key: Key, *, recipe: Recipe = WIKITEXT_RECIPE
+    ) -> dict[str, Scalar]:
         """What decides whether two measurements are comparable, in words."""
 
     @abc.abstractmethod

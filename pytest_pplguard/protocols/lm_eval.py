@@ -12,7 +12,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..errors import UsageError
-from ..values import Key, MetricName, Scalar, Window, WindowScore, near_matches
+from ..values import (
+    WIKITEXT_RECIPE,
+    Key,
+    MetricName,
+    Recipe,
+    Scalar,
+    Window,
+    WindowScore,
+    near_matches,
+)
 from .base import Protocol, Tokenizer
 
 _CORPUS_OF_TASK = {"wikitext": "wikitext2"}
@@ -44,7 +53,12 @@ class LmEval(Protocol):
             )
 
     def windows(
-        self, texts: Sequence[str], tokenizer: Tokenizer, key: Key
+        self,
+        texts: Sequence[str],
+        tokenizer: Tokenizer,
+        key: Key,
+        *,
+        recipe: Recipe = WIKITEXT_RECIPE,
     ) -> list[Window]:
         """Windows of at most ``key.window`` tokens; ``page`` counts the texts."""
         from lm_eval.utils import get_rolling_token_windows
@@ -68,7 +82,9 @@ class LmEval(Protocol):
                 )
         return windows
 
-    def properties(self, tokenizer: Tokenizer, key: Key) -> dict[str, Scalar]:
+    def properties(
+        self, tokenizer: Tokenizer, key: Key, *, recipe: Recipe = WIKITEXT_RECIPE
+    ) -> dict[str, Scalar]:
         prefix = prefix_token(tokenizer)
         adds_bos = self._encode("a", tokenizer, prefix)[:1] == [prefix]
         return {

@@ -1,9 +1,9 @@
 """The Wanda code's perplexity: ``lib/data.py`` and ``lib/eval.py`` of locuslab/wanda.
 
-All rows of the test split are joined by a blank line and tokenised once (one BOS at the
-start if the tokenizer adds it), cut into windows without overlap, the tail dropped.
-Tokens 2..seqlen of each window are scored; the perplexity is the exponential of the
-mean of the windows' mean losses.
+All rows of the text are joined (WikiText-2's by a blank line, others by their recipe)
+and tokenised once (one BOS at the start if the tokenizer adds it), cut into windows
+without overlap, the tail dropped. Tokens 2..seqlen of each window are scored; the
+perplexity is the exponential of the mean of the windows' mean losses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..errors import CorpusError, UsageError
-from ..values import Key, MetricName, Scalar, Window, WindowScore
+from ..values import (
+    WIKITEXT_RECIPE,
+    Key,
+    MetricName,
+    Recipe,
+    Scalar,
+    Window,
+    WindowScore,
+)
 from .base import Protocol, Tokenizer
 
 
@@ -40,15 +48,22 @@ class Wanda(Protocol):
             raise UsageError(f"key {key}: a window of one token scores nothing")
 
     def windows(
-        self, texts: Sequence[str], tokenizer: Tokenizer, key: Key
+        self,
+        texts: Sequence[str],
+        tokenizer: Tokenizer,
+        key: Key,
+        *,
+        recipe: Recipe = WIKITEXT_RECIPE,
     ) -> list[Window]:
         """Windows of exactly ``key.window`` tokens over the joined rows.
 
         Raises:
             CorpusError: the text is shorter than a window, or than ``:firstN`` asks.
         """
-        ids = tuple(tokenizer("\n\n".join(texts), verbose=False).input_ids)
+        ids = tuple(tokenizer(recipe.joiner.join(texts), verbose=False).input_ids)
         count = len(ids) // key.window
+        if recipe.max_windows is not None:
+            count = min(count, recipe.max_windows)
         if count == 0:
             raise CorpusError(
                 f"key {key}: the text has {len(ids)} tokens, fewer than one window of "
@@ -65,16 +80,19 @@ class Wanda(Protocol):
         cut = (ids[start : start + key.window] for start in starts)
         return [Window(ids=window, targets=window[1:]) for window in cut]
 
-    def properties(self, tokenizer: Tokenizer, key: Key) -> dict[str, Scalar]:
+    def properties(
+        self, tokenizer: Tokenizer, key: Key, *, recipe: Recipe = WIKITEXT_RECIPE
+    ) -> dict[str, Scalar]:
         first = tokenizer("a", verbose=False).input_ids[:1]
         adds_bos = tokenizer.bos_token_id is not None and list(first) == [
             tokenizer.bos_token_id
         ]
+        limit = recipe.max_windows
         return {
             "window": key.window,
-            "text": "all rows joined by a blank line",
+            "text": recipe.text,
             "first token": f"BOS {first[0]}" if adds_bos else "none",
-            "tail": "dropped",
+            "tail": "dropped" if limit is None else f"dropped after {limit} windows",
             "divisor": "scored tokens",
         }
 

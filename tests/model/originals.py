@@ -20,6 +20,26 @@ def wanda_window_losses(
 ) -> list[float]:
     """Mean loss of every window, as ``lib/data.py`` and ``lib/eval.py`` of Wanda."""
     testenc = tokenizer("\n\n".join(rows), return_tensors="pt").input_ids
+    return window_losses(model, testenc, seqlen, limit)
+
+
+def c4_ids(tokenizer: Any, documents: Sequence[str], seqlen: int) -> torch.Tensor:
+    """The validation text of ``get_c4`` in Wanda and SparseGPT: [1 x tokens]."""
+    valenc = tokenizer(" ".join(documents[:1100]), return_tensors="pt")
+    ids: torch.Tensor = valenc.input_ids[:, : (256 * seqlen)]
+    return ids
+
+
+def ptb_ids(tokenizer: Any, sentences: Sequence[str]) -> torch.Tensor:
+    """The test text of ``get_ptb`` in SparseGPT: [1 x tokens]."""
+    ids: torch.Tensor = tokenizer(" ".join(sentences), return_tensors="pt").input_ids
+    return ids
+
+
+def window_losses(
+    model: Any, testenc: torch.Tensor, seqlen: int, limit: int | None = None
+) -> list[float]:
+    """Mean loss of every window of a text's ids, as ``lib/eval.py`` of Wanda."""
     nsamples = testenc.numel() // seqlen
     losses = []
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -12,15 +13,18 @@ import pytest
 import torch
 
 from pytest_pplguard.checkpoints import Loaded, load, locate
-from pytest_pplguard.corpora import Corpus
+from pytest_pplguard.corpora import Corpus, open_corpus
 from pytest_pplguard.errors import CorpusError, InvalidLossError, MeasurementError
 from pytest_pplguard.measure import measure_loaded
 from pytest_pplguard.scoring import Scorer
 from pytest_pplguard.values import Key, Measurement
 from tests.model.originals import (
+    c4_ids,
+    ptb_ids,
     stock_hflm,
     wanda_perplexity,
     wanda_window_losses,
+    window_losses,
 )
 from tests.model.tiny import save_tiny
 
@@ -91,6 +95,45 @@ def test_both_methods_on_other_architectures(tmp_path: Path, arch: str) -> None:
     word = measured(checkpoint, "lm-eval/wikitext+mine:64:first2").metrics
     stock = stock_hflm(checkpoint.model, checkpoint.tokenizer, CORPUS.pages[:2], 64)
     assert word == pytest.approx(stock, rel=1e-6)
+
+
+@pytest.mark.parametrize("window", [8, 512])
+def test_c4_equals_the_original_loop(tmp_path: Path, window: int) -> None:
+    checkpoint = loaded(tmp_path)
+    documents = [f"The {n} ships sailed slowly on day {n % 7}." for n in range(1200)]
+    file = tmp_path / "c4-validation.json"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    ids = c4_ids(checkpoint.tokenizer, documents, window)
+    losses = window_losses(checkpoint.model, ids, window)
+    result = measure_loaded(
+        checkpoint,
+        Key.parse(f"wanda/c4:{window}"),
+        lambda name: open_corpus(name, {"c4": str(file)}),
+    )
+    assert result.windows == len(losses)
+    assert (len(losses) == 256) is (window == 8)
+    assert result.metrics["token_perplexity"] == pytest.approx(
+        wanda_perplexity(losses, window), rel=1e-6
+    )
+
+
+def test_ptb_equals_the_original_loop(tmp_path: Path) -> None:
+    checkpoint = loaded(tmp_path)
+    sentences = [f"the <unk> fell N points on day {n}" for n in range(40)]
+    file = tmp_path / "ptb.test.txt"
+    file.write_text("".join(f" {sentence} \n" for sentence in sentences))
+    losses = window_losses(
+        checkpoint.model, ptb_ids(checkpoint.tokenizer, sentences), 64
+    )
+    result = measure_loaded(
+        checkpoint,
+        Key.parse("wanda/ptb:64"),
+        lambda name: open_corpus(name, {"ptb": str(file)}),
+    )
+    assert result.windows == len(losses)
+    assert result.metrics["token_perplexity"] == pytest.approx(
+        wanda_perplexity(losses, 64), rel=1e-6
+    )
 
 
 def test_batches_do_not_move_either_number(tmp_path: Path) -> None:

@@ -198,6 +198,34 @@ def test_published_and_outside_its_band(project: Project) -> None:
     assert "token_perplexity regressed by 10.19 %" in failure(result, TITLE)
 
 
+NAMED = """
+w50:
+  gates:
+    wanda/ptb:16: {token_perplexity: {}}
+    lm-eval/wikitext+ptb:64: {word_perplexity: {}}
+"""
+
+
+def test_a_named_text_goes_round(project: Project) -> None:
+    """Recorded, green again, and not comparable to the same words joined otherwise."""
+    path = project.baseline(NAMED)
+    (project.path / "ptb.test.txt").write_text(" no it was n't \n black monday \n" * 9)
+    args = [*project.give(w50="ppl:8"), "--ppl-corpus", "ptb=ptb.test.txt"]
+    project.run(*args, "--ppl-update").assert_outcomes(passed=2)
+    project.run(*args).assert_outcomes(passed=2)
+    title = "llama/w50 wanda/ptb:16 token_perplexity"
+    evidence = next(path.parent.rglob("wanda-ptb-16-*.json"))
+    _change_evidence(
+        path, evidence, "all sentences joined by a space", "joined by a blank line"
+    )
+    result = project.run(*args)
+    result.assert_outcomes(passed=1, failed=1)
+    assert (
+        "because      text all sentences joined by a space, baseline joined by a blank "
+        "line\n"
+    ) in failure(result, title)
+
+
 def test_another_text_is_not_comparable(project: Project) -> None:
     project.baseline(ONE, w50="ppl:8")
     (project.path / "text.txt").write_text(TEXT.replace("quick", "slow!"))
@@ -230,17 +258,17 @@ def test_a_property_of_the_evidence_differs(
     project: Project, old: str, new: str, reason: str
 ) -> None:
     path = project.baseline(ONE, w50="ppl:8")
-    _change_evidence(path, old, new)
+    (evidence,) = path.parent.rglob("*.json")
+    _change_evidence(path, evidence, old, new)
     result = project.run(*project.give(w50="ppl:8"))
     result.assert_outcomes(failed=1)
     assert f"because      {reason}\n" in failure(result, TITLE)
 
 
-def _change_evidence(path: Path, old: str, new: str) -> None:
+def _change_evidence(path: Path, evidence: Path, old: str, new: str) -> None:
     """Rewrite evidence as another version would have written it, name included."""
     import hashlib
 
-    (evidence,) = path.parent.rglob("*.json")
     content = evidence.read_text().replace(old, new)
     assert new in content
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -173,9 +173,9 @@ def test_an_unknown_corpus_says_what_there_is() -> None:
     with pytest.raises(CorpusError) as caught:
         open_corpus("wikitext", {})
     assert str(caught.value) == (
-        "unknown corpus 'wikitext' (did you mean 'wikitext2'?): built in are wikitext2 "
-        "and demo; give your own text with --ppl-corpus wikitext=PATH (pplguard: "
-        "--corpus wikitext=PATH)"
+        "unknown corpus 'wikitext' (did you mean 'wikitext2'?): built in are "
+        "wikitext2, demo, c4, ptb; give your own text with --ppl-corpus wikitext=PATH "
+        "(pplguard: --corpus wikitext=PATH)"
     )
 
 
