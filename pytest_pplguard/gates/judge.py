@@ -144,7 +144,7 @@ def judge_relative(
     *,
     measured: Measurement,
     base: Measurement,
-    recorded_in: str,
+    origin: str,
 ) -> Verdict:
     """Bound measured / base, both measured in this run over the same windows."""
     value, reference = measured.metrics[metric], base.metrics[metric]
@@ -155,8 +155,7 @@ def judge_relative(
         outcome=Outcome.WITHIN,
         passed=True,
         allowed=(None, gate.max_ratio),
-        gate=f"max_ratio {gate.max_ratio:g} to {gate.to}",
-        recorded_in=recorded_in,
+        gate=f"max_ratio {gate.max_ratio:g} to {gate.to}, {origin}",
         windows=measured.windows,
     )
     if not (math.isfinite(value) and math.isfinite(reference)):
@@ -187,7 +186,7 @@ def judge_relative(
 
 
 def judge_sparsity(
-    checkpoint: str, gate: SparsityGate, fraction: float, *, recorded_in: str
+    checkpoint: str, gate: SparsityGate, fraction: float, *, origin: str
 ) -> Verdict:
     """Hold the share of zeros in the decoder layers' linear weights to its gate.
 
@@ -207,8 +206,7 @@ def judge_sparsity(
         measured=fraction,
         change=fraction / gate.fraction - 1 if gate.fraction else None,
         allowed=(allowed.low, allowed.high),
-        gate=f"abs {gate.abs:g}",
-        recorded_in=recorded_in,
+        gate=f"abs {gate.abs:g}, {origin}",
         reasons=()
         if passed
         else (
@@ -222,7 +220,7 @@ def judge_sparsity(
     )
 
 
-def not_built(checkpoint: str, key: str, what: str, *, recorded_in: str) -> Verdict:
+def not_built(checkpoint: str, key: str, what: str, *, origin: str) -> Verdict:
     """A gate that the file may hold but that this version cannot check: an error."""
     return Verdict(
         checkpoint=checkpoint,
@@ -230,7 +228,7 @@ def not_built(checkpoint: str, key: str, what: str, *, recorded_in: str) -> Verd
         metric=what,
         outcome=Outcome.ERROR,
         passed=False,
-        recorded_in=recorded_in,
+        gate=origin,
         reasons=(
             f"this version of pytest-pplguard cannot check the gate {what!r}; "
             "remove it, or install a version that can",
@@ -243,6 +241,7 @@ def _without_baseline(
 ) -> Verdict:
     """No baseline, so no windows to compare with: red, also within a ``max``."""
     limit = gate.tolerance.max if gate.tolerance is not None else None
+    written = describe(gate.tolerance) if gate.tolerance is not None else ""
     reasons = [
         f"no baseline is recorded for {gate.checkpoint} {gate.key}"
         if recorded is None
@@ -254,6 +253,7 @@ def _without_baseline(
         verdict,
         outcome=Outcome.MISSING,
         allowed=(None, limit),
+        gate=", ".join(filter(None, (written, gate.origin))),
         reasons=tuple(reasons),
     )
 

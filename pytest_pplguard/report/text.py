@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import typing
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import PurePath
 
@@ -10,6 +12,8 @@ from ..baselines import Change
 from ..values import Outcome, Verdict
 
 _LABEL_WIDTH = 12
+_JUDGED = (Outcome.REGRESSED, Outcome.IMPROVED, Outcome.PLAUSIBLE)
+"""Outcomes that follow from a value and its bounds, and from nothing else."""
 
 
 def number(value: float | None) -> str:
@@ -29,6 +33,7 @@ def failure_text(verdict: Verdict) -> str:
         ("baseline", _baseline(verdict)),
         ("measured", _exact(verdict.measured)),
         ("allowed", _allowed(verdict)),
+        ("gate", _gate(verdict)),
         ("first", _drift(verdict)),
         ("recorded in", verdict.recorded_in),
         *(("because", reason) for reason in _other_reasons(verdict)),
@@ -38,6 +43,33 @@ def failure_text(verdict: Verdict) -> str:
     return "\n".join(
         [*lines, *(f"  {name:<{_LABEL_WIDTH}} {text}" for name, text in facts if text)]
     )
+
+
+def brief(verdicts: Iterable[Verdict]) -> str:
+    """One line that says what did not pass, for lists of failures.
+
+    Numbers are exact: with fewer digits a value can look as if it were allowed.
+    """
+    return "; ".join(map(_brief, verdicts))
+
+
+def _brief(verdict: Verdict) -> str:
+    facts = list(verdict.reasons)
+    if verdict.outcome in _JUDGED:
+        allowed = range_text(*verdict.allowed, repr)
+        facts.insert(0, f"measured {verdict.measured!r}, allowed {allowed}")
+    return ": ".join([_headline(verdict), *(["; ".join(facts)] if facts else [])])
+
+
+def range_text(
+    low: float | None, high: float | None, show: Callable[[float], str]
+) -> str:
+    """``LOW .. HIGH``, in words where an end is open; nothing where both are."""
+    if low is None and high is None:
+        return ""
+    if low is None:
+        return f"at most {show(typing.cast(float, high))}"
+    return f"at least {show(low)}" if high is None else f"{show(low)} .. {show(high)}"
 
 
 def summary_lines(verdicts: Sequence[Verdict]) -> list[str]:
@@ -62,17 +94,18 @@ def summary_lines(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def count_line(verdicts: Sequence[Verdict]) -> str:
-    """``4 within tolerance, 1 regressed``: only what there is."""
+    """``1 regressed, 4 within tolerance``: only what there is, red first."""
     words = {
         Outcome.WITHIN: "within tolerance",
         Outcome.PLAUSIBLE: "plausible (published, no evidence)",
     }
-    parts = []
-    for outcome in Outcome:
-        count = sum(verdict.outcome == outcome for verdict in verdicts)
-        if count:
-            parts.append(f"{count} {words.get(outcome, outcome.value)}")
-    return ", ".join(parts)
+    counts = Counter(verdict.outcome for verdict in verdicts)
+    red = {verdict.outcome for verdict in verdicts if not verdict.passed}
+    return ", ".join(
+        f"{counts[outcome]} {words.get(outcome, outcome.value)}"
+        for outcome in sorted(Outcome, key=lambda outcome: outcome not in red)
+        if counts[outcome]
+    )
 
 
 def changes_table(changes: Iterable[Change]) -> list[str]:
@@ -110,11 +143,10 @@ def _row(verdict: Verdict) -> str:
 
 def _headline(verdict: Verdict) -> str:
     place = f"{verdict.checkpoint} {verdict.key}"
-    change = verdict.change
-    by = "" if change is None else f" by {abs(change) * 100:.2f} %"
     what = {
-        Outcome.REGRESSED: f"{verdict.metric} regressed{by}",
-        Outcome.IMPROVED: f"{verdict.metric} improved{by}, and should stay within",
+        Outcome.REGRESSED: f"{verdict.metric} {_regressed(verdict)}",
+        Outcome.IMPROVED: f"{verdict.metric} improved{_by(verdict)}, and should stay "
+        "within",
         Outcome.MISSING: f"{verdict.metric} has no baseline",
         Outcome.NOT_COMPARABLE: f"{verdict.metric} is not comparable to its baseline",
         Outcome.INVALID: f"{verdict.metric} is invalid",
@@ -122,6 +154,20 @@ def _headline(verdict: Verdict) -> str:
         Outcome.PLAUSIBLE: f"{verdict.metric} has only a published baseline",
     }.get(verdict.outcome, f"{verdict.metric} {verdict.outcome.value}")
     return f"{place}: {what}"
+
+
+def _regressed(verdict: Verdict) -> str:
+    """A value can be above ``max`` without being worse than its baseline."""
+    worse = verdict.change is None or round(verdict.change, 4) > 0
+    # Of zeros there may also be too few.
+    if worse or verdict.key == "sparsity":
+        return f"regressed{_by(verdict)}"
+    return "is above what is allowed"
+
+
+def _by(verdict: Verdict) -> str:
+    change = verdict.change
+    return "" if change is None else f" by {abs(change) * 100:.2f} %"
 
 
 def _first_reason(verdict: Verdict) -> tuple[str, ...]:
@@ -149,16 +195,13 @@ def _exact(value: float | None) -> str:
 
 
 def _allowed(verdict: Verdict) -> str:
-    low, high = verdict.allowed
-    if low is None and high is None:
-        return ""
-    if low is None:
-        text = f"at most {high!r}"
-    elif high is None:
-        text = f"at least {low!r}"
-    else:
-        text = f"{low!r} .. {high!r}"
-    return f"{text} ({verdict.gate})" if verdict.gate else text
+    text = range_text(*verdict.allowed, repr)
+    return f"{text} ({verdict.gate})" if text and verdict.gate else text
+
+
+def _gate(verdict: Verdict) -> str:
+    """The gate where no range says it."""
+    return "" if range_text(*verdict.allowed, repr) else verdict.gate
 
 
 def _drift(verdict: Verdict) -> str:

@@ -138,3 +138,11 @@ class BaselineFiles:
                     "record anew with --ppl-update"
                 )
         return evidence.protocol
+
+
+def shown_path(path: Path, start: Path) -> str:
+    """``path`` as people read it: from where pytest was started, if it is below."""
+    try:
+        return path.relative_to(start).as_posix()
+    except ValueError:
+        return path.as_posix()

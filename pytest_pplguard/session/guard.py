@@ -37,7 +37,7 @@ from ..values import (
     Tolerance,
     Verdict,
 )
-from .files import BaselineFiles
+from .files import BaselineFiles, shown_path
 from .marker import Request, resolve_key
 from .outbox import Outbox
 
@@ -66,6 +66,8 @@ class Guard:
         self._make_store = make_store
         self._store: Store | None = None
         self._told: set[str] = set()
+        # Tests may change the folder; places are told from where the run began.
+        self._start = Path.cwd()
 
     @property
     def store(self) -> Store:
@@ -91,7 +93,7 @@ class Guard:
             key=str(key),
             metric=metric,
             tolerance=tolerance,
-            origin=self._line(name, entry, f"gates.{key}.{metric}", f"gates.{key}"),
+            origin=self._line(name, entry, f"gates.{key}.{metric}"),
             recorded_in=self._recorded_in(name, entry, key),
             command=self._command(name, nodeid),
         )
@@ -103,13 +105,14 @@ class Guard:
         """Judge the ratio to another checkpoint of the file."""
         key = Key.parse(gate.key)
         entry = self.files.entry(name)
+        origin = self._line(name, entry, "gates.relative")
         verdict = Verdict(
             checkpoint=name,
             key=gate.key,
             metric=self.relative_metric(gate),
             outcome=Outcome.INVALID,
             passed=False,
-            recorded_in=self._line(name, entry, "gates.relative", "gates"),
+            gate=origin,
         )
         base = self.base_of(name, gate)
         pair = []
@@ -127,7 +130,7 @@ class Guard:
                 gate.metric or PROTOCOLS[key.method].metrics[0],
                 measured=pair[1],
                 base=pair[0],
-                recorded_in=verdict.recorded_in,
+                origin=origin,
             )
         )
 
@@ -155,7 +158,7 @@ class Guard:
         from ..measure import locate_target
 
         entry = self.files.entry(name)
-        line = self._line(name, entry, "gates.sparsity", "gates")
+        origin = self._line(name, entry, "gates.sparsity")
         unbuilt = [
             f"sparsity {what}"
             for what, asked in (
@@ -166,19 +169,19 @@ class Guard:
         ]
         if unbuilt or gate.fraction is None:
             what = unbuilt[0] if unbuilt else "sparsity without fraction"
-            return self._keep(not_built(name, "sparsity", what, recorded_in=line))
+            return self._keep(not_built(name, "sparsity", what, origin=origin))
         located = locate_target(self.targets[name], self.options)
         fraction = measure_sparsity(
             located,
             model=lambda: self.store.loaded(name).model,
             allow_pickle=self.options.allow_pickle,
         ).fraction
-        return self._keep(judge_sparsity(name, gate, fraction, recorded_in=line))
+        return self._keep(judge_sparsity(name, gate, fraction, origin=origin))
 
     def judge_not_built(self, name: str, gate: str, value: str) -> Verdict:
         """An error verdict for a gate of schema 1 that this version cannot check."""
-        line = self._line(name, self.files.entry(name), f"gates.{gate}", "gates")
-        return self._keep(not_built(name, gate, f"{gate}: {value}", recorded_in=line))
+        origin = self._line(name, self.files.entry(name), f"gates.{gate}")
+        return self._keep(not_built(name, gate, f"{gate}: {value}", origin=origin))
 
     def error(self, name: str, key: str, metric: str, error: PplguardError) -> Verdict:
         """The verdict of a gate that could not be measured."""
@@ -227,14 +230,16 @@ class Guard:
             gated = entry.gates.metrics.get(str(key), {})
             for metric in gated or PROTOCOLS[key.method].metrics[:1]:
                 tolerance = request.tolerance or gated.get(metric)
+                # What is written nearer to the test wins.
+                written_here = request.tolerance is not None or metric not in gated
                 gate = MetricGate(
                     checkpoint=name,
                     key=str(key),
                     metric=metric,
                     tolerance=tolerance,
                     origin=origin
-                    if request.tolerance
-                    else self._line(name, entry, f"gates.{key}.{metric}", "gates"),
+                    if written_here
+                    else self._line(name, entry, f"gates.{key}.{metric}"),
                     recorded_in=self._recorded_in(name, entry, key),
                     command=self._command(name, nodeid),
                 )
@@ -457,17 +462,14 @@ class Guard:
     # --------------------------------------------------------------------------- texts
 
     def _recorded_in(self, name: str, entry: CheckpointEntry, key: Key) -> str:
-        return self._line(name, entry, f"recorded.{key}", "")
+        """Where the baseline stands; empty where there is none."""
+        place = f"recorded.{key}"
+        return self._line(name, entry, place) if place in entry.lines else ""
 
-    def _line(self, name: str, entry: CheckpointEntry, *places: str) -> str:
-        """``FILE:LINE`` of the first place that the entry has."""
-        path = self.files.path(name)
-        try:
-            shown = path.relative_to(Path.cwd())
-        except ValueError:
-            shown = path
-        line = next((entry.lines[place] for place in places if place in entry.lines), 1)
-        return f"{shown.as_posix()}:{line}"
+    def _line(self, name: str, entry: CheckpointEntry, place: str) -> str:
+        """``FILE:LINE`` of a place of the entry."""
+        shown = shown_path(self.files.path(name), self._start)
+        return f"{shown}:{entry.lines[place]}"
 
     def _command(self, name: str, nodeid: str) -> str:
         """The command line that measures this again and records it."""

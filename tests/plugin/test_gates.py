@@ -128,7 +128,7 @@ def test_missing_fails_writes_nothing_and_says_how_to_record(project: Project) -
     assert failure(result, TITLE) == (
         "llama/w50 wanda/tiny:16: token_perplexity has no baseline\n"
         "  measured     6\n"
-        "  recorded in  baselines/llama.yaml:5\n"
+        "  gate         rel 0.005, baselines/llama.yaml:7\n"
         "  because      no baseline is recorded for llama/w50 wanda/tiny:16\n"
         f"  to record    pytest {ITEM} --ppl-model llama/w50=ppl:6 --ppl-device cpu "
         "--ppl-update\n"
@@ -401,13 +401,20 @@ w50:
 def test_relative_to_another_checkpoint(
     project: Project, plugin_args: tuple[str, ...]
 ) -> None:
-    project.baseline(RELATIVE, dense="ppl:5", w50="ppl:6")
+    file = project.baseline(RELATIVE, dense="ppl:5", w50="ppl:6")
     args = project.give(dense="ppl:5", w50="ppl:7")
     result = project.run(*args, *plugin_args)
     result.assert_outcomes(passed=2, failed=1)
     text = failure(result, "llama/w50 relative dense")
-    assert "measured     1.4" in text
-    assert "allowed      at most 1.3 (max_ratio 1.3 to dense)" in text
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    line = 1 + lines.index("relative: {to: dense, key: wanda/tiny:16, max_ratio: 1.30}")
+    assert text.splitlines()[-4:] == [
+        "llama/w50 wanda/tiny:16: token_perplexity / dense regressed",
+        "  measured     1.4",
+        "  allowed      at most 1.3 (max_ratio 1.3 to dense, baselines/llama.yaml:"
+        f"{line})",
+        "  note         7 here, 5 for dense",
+    ]
     loads = project.loads()
     assert sorted(load.split()[0] for load in loads) == ["llama/dense", "llama/w50"]
     assert all(load.endswith("after 0") for load in loads)
@@ -448,8 +455,7 @@ def test_sparsity_is_counted_without_loading(project: Project) -> None:
         "llama/w50 sparsity: fraction regressed by 33.33 %\n"
         "  baseline     0.75\n"
         "  measured     0.5\n"
-        "  allowed      0.749 .. 0.751 (abs 0.001)\n"
-        "  recorded in  baselines/llama.yaml:6\n"
+        "  allowed      0.749 .. 0.751 (abs 0.001, baselines/llama.yaml:6)\n"
         "  because      zeros in the linear weights of the decoder layers: fewer than "
         "allowed; a mask was lost, or weights were merged or tuned\n"
     )

@@ -442,7 +442,7 @@ def test_check_returns_verdicts_and_works_twice(
     )
     result = project.run(*given)
     result.assert_outcomes(passed=1)
-    assert section(result).splitlines()[-1] == "3 within tolerance, 1 regressed"
+    assert section(result).splitlines()[-1] == "1 regressed, 3 within tolerance"
 
 
 def test_check_without_any_option_needs_all_named(
@@ -554,7 +554,7 @@ def test_subtests(project: Project, given: list[str]) -> None:
     )
     result = project.run(*given)
     assert result.ret == 1
-    assert section(result).splitlines()[-1] == "1 within tolerance, 1 regressed"
+    assert section(result).splitlines()[-1] == "1 regressed, 1 within tolerance"
 
 
 def test_fixtures_say_what_they_are(project: Project) -> None:

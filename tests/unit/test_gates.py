@@ -19,7 +19,7 @@ from pytest_pplguard.gates import (
     not_built,
     published_bounds,
 )
-from pytest_pplguard.report import failure_text
+from pytest_pplguard.report import brief, failure_text
 from pytest_pplguard.values import (
     Measurement,
     Outcome,
@@ -204,13 +204,24 @@ def test_no_worse_alone_takes_the_default_width() -> None:
     assert verdict.gate == "rel 0.005, no-worse, the default"
 
 
+def test_above_max_without_being_worse_than_the_baseline() -> None:
+    verdict = judge(6.0, tolerance=Tolerance(max=5.9))
+    assert failure_text(verdict).splitlines()[0] == (
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity is above what is allowed"
+    )
+    assert brief([verdict]) == (
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity is above what is allowed: "
+        "measured 6.0, allowed at most 5.9"
+    )
+
+
 def test_missing_in_full() -> None:
     verdict = judge_metric(gate(Tolerance(max=5.0)), measurement(6.0), None)
     assert (verdict.outcome, verdict.passed) == (Outcome.MISSING, False)
     assert failure_text(verdict) == (
         "m/wanda-50 wanda/wikitext2:4096: token_perplexity has no baseline\n"
         "  measured     6.0\n"
-        "  allowed      at most 5.0\n"
+        "  allowed      at most 5.0 (max 5, baselines/m.yaml:7)\n"
         "  recorded in  baselines/m.yaml:12\n"
         "  because      no baseline is recorded for m/wanda-50 wanda/wikitext2:4096\n"
         "  because      and 6.0 is above max 5.0\n"
@@ -317,6 +328,11 @@ def test_not_comparable_in_full() -> None:
         "  because      windows 166, baseline 83\n"
         "  to accept    pytest m.yaml --ppl-update"
     )
+    assert brief([judge(changed)]) == (
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity is not comparable to its "
+        "baseline: window 2048, baseline 4096; tokens 339802, baseline 339885; "
+        "windows 166, baseline 83"
+    )
 
 
 # ------------------------------------------------------------------------- environment
@@ -358,7 +374,7 @@ def relative(value: float, base: float, **changes: Any) -> Verdict:
         "token_perplexity",
         measured=measurement(value, **changes),
         base=measurement(base),
-        recorded_in="baselines/m.yaml:9",
+        origin="baselines/m.yaml:9",
     )
 
 
@@ -369,8 +385,8 @@ def test_relative() -> None:
     assert failure_text(verdict) == (
         "m/wanda-50 wanda/wikitext2:4096: token_perplexity / dense regressed\n"
         "  measured     1.3199999999999998\n"
-        "  allowed      at most 1.3 (max_ratio 1.3 to dense)\n"
-        "  recorded in  baselines/m.yaml:9\n"
+        "  allowed      at most 1.3 (max_ratio 1.3 to dense, "
+        "baselines/m.yaml:9)\n"
         "  note         6.6 here, 5 for dense"
     )
 
@@ -398,7 +414,7 @@ def test_relative_of_what_is_not_finite(value: float, base: float) -> None:
 )
 def test_sparsity(fraction: float, outcome: Outcome) -> None:
     verdict = judge_sparsity(
-        "m/x", SparsityGate(fraction=0.5), fraction, recorded_in="m.yaml:3"
+        "m/x", SparsityGate(fraction=0.5), fraction, origin="m.yaml:3"
     )
     assert verdict.outcome is outcome
     assert verdict.passed is (outcome is Outcome.WITHIN)
@@ -406,25 +422,24 @@ def test_sparsity(fraction: float, outcome: Outcome) -> None:
 
 def test_lost_sparsity_in_full() -> None:
     verdict = judge_sparsity(
-        "m/x", SparsityGate(fraction=0.4), 0.327, recorded_in="m.yaml:3"
+        "m/x", SparsityGate(fraction=0.4), 0.327, origin="m.yaml:3"
     )
     assert failure_text(verdict) == (
         "m/x sparsity: fraction regressed by 18.25 %\n"
         "  baseline     0.4\n"
         "  measured     0.327\n"
-        "  allowed      0.399 .. 0.401 (abs 0.001)\n"
-        "  recorded in  m.yaml:3\n"
+        "  allowed      0.399 .. 0.401 (abs 0.001, m.yaml:3)\n"
         "  because      zeros in the linear weights of the decoder layers: fewer than "
         "allowed; a mask was lost, or weights were merged or tuned"
     )
 
 
 def test_a_gate_that_is_not_built_is_an_error() -> None:
-    verdict = not_built("m/x", "weights", "weights: same", recorded_in="m.yaml:3")
+    verdict = not_built("m/x", "weights", "weights: same", origin="m.yaml:3")
     assert (verdict.outcome, verdict.passed) == (Outcome.ERROR, False)
     assert failure_text(verdict) == (
         "m/x weights: weights: same could not be measured\n"
-        "  recorded in  m.yaml:3\n"
+        "  gate         m.yaml:3\n"
         "  because      this version of pytest-pplguard cannot check the gate "
         "'weights: same'; remove it, or install a version that can"
     )
