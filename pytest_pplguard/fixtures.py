@@ -146,7 +146,7 @@ def _judge(
 ) -> list[Verdict]:
     """Judge what a marker or ``check`` asks for; fail the test if it does not pass."""
     from .errors import PplguardError
-    from .session.controller import failures_text
+    from .session.failing import fail_gates
     from .session.setup import guard_of
 
     guard = guard_of(item.config)
@@ -171,9 +171,9 @@ def _judge(
                 error,
             )
         )
-        fail(failures_text(failed))
+        fail_gates(failed)
     if not all(verdict.passed for verdict in verdicts):
-        fail(failures_text(verdicts))
+        fail_gates(verdicts)
     return verdicts
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from .errors import BaselineError, PplguardError, UsageError
-from .session.controller import failures_text
-from .session.failing import fail
+from .session.failing import fail_gates
 from .session.guard import Guard
 from .session.setup import guard_of
 from .values import (
@@ -141,12 +140,12 @@ class GateItem(pytest.Item):
         except PplguardError as error:
             self._verdict = self.guard.error(self.checkpoint, *self.title(), error)
         if self._verdict.outcome is Outcome.ERROR:
-            fail(failures_text([self._verdict]))
+            fail_gates([self._verdict])
 
     def runtest(self) -> None:
         """Fail unless the verdict is a pass."""
         if not self._verdict.passed:
-            fail(failures_text([self._verdict]))
+            fail_gates([self._verdict])
 
     @abc.abstractmethod
     def judge(self) -> Verdict:

@@ -101,7 +101,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--ppl-report",
         action="append",
         metavar="PATH",
-        help="Write all verdicts to this .json file (repeatable)",
+        help="Write all verdicts to this .json, .md or .csv file (repeatable)",
     )
     group.addoption(
         "--ppl-journal",
@@ -235,7 +235,7 @@ def pytest_collection_modifyitems(
         return
     from .items import remove_gates
     from .lifetime import sort_by_checkpoint
-    from .session.xdist import note_deselected
+    from .session.controller import note_deselected
 
     all_fail = not guard.targets and guard.options.require
     given = guard.targets
@@ -314,7 +314,9 @@ def pytest_runtest_makereport(
     if guard is None:
         return report
     from .session.controller import add_properties, forget_properties
+    from .session.failing import shorten
 
+    shorten(report, call)
     if call.when == "setup":
         forget_properties(item)
     add_properties(item, guard.outbox.verdicts)
@@ -358,6 +360,6 @@ def pytest_testnodedown(node: Any) -> None:
     """Have the controller say what workers deselected."""
     guard = _guard(node.config)
     if guard is not None:
-        from .session.xdist import take_deselected
+        from .session.controller import take_deselected
 
         take_deselected(node)

@@ -286,7 +286,9 @@ class Verdict(Struct, frozen=True):
     ``change`` is relative (0.031 is +3.1 %). ``allowed`` is ``(low, high)``, None for
     an open end. ``reasons`` say what is wrong, first the most likely cause; ``notes``
     are facts that change nothing. ``gate`` describes the tolerance and where it comes
-    from, ``recorded_in`` is ``FILE:LINE``, ``command`` what accepts or records.
+    from, ``recorded_in`` is the baseline's ``FILE:LINE``, ``command`` what accepts or
+    records. ``file`` and ``line`` (from 1) are where the gate stands: in a baseline
+    file, or a test; the controller fills them in.
     """
 
     checkpoint: str
@@ -307,6 +309,39 @@ class Verdict(Struct, frozen=True):
     windows: int | None = None
     seconds: float | None = None
     first: float | None = None
+    file: str = ""
+    line: int | None = None
+
+
+class Remark(Struct, frozen=True):
+    """One line about a run, and the place in a file that it is about, if there is."""
+
+    text: str
+    file: str = ""
+    line: int | None = None
+
+
+class Results(Struct, frozen=True):
+    """What came of a run, for every kind of report.
+
+    ``problems`` make the run red beside the verdicts, ``warnings`` and ``notices``
+    change nothing. ``complete`` is false where the run was stopped before its end.
+    """
+
+    verdicts: tuple[Verdict, ...] = ()
+    problems: tuple[Remark, ...] = ()
+    warnings: tuple[Remark, ...] = ()
+    notices: tuple[str, ...] = ()
+    complete: bool = True
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is nothing red in it."""
+        return (
+            self.complete
+            and not self.problems
+            and all(verdict.passed for verdict in self.verdicts)
+        )
 
 
 class Recording(Struct, frozen=True):

@@ -12,6 +12,11 @@ from hypothesis import settings
 # subprocesses and workers of some tests share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Runs inside of tests are no part of the job that runs these tests: no annotations for
+# failures that are meant, nothing in its summary.
+os.environ.pop("GITHUB_ACTIONS", None)
+os.environ.pop("GITHUB_STEP_SUMMARY", None)
+
 # Shared machines are slow now and then, and first calls import large packages.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")

@@ -1,25 +1,28 @@
-"""What people and programs read: failure text, terminal summary, JSON documents."""
+"""What people and programs read: texts, tables, files, and what GitHub shows."""
 
-from .json import (
-    check_report_path,
-    measurements_document,
-    plain,
-    verdicts_document,
-    write_report,
-)
+from .csv import figures
+from .files import check_report_path, write_report
+from .github import annotation_commands, append_step_summary
+from .json import measurements_document, plain, results_document
+from .markdown import markdown_blocks
 from .progress import watch_lines, watch_live
-from .text import change_text, changes_table, failure_text, number, summary_lines
+from .text import brief, change_text, changes_table, failure_text, number, summary_lines
 
 __all__ = [
+    "annotation_commands",
+    "append_step_summary",
+    "brief",
     "change_text",
     "changes_table",
     "check_report_path",
     "failure_text",
+    "figures",
+    "markdown_blocks",
     "measurements_document",
     "number",
     "plain",
+    "results_document",
     "summary_lines",
-    "verdicts_document",
     "watch_lines",
     "watch_live",
     "write_report",

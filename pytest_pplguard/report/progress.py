@@ -10,6 +10,7 @@ from contextlib import contextmanager
 ScorerProgress = Callable[[int, int, float], None]
 
 _LOG_INTERVAL = 30.0
+_LOG_LINES = 20
 
 
 @contextmanager
@@ -49,7 +50,10 @@ def watch_lines(
     interval: float = _LOG_INTERVAL,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[ScorerProgress]:
-    """A line every ``interval`` seconds, and one at the end of a measurement."""
+    """A line every ``interval`` seconds, and one at the end of a measurement.
+
+    A measurement that takes hours has fewer: about twenty, so that a log stays short.
+    """
     started = last = clock()
     windows, before = 0, 0
 
@@ -58,9 +62,12 @@ def watch_lines(
         if not windows:  # the first call: what an interrupted run has left
             windows, before = total, done
         now = clock()
-        if before < done < total and now - last >= interval:
+        if not before < done < total:
+            return
+        expected = (now - started) / (done - before) * (total - before)
+        if now - last >= max(interval, expected / _LOG_LINES):
             last = now
-            left = (now - started) / (done - before) * (total - done)
+            left = expected * (total - done) / (total - before)
             write(
                 f"pplguard: {label}: {done} of {total} windows, "
                 f"{_perplexity(mean_nll)}, about {left:.0f} s left"

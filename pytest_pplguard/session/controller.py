@@ -8,6 +8,7 @@ crashes loses only the test it was in.
 from __future__ import annotations
 
 import datetime
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,23 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ..baselines import Change, record
 from ..errors import PplguardError
 from ..journal import discard
 from ..options import Options, Target
-from ..report import (
-    changes_table,
-    failure_text,
-    plain,
-    summary_lines,
-    write_report,
-)
-from ..values import Outcome, Recording, Verdict
-from .files import BaselineFiles
+from ..report import brief, changes_table, figures, summary_lines, write_report
+from ..values import Outcome, Recording, Remark, Results, Verdict
+from .files import BaselineFiles, shown_path
+from .github import GitHub, others_annotate
 from .outbox import decode_outbox
+from .progress import resume_line
+from .xdist import gated_checkpoint
 
 PLUGIN_NAME = "pplguard-controller"
+_DESELECTED = "pplguard_deselected"
 
 _FINISHED = (
     pytest.ExitCode.OK,
@@ -44,17 +44,27 @@ class Controller:
     """What came of a session, and what is to be done about it; a pytest plugin."""
 
     def __init__(
-        self, options: Options, targets: Mapping[str, Target], files: BaselineFiles
+        self,
+        config: pytest.Config,
+        options: Options,
+        targets: Mapping[str, Target],
+        files: BaselineFiles,
     ) -> None:
+        self._config = config
+        self._start = config.invocation_params.dir
         self._options = options
         self._targets = targets
         self._files = files
+        self._github = GitHub.of(os.environ)
         self._verdicts: dict[str, list[Verdict]] = {}
+        self._failed: dict[str, str] = {}
+        self._unjudged: dict[str, Remark] = {}
         self._recordings: dict[tuple[str, str, str], Recording] = {}
         self._notices: dict[str, None] = {}
         self._journals: list[Path] = []
         self._problems: list[str] = []
         self._changes: list[Change] = []
+        self._complete = True
         self._deselected_by_workers = 0
         self.deselected = 0
 
@@ -73,14 +83,42 @@ class Controller:
         )
         return f"pplguard: {', '.join(shown)}" if self._targets else None
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep why a baseline file could not be collected."""
+        file = report.nodeid.partition("::")[0]
+        if report.failed and file.endswith((".yaml", ".yml")):
+            shown, _ = self._place((file, None, ""))
+            self._unjudged[report.nodeid] = Remark(report.longreprtext, file=shown)
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take what a worker, or this process, has put on a report."""
+        resume_line(self._config)
+        nodeid = report.nodeid
         if report.when == "setup":
             # A test that is run again (pytest-rerunfailures) counts once.
-            self._verdicts.pop(report.nodeid, None)
+            for kept in (self._verdicts, self._failed, self._unjudged):
+                kept.pop(nodeid, None)
         wire = getattr(report, "pplguard", None)
         if wire is not None:
-            self.take(wire, nodeid=report.nodeid)
+            self.take(wire, nodeid=nodeid, place=self._place(report.location))
+        if report.failed:
+            self._failed.setdefault(nodeid, report.when)
+            if gated_checkpoint(nodeid) and not self._verdicts.get(nodeid):
+                self._unjudged[nodeid] = self._without_verdict(report)
+
+    def _place(self, location: tuple[str, int | None, str]) -> tuple[str, int | None]:
+        """File, as people read it, and line (from 1) of a test."""
+        file, line, _ = location
+        path = Path(os.path.abspath(self._config.rootpath / file))
+        return shown_path(path, self._start), None if line is None else line + 1
+
+    def _without_verdict(self, report: pytest.TestReport) -> Remark:
+        """A gate that crashed, or took too long."""
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = crash.message if crash is not None else str(report.longrepr).strip()
+        file, line = self._place(report.location)
+        return Remark(f"{report.nodeid}: no verdict: {why}", file=file, line=line)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write, and turn a green run red that did not do what was asked."""
@@ -100,22 +138,26 @@ class Controller:
         """The section ``perplexity``; silent where there is nothing to say."""
         verbose = config.option.verbose > 0
         lines = list(self.summary(verbose=verbose))
-        if not lines:
-            return
-        terminalreporter.write_sep("=", "perplexity")
-        for line in lines:
+        if lines:
+            terminalreporter.write_sep("=", "perplexity")
+        for line in [*lines, *self.annotations()]:
             terminalreporter.write_line(line)
 
     # -------------------------------------------------------------------------- deeds
 
-    def take(self, wire: Mapping[str, Any], *, nodeid: str) -> None:
-        """Add what came with a report of the test ``nodeid``."""
+    def take(
+        self, wire: Mapping[str, Any], *, nodeid: str, place: tuple[str, int | None]
+    ) -> None:
+        """Add what came with a report of the test ``nodeid``, which stands there."""
         outbox = decode_outbox(wire)
-        self._verdicts.setdefault(nodeid, []).extend(outbox.verdicts)
+        file, line = place
+        self._verdicts.setdefault(nodeid, []).extend(
+            replace(verdict, file=file, line=line) for verdict in outbox.verdicts
+        )
         self._notices |= dict.fromkeys(outbox.notices)
         for recording in outbox.recordings:
-            place = (recording.file, recording.checkpoint, recording.measurement.key)
-            self._recordings[place] = recording
+            entry = (recording.file, recording.checkpoint, recording.measurement.key)
+            self._recordings[entry] = recording
         self._journals += map(Path, outbox.journals)
 
     def take_deselected(self, count: int) -> None:
@@ -127,6 +169,7 @@ class Controller:
 
         ``complete`` is false where not all gates came to run: after Ctrl-C, with -x.
         """
+        self._complete = complete
         if complete:
             self._unmeasured()
         written = self._write()
@@ -139,11 +182,14 @@ class Controller:
 
     def _unmeasured(self) -> None:
         judged = {verdict.checkpoint for verdict in self.verdicts}
+        lost = {gated_checkpoint(nodeid) for nodeid in self._unjudged}
         for name, target in self._targets.items():
             if name in judged:
                 continue
             given = shlex.quote(f"{name}={target.spec}")
-            if self._has_gates(name):
+            if name in lost:
+                why = "its gates ended without a verdict"
+            elif self._has_gates(name):
                 folder = shlex.quote(self._options.baselines)
                 why = (
                     "its gates were not among the tests that ran; "
@@ -178,8 +224,20 @@ class Controller:
                 )
         for path in self._options.reports:
             with self._collecting_problems():
-                write_report(path, self.verdicts)
-        return len(self._problems) == problems
+                write_report(path, self.results())
+        written = len(self._problems) == problems
+        self._tell_github()
+        return written
+
+    def _tell_github(self) -> None:
+        results = self.results()
+        if self._github is None or not (results.verdicts or results.problems):
+            return
+        try:
+            self._github.summarise(results)
+        except OSError as error:
+            # Nobody asked for it, so the run is no less good without it.
+            self._notices[f"the job summary could not be written: {error}"] = None
 
     @contextmanager
     def _collecting_problems(self) -> Iterator[None]:
@@ -187,6 +245,48 @@ class Controller:
             yield
         except (PplguardError, OSError) as error:
             self._problems.append(str(error))
+
+    def results(self) -> Results:
+        """What came of the run, for reports."""
+        problems = map(Remark, self._problems)
+        return Results(
+            verdicts=tuple(self.verdicts),
+            problems=(*problems, *self._unjudged.values()),
+            warnings=tuple(self._warnings()),
+            notices=tuple(self._notices),
+            complete=self._complete,
+        )
+
+    def _warnings(self) -> Iterator[Remark]:
+        if self._options.published != "warn":
+            return
+        for verdict in self.verdicts:
+            if verdict.outcome is Outcome.PLAUSIBLE:
+                yield Remark(
+                    f"{verdict.checkpoint} {verdict.key} {verdict.metric}: "
+                    f"{verdict.notes[0]}",
+                    file=verdict.file,
+                    line=verdict.line,
+                )
+
+    def annotations(self) -> Iterable[str]:
+        """What makes GitHub show the red gates at their lines; else nothing."""
+        if self._github is None:
+            return
+        results = self.results()
+        errors = [
+            *results.problems,
+            *(
+                Remark(brief([verdict]), file=verdict.file, line=verdict.line)
+                # Of a test that passes all the same (xfail) nothing is wrong.
+                for nodeid, when in self._failed.items()
+                if not others_annotate(self._config, when=when)
+                for verdict in self._verdicts.get(nodeid, ())
+                if not verdict.passed
+            ),
+        ]
+        yield from self._github.commands("error", errors, start=self._start)
+        yield from self._github.commands("warning", results.warnings, start=self._start)
 
     def summary(self, *, verbose: bool) -> Iterable[str]:
         """Lines of the section ``perplexity``; none where there is nothing to say."""
@@ -201,13 +301,8 @@ class Controller:
                 yield f"added gate {gate}"
         for notice in self._notices:
             yield f"note: {notice}"
-        if self._options.published == "warn":
-            for verdict in self.verdicts:
-                if verdict.outcome is Outcome.PLAUSIBLE:
-                    yield (
-                        f"warning: {verdict.checkpoint} {verdict.key} "
-                        f"{verdict.metric}: {verdict.notes[0]}"
-                    )
+        for warning in self._warnings():
+            yield f"warning: {warning.text}"
         if verbose:
             for verdict in self.verdicts:
                 for note in verdict.notes:
@@ -224,20 +319,15 @@ def deselected_text(count: int) -> str:
     return f"pplguard: {count} {gates} deselected: no checkpoint given (--ppl-model)"
 
 
-def failures_text(verdicts: Iterable[Verdict]) -> str:
-    """The failure texts of all verdicts that did not pass, a blank line between."""
-    return "\n\n".join(
-        failure_text(verdict) for verdict in verdicts if not verdict.passed
-    )
-
-
 def add_properties(item: pytest.Item, verdicts: Iterable[Verdict]) -> None:
     """Every figure as a JUnit ``<property>`` of the test."""
     item.user_properties += [
         (f"ppl.{verdict.checkpoint}.{verdict.key}.{verdict.metric}.{name}", value)
         for verdict in verdicts
-        for name in ("outcome", "measured", "baseline", "change")
-        if (value := plain(getattr(verdict, name))) is not None
+        for name, value in {
+            "outcome": verdict.outcome.value,
+            **figures(verdict),
+        }.items()
     ]
 
 
@@ -254,3 +344,22 @@ def controller_of(config: pytest.Config) -> Controller | None:
     """The session's controller; None in an xdist worker."""
     controller: Controller | None = config.pluginmanager.getplugin(PLUGIN_NAME)
     return controller
+
+
+def note_deselected(config: pytest.Config, count: int) -> None:
+    """Have it said how many gates were deselected, by whichever process speaks."""
+    controller = controller_of(config)
+    if controller is not None:
+        controller.deselected = count
+    else:
+        output: dict[str, object] = config.workeroutput  # type: ignore[attr-defined]
+        output[_DESELECTED] = count
+
+
+def take_deselected(node: Any) -> None:
+    """Take what :func:`note_deselected` left in a worker that has ended."""
+    controller = controller_of(node.config)
+    # A worker that crashed has left nothing.
+    count = getattr(node, "workeroutput", {}).get(_DESELECTED, 0)
+    if controller is not None:
+        controller.take_deselected(count)

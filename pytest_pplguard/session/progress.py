@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ..report import watch_lines, watch_live
 from ..report.progress import ScorerProgress
+from .files import shown_path
 from .xdist import worker_index
 
 
@@ -39,11 +41,35 @@ def _on_terminal(
     suspended = (
         capture.global_and_fixture_disabled() if capture is not None else nullcontext()
     )
-    with suspended:
-        reporter.ensure_newline()
-        if reporter.isatty:
-            with watch_live(label) as progress:
-                yield progress
-        else:
-            with watch_lines(label, reporter.write_line) as progress:
-                yield progress
+    line = getattr(reporter, "currentfspath", None)
+    try:
+        with suspended:
+            if reporter.isatty:
+                reporter.ensure_newline()
+                with watch_live(label) as progress:
+                    yield progress
+            else:
+                with watch_lines(label, reporter.write_line) as progress:
+                    yield progress
+    finally:
+        if isinstance(line, Path) and reporter.currentfspath is None:
+            config.stash[_BROKEN_LINE] = line
+
+
+_BROKEN_LINE = pytest.StashKey[Path]()
+"""The file whose line of dots was left for progress."""
+
+
+def resume_line(config: pytest.Config) -> None:
+    """Before a result is shown: begin its line anew if progress broke it off.
+
+    A letter alone on a line says nothing in a log.
+    """
+    file = config.stash.get(_BROKEN_LINE, None)
+    if file is None:
+        return
+    del config.stash[_BROKEN_LINE]
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    if reporter.currentfspath is None:
+        reporter.write(f"{shown_path(file, config.invocation_params.dir)} ")
+        reporter.currentfspath = file

@@ -61,7 +61,7 @@ def guard_of(config: pytest.Config) -> Guard:
     if GUARD not in config.stash:
         guard = config.stash[GUARD] = _make_guard(config)
         if worker_index(config) is None:
-            controller = Controller(guard.options, guard.targets, guard.files)
+            controller = Controller(config, guard.options, guard.targets, guard.files)
             config.pluginmanager.register(controller, PLUGIN_NAME)
     return config.stash[GUARD]
 

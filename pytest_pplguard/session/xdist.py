@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
 
-from .controller import controller_of
-
 _GATE = re.compile(r"(?P<file>.+\.ya?ml)::(?P<checkpoint>[^:]+)::(?P<rest>.+)")
 _RELATIVE = "relative::"
-_DESELECTED = "pplguard_deselected"
+
+
+def gated_checkpoint(nodeid: str) -> str | None:
+    """``FILE/NAME`` of a gate of a baseline file, None for any other test."""
+    match = _GATE.fullmatch(nodeid)
+    return (
+        f"{PurePosixPath(match['file']).stem}/{match['checkpoint']}" if match else None
+    )
 
 
 def scopes(nodeids: Iterable[str]) -> dict[str, str]:
@@ -94,25 +100,6 @@ def make_scheduler(config: pytest.Config, log: Any) -> Any:
             return crashed
 
     return CheckpointScheduling(config, log)
-
-
-def note_deselected(config: pytest.Config, count: int) -> None:
-    """Have it said how many gates were deselected, by whichever process speaks."""
-    controller = controller_of(config)
-    if controller is not None:
-        controller.deselected = count
-    else:
-        output: dict[str, object] = config.workeroutput  # type: ignore[attr-defined]
-        output[_DESELECTED] = count
-
-
-def take_deselected(node: Any) -> None:
-    """Take what :func:`note_deselected` left in a worker that has ended."""
-    controller = controller_of(node.config)
-    # A worker that crashed has left nothing.
-    count = getattr(node, "workeroutput", {}).get(_DESELECTED, 0)
-    if controller is not None:
-        controller.take_deselected(count)
 
 
 def count_workers(answer: int, checkpoints: int) -> int:

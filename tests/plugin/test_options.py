@@ -162,7 +162,7 @@ def test_two_values_for_one_name(
         ),
         (
             ["--ppl-report=r.xml"],
-            "--ppl-report: HERE/r.xml must end in .json",
+            "--ppl-report: HERE/r.xml must end in .json, .md or .csv",
         ),
         (
             ["--ppl-report=nowhere/r.json"],
@@ -278,7 +278,8 @@ def test_help(project: Project) -> None:
         "(ini: ppl_batch_size, default: 1) "
         "--ppl-attention=KERNEL Attention implementation of transformers: eager, "
         "sdpa, ... (ini: ppl_attention, default: the model's) "
-        "--ppl-report=PATH Write all verdicts to this .json file (repeatable) "
+        "--ppl-report=PATH Write all verdicts to this .json, .md or .csv file "
+        "(repeatable) "
         "--ppl-journal=DIR Keep finished windows here until the run is over, so that "
         "one that is killed goes on; off keeps none (ini: ppl_journal, default: the "
         "user's cache) "

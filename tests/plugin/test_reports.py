@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from typing import Any
 from xml.etree import ElementTree
@@ -10,7 +12,7 @@ import pytest
 
 from pytest_pplguard.values import Verdict
 
-from .project import Project, section
+from .project import Project, section, shorten
 
 KEYS = """
 w50:
@@ -66,14 +68,81 @@ def test_json_and_junit(project: Project, plugin_args: tuple[str, ...]) -> None:
     }
     properties = seen["baselines.llama.yaml.w50.wanda/tiny:16", "failure"]
     place = "ppl.llama/w50.wanda/tiny:16.token_perplexity"
-    assert properties[f"{place}.outcome"] == "regressed"
-    assert float(properties[f"{place}.measured"]) == pytest.approx(9)
-    assert float(properties[f"{place}.baseline"]) == pytest.approx(8)
-    assert float(properties[f"{place}.change"]) == pytest.approx(0.125)
+    assert properties.pop(f"{place}.outcome") == "regressed"
+    assert properties[f"{place}.measured"] == repr(verdict["measured"])
+    assert float(properties.pop(f"{place}.seconds")) >= 0
+    assert {name: float(value) for name, value in properties.items()} == {
+        f"{place}.baseline": pytest.approx(8),
+        f"{place}.measured": pytest.approx(9),
+        f"{place}.change": pytest.approx(0.125),
+        f"{place}.allowed_low": pytest.approx(8 / 1.005),
+        f"{place}.allowed_high": pytest.approx(8 * 1.005),
+        f"{place}.first": pytest.approx(8),
+        f"{place}.windows": 11,  # of 16 tokens, in 177 bytes of text
+    }
     properties = seen["baselines.llama.yaml.broken.wanda/tiny:16", "error"]
     assert properties == {
         "ppl.llama/broken.wanda/tiny:16.token_perplexity.outcome": "error"
     }
+    messages = {case[-1].tag: case[-1].get("message") for case in cases}
+    assert shorten(str(messages["error"])) == (
+        'failed on setup with "llama/broken wanda/tiny:16: token_perplexity could not '
+        'be measured: llama/broken is broken on purpose"'
+    )
+    assert str(messages["failure"]).startswith(
+        "llama/w50 wanda/tiny:32: token_perplexity regressed by 12.50 %: measured "
+    )
+
+
+def test_reports_of_every_kind(project: Project, plugin_args: tuple[str, ...]) -> None:
+    file = project.baseline(KEYS, w50="ppl:8")
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    broken = 1 + lines.index("wanda/tiny:16: {token_perplexity: {}}")
+    given = project.give(w50="ppl:9", broken="broken")
+    names = ("r.md", "a.csv", "r.json", "b.csv")
+    result = project.run(*given, *(f"--ppl-report={x}" for x in names), *plugin_args)
+    assert result.ret == 1
+    text = {name: (project.path / name).read_text(encoding="utf-8") for name in names}
+    assert text["r.md"].startswith("## ❌ Perplexity: 2 regressed, 1 error\n")
+    assert text["a.csv"] == text["b.csv"]
+    document = strict(text["r.json"])
+    rows = list(csv.DictReader(io.StringIO(text["a.csv"])))
+    assert [
+        (row["checkpoint"], row["key"], row["outcome"], row["file"], int(row["line"]))
+        for row in rows
+    ] == [
+        tuple(
+            verdict[name] for name in ("checkpoint", "key", "outcome", "file", "line")
+        )
+        for verdict in document["verdicts"]
+    ]
+    assert {(row["checkpoint"], row["line"]) for row in rows} == {
+        ("llama/w50", "7"),
+        ("llama/w50", "8"),
+        ("llama/broken", str(broken)),
+    }
+
+
+def test_another_suffix_is_a_mistake(project: Project) -> None:
+    result = project.run("--ppl-report=x.xml")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["ERROR: --ppl-report: */x.xml must end in .json, .md or .csv"]
+    )
+
+
+def test_a_report_that_cannot_be_written_makes_the_run_red(project: Project) -> None:
+    project.baseline(KEYS, w50="ppl:8")
+    (project.path / "r.csv").mkdir()
+    reports = ("--ppl-report=r.csv", "--ppl-report=r.md")
+    result = project.run(*project.give(w50="ppl:8"), *reports)
+    assert result.ret == 1
+    problem = f"[Errno 21] Is a directory: '{project.path}/r.csv'"
+    assert section(result).splitlines()[-1] == f"FAILED {problem}"
+    # The other one is written, and says so too.
+    text = (project.path / "r.md").read_text(encoding="utf-8")
+    assert text.startswith("## ❌ Perplexity: 2 within tolerance\n")
+    assert f"```text\n{problem}\n```\n" in text
 
 
 def test_nan_is_null(project: Project) -> None:

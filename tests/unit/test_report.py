@@ -15,12 +15,19 @@ from pytest_pplguard.report import (
     check_report_path,
     measurements_document,
     plain,
+    results_document,
     summary_lines,
-    verdicts_document,
     watch_lines,
     write_report,
 )
-from pytest_pplguard.values import Measurement, Outcome, Verdict, WindowScore
+from pytest_pplguard.values import (
+    Measurement,
+    Outcome,
+    Remark,
+    Results,
+    Verdict,
+    WindowScore,
+)
 
 VERDICTS = [
     Verdict(
@@ -48,7 +55,7 @@ def test_the_summary_is_a_table_by_checkpoint_and_key() -> None:
         "    token_perplexity            6.84578    6.84578    +0.00 %  within\n"
         "  lm-eval/wikitext+demo:256\n"
         "    word_perplexity                   -     17.725          -  MISSING\n"
-        "1 within tolerance, 1 regressed, 1 missing"
+        "1 regressed, 1 missing, 1 within tolerance"
     )
 
 
@@ -90,9 +97,15 @@ def test_changes_show_old_new_and_drift() -> None:
 # -------------------------------------------------------------------------------- json
 
 
-def test_the_verdicts_document_has_every_field(tmp_path: Path) -> None:
+def test_the_document_of_results_has_every_field(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    write_report(str(path), VERDICTS[:1])
+    results = Results(
+        (VERDICTS[0],),
+        problems=(Remark("--ppl-model x=y: no gate was measured"),),
+        warnings=(Remark("published, no evidence: a paper", "b/m.yaml", 7),),
+        notices=("no accelerator found: running on the CPU",),
+    )
+    write_report(str(path), results)
     assert json.loads(path.read_text(encoding="utf-8")) == {
         "schema": 1,
         "verdicts": [
@@ -115,14 +128,32 @@ def test_the_verdicts_document_has_every_field(tmp_path: Path) -> None:
                 "windows": None,
                 "seconds": None,
                 "first": None,
+                "file": "",
+                "line": None,
             }
         ],
+        "problems": [
+            {
+                "text": "--ppl-model x=y: no gate was measured",
+                "file": "",
+                "line": None,
+            }
+        ],
+        "warnings": [
+            {
+                "text": "published, no evidence: a paper",
+                "file": "b/m.yaml",
+                "line": 7,
+            }
+        ],
+        "notices": ["no accelerator found: running on the CPU"],
+        "complete": True,
     }
 
 
 def test_what_json_cannot_hold_becomes_null() -> None:
     verdict = Verdict("a", "b", "c", Outcome.INVALID, False, 6.0, math.nan, math.inf)
-    document = verdicts_document([verdict])
+    document = results_document(Results((verdict,)))
     assert document["verdicts"][0]["measured"] is None
     assert document["verdicts"][0]["change"] is None
     json.dumps(document, allow_nan=False)
@@ -171,7 +202,8 @@ def test_plain_data_has_no_tuples() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("x.yaml", "--ppl-report: x.yaml must end in .json"),
+        ("x.yaml", "--ppl-report: x.yaml must end in .json, .md or .csv"),
+        ("json", "--ppl-report: json must end in .json, .md or .csv"),
         ("no/such/x.json", "--ppl-report: the folder of no/such/x.json does not exist"),
     ],
 )
@@ -207,6 +239,18 @@ def test_the_time_left_of_a_run_that_goes_on_counts_its_own_windows() -> None:
         "pplguard: m/x wanda: 91 of 100 windows, 6 per token, about 279 s left",
         "pplguard: m/x wanda: 100 windows in 40.0 s",
     ]
+
+
+def test_hours_of_measuring_are_about_twenty_lines() -> None:
+    now = iter([0.0, *(float(second) for second in range(0, 36_120, 60))])
+    lines: list[str] = []
+    with watch_lines("m/x wanda", lines.append, clock=lambda: next(now)) as progress:
+        for done in range(601):
+            progress(done, 600, math.log(6.0))
+    assert len(lines) == 20
+    assert lines[0] == (
+        "pplguard: m/x wanda: 30 of 600 windows, 6 per token, about 34200 s left"
+    )
 
 
 def test_loading_leaves_no_line() -> None:

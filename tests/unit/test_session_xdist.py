@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_pplguard.session.xdist import scopes
+from pytest_pplguard.session.xdist import gated_checkpoint, scopes
 
 
 def test_gates_go_by_checkpoint_and_other_tests_alone() -> None:
@@ -18,6 +18,13 @@ def test_gates_go_by_checkpoint_and_other_tests_alone() -> None:
         gates[2]: "baselines/a.yaml::w50",
         gates[3]: "baselines/b.yml::dense",
     }
+
+
+def test_the_checkpoint_of_a_gate() -> None:
+    gate = "sub/b/llama-2.7b.yml::w50::wanda/tiny:16::token_perplexity"
+    assert gated_checkpoint(gate) == "llama-2.7b/w50"
+    assert gated_checkpoint("tests/test_it.py::TestIt::test_it[a.yaml::x]") is None
+    assert gated_checkpoint("baselines/llama.yaml") is None
 
 
 def test_relative_gates_join_checkpoints() -> None:
