@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import fnmatch
+import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from pytest_pplguard.cli.demo import copy_demo
 from pytest_pplguard.gates import DEFAULT_MEASURED, DEFAULT_PUBLISHED
-from pytest_pplguard.values import Key, Outcome
+from pytest_pplguard.report.csv import COLUMNS, figures
+from pytest_pplguard.values import Key, Outcome, Results, Verdict
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -19,6 +26,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
 
 def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+REFERENCE = read("docs/reference.md")
 
 
 def test_the_readmes_summary_is_what_the_demo_prints(tmp_path: Path) -> None:
@@ -112,3 +122,137 @@ def test_the_example_file_in_the_docs_is_yaml_of_schema_1() -> None:
     gates = parse_baseline(text, "llama-2-7b.yaml").checkpoints["wanda-50"].gates
     assert gates.relative is not None
     assert gates.sparsity is not None
+
+
+# ------------------------------------------------------------------------------ reports
+
+
+def test_the_json_report_in_the_reference_has_every_field() -> None:
+    block = re.search(r'```json\n(\{"schema": 1, "verdicts".*?)```', REFERENCE, re.S)
+    assert block is not None
+    document = json.loads(block[1])
+    assert list(document) == ["schema", *Results.__struct_fields__]
+    assert set(document["verdicts"][0]) == set(Verdict.__struct_fields__)
+
+
+def test_the_reference_has_every_column_and_property() -> None:
+    columns = REFERENCE.partition("`x.csv` has")[2].partition("Later versions")[0]
+    assert [
+        name
+        for name in re.findall(r"`(\w+)`", columns)
+        if name not in ("true", "false")
+    ] == list(COLUMNS)
+    fields = REFERENCE.partition("FIELD is")[2].partition("what is not known")[0]
+    verdict = Verdict(
+        "f/n", "k", "m", Outcome.WITHIN, True, 1.0, 1.0, 0.0, (1.0, 1.0),
+        windows=1, seconds=1.0, first=1.0,
+    )  # fmt: skip
+    assert re.findall(r"`(\w+)`", fields) == ["outcome", *figures(verdict)]
+
+
+# --------------------------------------------------------------- continuous integration
+
+
+def yaml_block(name: str) -> Any:
+    """The YAML behind a comment of docs/ci.md; everything in it a text."""
+    block = re.search(rf"<!-- {name} -->\n```yaml\n(.*?)```", read("docs/ci.md"), re.S)
+    assert block is not None
+    return yaml.load(block[1], Loader=yaml.BaseLoader)
+
+
+def pytest_line(commands: list[str]) -> list[str]:
+    (line,) = [command for command in commands if command.startswith("pytest ")]
+    return shlex.split(line)
+
+
+def written(words: list[str]) -> list[str]:
+    """The files that a command line of pytest has written."""
+    return [
+        word.partition("=")[2]
+        for word in words
+        if word.startswith(("--junitxml=", "--ppl-report="))
+    ]
+
+
+def workflow_steps() -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = yaml_block("github-workflow")["jobs"]["gates"][
+        "steps"
+    ]
+    return steps
+
+
+def test_the_workflow_for_github_holds_together() -> None:
+    workflow = yaml_block("github-workflow")
+    assert set(workflow) == {"name", "on", "permissions", "concurrency", "jobs"}
+    assert set(workflow["on"]) == {"pull_request", "workflow_dispatch"}
+    (job,) = workflow["jobs"].values()
+    assert set(job) == {"runs-on", "env", "steps"}
+    for step in job["steps"]:
+        assert len({"uses", "run"} & set(step)) == 1
+        assert set(step) <= {"name", "uses", "run", "with", "if", "timeout-minutes"}
+        assert re.fullmatch(r"actions/[\w/-]+@v\d+", step.get("uses", "actions/x@v1"))
+    by_action = {step.get("uses", "").partition("@")[0]: step for step in job["steps"]}
+    restore, save = (by_action[f"actions/cache/{way}"] for way in ("restore", "save"))
+    assert save["with"]["key"] == restore["with"]["key"]
+    assert save["with"]["path"] == restore["with"]["path"] == ".cache"
+    assert job["env"]["XDG_CACHE_HOME"] == "${{ github.workspace }}/.cache"
+    assert restore["with"]["key"].startswith(restore["with"]["restore-keys"])
+    upload = by_action["actions/upload-artifact"]
+    assert save["if"] == upload["if"] == "always()"
+    files = written(pytest_line([step.get("run", "") for step in job["steps"]]))
+    assert len(files) == 3
+    assert fnmatch.filter(files, upload["with"]["path"]) == files
+
+
+def test_the_job_for_gitlab_holds_together() -> None:
+    ((name, job),) = yaml_block("gitlab-job").items()
+    assert name == "perplexity"
+    assert set(job) == {
+        "image", "timeout", "rules", "variables", "cache", "script", "artifacts",
+    }  # fmt: skip
+    assert job["variables"]["XDG_CACHE_HOME"] == "$CI_PROJECT_DIR/.cache"
+    assert job["cache"]["paths"] == [".cache/"]
+    words = pytest_line(job["script"])
+    artifacts = job["artifacts"]
+    assert job["cache"]["when"] == artifacts["when"] == "always"
+    assert [artifacts["reports"]["junit"], *artifacts["paths"]] == written(words)
+
+
+def run_in_ci(
+    words: list[str], folder: Path, **job: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *words, "-p", "no:cacheprovider"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CI": "true"} | job,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_command_of_the_workflow_for_github_works(tmp_path: Path) -> None:
+    copy_demo(tmp_path)
+    summary = tmp_path / "summary.md"
+    words = pytest_line([step.get("run", "") for step in workflow_steps()])
+    done = run_in_ci(
+        words,
+        tmp_path,
+        GITHUB_ACTIONS="true",
+        GITHUB_WORKSPACE=str(tmp_path),
+        GITHUB_STEP_SUMMARY=str(summary),
+    )
+    assert done.returncode == 0, done.stdout
+    assert all((tmp_path / file).stat().st_size for file in written(words))
+    assert summary.read_text(encoding="utf-8").startswith(
+        "## \N{WHITE HEAVY CHECK MARK} Perplexity: 8 within tolerance\n"
+    )
+
+
+def test_the_command_of_the_job_for_gitlab_is_accepted(tmp_path: Path) -> None:
+    copy_demo(tmp_path)
+    words = pytest_line(yaml_block("gitlab-job")["perplexity"]["script"])
+    done = run_in_ci([*words, "--collect-only", "-q"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "baselines/demo.yaml::wanda-50::sparsity::fraction" in done.stdout
