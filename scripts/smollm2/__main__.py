@@ -21,7 +21,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CALIBRATION = ("--calibration=pydoc-topics", "--samples=32", "--length=2048")
 PRUNED = {
     "wanda-50": ("--method=wanda", "--sparsity=0.5", *_CALIBRATION),
-    "wanda-2-4": ("--method=wanda", "--pattern=2:4", *_CALIBRATION),
+    "wanda-2of4": ("--method=wanda", "--pattern=2:4", *_CALIBRATION),
     "magnitude-50": ("--method=magnitude", "--sparsity=0.5"),
 }
 """Folders to make, and how ``scripts.prune`` makes them."""
