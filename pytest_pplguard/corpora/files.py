@@ -149,4 +149,4 @@ def _text_column(
 
 def first_line(error: BaseException) -> str:
     """What an error says, as far as one line of ours has room for it."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

@@ -335,7 +335,7 @@ def test_an_unreachable_hub_names_the_way_out(
     import huggingface_hub
 
     def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("no route to host\nand a long tail")
+        raise ConnectionError("no route to host.\nand a long tail")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     with pytest.raises(CorpusError) as caught:
