@@ -287,8 +287,10 @@ class Verdict(Struct, frozen=True):
     an open end. ``reasons`` say what is wrong, first the most likely cause; ``notes``
     are facts that change nothing. ``gate`` describes the tolerance and where it comes
     from, ``recorded_in`` is the baseline's ``FILE:LINE``, ``command`` what accepts or
-    records. ``file`` and ``line`` (from 1) are where the gate stands: in a baseline
-    file, or a test; the controller fills them in.
+    records. ``published`` is what had been published before the baseline was measured,
+    and ``reference`` where, also where the baseline is the published value itself.
+    ``file`` and ``line`` (from 1) are where the gate stands: in a baseline file, or a
+    test; the controller fills them in.
     """
 
     checkpoint: str
@@ -309,6 +311,8 @@ class Verdict(Struct, frozen=True):
     windows: int | None = None
     seconds: float | None = None
     first: float | None = None
+    published: float | None = None
+    reference: str = ""
     file: str = ""
     line: int | None = None
 

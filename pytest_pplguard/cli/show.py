@@ -49,10 +49,19 @@ def _lines(name: str, entry: CheckpointEntry) -> list[str]:
         for metric, value in recorded.metrics.items():
             gate = "gated" if metric in gated else "-"
             lines.append(f"    {metric:<36} {number(value):>12}  {gate}")
+            if metric in recorded.published:
+                lines.append(_published(recorded, metric))
     for key in entry.gates.metrics:
         if key not in entry.recorded:
             lines.append(f"  {key} (gated, not recorded yet)")
     return lines
+
+
+def _published(recorded: Recorded, metric: str) -> str:
+    value = recorded.published[metric]
+    shown = number(value) if isinstance(value, int | float) else str(value)
+    reference = recorded.published.get("reference") or ""
+    return f"      {'published':<34} {shown:>12}  {reference}".rstrip()
 
 
 def _source(recorded: Recorded) -> str:

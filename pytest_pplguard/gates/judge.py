@@ -107,7 +107,9 @@ def judge_metric(
         allowed=(None if allowed.lower_passes else allowed.low, allowed.high),
         gate=origin,
         source=recorded.source.kind,
-        first=_first(recorded, gate.metric),
+        first=_number(recorded.first.get(gate.metric)),
+        published=_number(recorded.published.get(gate.metric)),
+        reference=_reference(recorded, gate.metric),
         notes=others,
     )
     different = differences(measured, recorded, recorded_protocol)
@@ -289,6 +291,12 @@ def _place(value: float, allowed: Bounds) -> tuple[Outcome, bool]:
     return Outcome.WITHIN, True
 
 
-def _first(recorded: Recorded, metric: str) -> float | None:
-    value = recorded.first.get(metric)
+def _reference(recorded: Recorded, metric: str) -> str:
+    """Where the metric was published, now or before it was measured."""
+    if metric in recorded.published:
+        return str(recorded.published.get("reference") or "")
+    return recorded.source.reference or ""
+
+
+def _number(value: Scalar) -> float | None:
     return float(value) if isinstance(value, int | float) else None

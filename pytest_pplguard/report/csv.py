@@ -23,6 +23,7 @@ def figures(verdict: Verdict) -> dict[str, float | int]:
         "allowed_low": low,
         "allowed_high": high,
         "first": verdict.first,
+        "published": verdict.published,
         "windows": verdict.windows,
         "seconds": verdict.seconds,
     }
@@ -41,8 +42,9 @@ def csv_report(verdicts: Sequence[Verdict]) -> str:
 COLUMNS = (
     "checkpoint", "key", "metric", "outcome", "passed",
     "baseline", "measured", "change", "allowed_low", "allowed_high", "first",
+    "published",
     "windows", "seconds",
-    "source", "gate", "file", "line", "recorded_in", "reasons", "notes", "command",
+    "source", "reference", "gate", "file", "line", "recorded_in", "reasons", "notes", "command",
 )  # fmt: skip
 """In this order; a later version only adds columns, at the end."""
 
@@ -55,6 +57,7 @@ def _row(verdict: Verdict) -> dict[str, str]:
         "outcome": verdict.outcome.value,
         "passed": "true" if verdict.passed else "false",
         "source": verdict.source,
+        "reference": verdict.reference,
         "gate": verdict.gate,
         "file": verdict.file,
         "line": "" if verdict.line is None else str(verdict.line),

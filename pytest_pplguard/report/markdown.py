@@ -7,7 +7,7 @@ Markdown or HTML.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..values import Results, Verdict
 from .text import change_text, count_line, failure_text, number, range_text
@@ -79,12 +79,18 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
     return (
         _code(verdict.key),
         _code(verdict.metric),
-        show(verdict.baseline),
+        _baseline(verdict, show),
         show(verdict.measured),
         change_text(verdict.change),
         range_text(*verdict.allowed, show) or "-",
         f"{_GREEN} {outcome}" if verdict.passed else f"{_RED} **{outcome}**",
     )
+
+
+def _baseline(verdict: Verdict, show: Callable[[float | None], str]) -> str:
+    if verdict.published is None:
+        return show(verdict.baseline)
+    return f"{show(verdict.baseline)} (published: {number(verdict.published)})"
 
 
 def _survives_rounding(verdict: Verdict) -> bool:

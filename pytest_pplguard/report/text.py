@@ -35,6 +35,7 @@ def failure_text(verdict: Verdict) -> str:
         ("allowed", _allowed(verdict)),
         ("gate", _gate(verdict)),
         ("first", _drift(verdict)),
+        ("published", _published(verdict)),
         ("recorded in", verdict.recorded_in),
         *(("because", reason) for reason in _other_reasons(verdict)),
         *(("note", note) for note in verdict.notes),
@@ -86,7 +87,7 @@ def summary_lines(verdicts: Sequence[Verdict]) -> list[str]:
         by_key: dict[str, list[str]] = {}
         for verdict in verdicts:
             if verdict.checkpoint == checkpoint:
-                by_key.setdefault(verdict.key, []).append(_row(verdict))
+                by_key.setdefault(verdict.key, []).extend(_rows(verdict))
         for key, rows in by_key.items():
             lines += [f"  {key}", *rows]
     lines.append(count_line(verdicts))
@@ -133,12 +134,19 @@ def _checkpoint_of(change: Change) -> str:
     return f"{PurePath(change.file).stem}/{change.checkpoint}"
 
 
-def _row(verdict: Verdict) -> str:
-    return (
+def _rows(verdict: Verdict) -> list[str]:
+    outcome = verdict.outcome if verdict.passed else verdict.outcome.upper()
+    rows = [
         f"    {verdict.metric:<24} {number(verdict.baseline):>10} "
-        f"{number(verdict.measured):>10} {change_text(verdict.change):>10}  "
-        f"{verdict.outcome if verdict.passed else verdict.outcome.upper()}"
-    )
+        f"{number(verdict.measured):>10} {change_text(verdict.change):>10}  {outcome}"
+    ]
+    if verdict.published is not None:
+        change = change_text(_from_published(verdict))
+        rows.append(
+            f"      {'published':<22} {number(verdict.published):>10} "
+            f"{number(verdict.measured):>10} {change:>10}"
+        )
+    return rows
 
 
 def _headline(verdict: Verdict) -> str:
@@ -186,8 +194,12 @@ def _leads_with_dtype(verdict: Verdict) -> bool:
 def _baseline(verdict: Verdict) -> str:
     if verdict.baseline is None:
         return ""
-    source = f" ({verdict.source})" if verdict.source else ""
-    return f"{verdict.baseline!r}{source}"
+    if not verdict.source:
+        return repr(verdict.baseline)
+    known = verdict.source
+    if known == "published" and verdict.reference:
+        known += f": {verdict.reference}"
+    return f"{verdict.baseline!r} ({known})"
 
 
 def _exact(value: float | None) -> str:
@@ -209,6 +221,19 @@ def _drift(verdict: Verdict) -> str:
         return ""
     drift = (verdict.measured or 0) / verdict.first - 1 if verdict.measured else None
     return f"{verdict.first!r} ({change_text(drift)} since)"
+
+
+def _published(verdict: Verdict) -> str:
+    if verdict.published is None:
+        return ""
+    facts = [verdict.reference, f"{change_text(_from_published(verdict))} here"]
+    return f"{verdict.published!r} ({'; '.join(filter(None, facts))})"
+
+
+def _from_published(verdict: Verdict) -> float | None:
+    if not verdict.published or verdict.measured is None:
+        return None
+    return verdict.measured / verdict.published - 1
 
 
 def _command_label(verdict: Verdict) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_pplguard.baselines import read_baseline
+from tests.model.originals import wanda_perplexity, wanda_window_losses
 from tests.model.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +126,81 @@ def test_the_life_of_a_baseline(tmp_path: Path, text: Path) -> None:
     entry = read_baseline(file).checkpoints["two"]
     assert list(entry.recorded) == ["wanda/mine:32:first1"]
     assert run_pytest(f"{command} --ppl-model tiny/two", tmp_path).returncode == 0
+
+
+PUBLISHED = """\
+# Written by people.
+schema: 1
+model: me/tiny
+checkpoints:
+  d:
+    gates:
+      wanda/mine:32:first2: {{token_perplexity: {{rel: 0.03}}}}   # theirs, too
+    recorded:
+      # Of the paper's appendix.
+      wanda/mine:32:first2:
+        token_perplexity: {value}  # table 2
+        source: {{kind: published, reference: "paper #7, table 2", digits: 2}}
+  other:
+    path: 'out/other'
+"""
+
+
+def test_a_published_value_becomes_a_measured_one(tmp_path: Path, text: Path) -> None:
+    """Plausible; measured and kept beside it; shown by every text from then on."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = save_tiny(tmp_path / "out" / "one", seed=1)
+    losses = wanda_window_losses(
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+        [text.read_text(encoding="utf-8")],
+        32,
+        limit=2,
+    )
+    measured = wanda_perplexity(losses, 32)
+    printed = f"{measured * 1.01:.2f}"
+    file = tmp_path / "baselines" / "tiny.yaml"
+    file.parent.mkdir()
+    before = PUBLISHED.format(value=printed)
+    file.write_text(before, encoding="utf-8")
+    gate = "pytest baselines --ppl-model tiny/d=out/one --ppl-corpus mine=mine.txt"
+    done = run_pytest(gate, tmp_path)
+    assert "1 plausible (published, no evidence)" in done.stdout.splitlines()
+    done = pplguard(
+        "update", "out/one", "--checkpoint", "tiny/d", "--corpus", "mine=mine.txt",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    after = file.read_text(encoding="utf-8")
+    head, tail = before.split(printed)
+    assert after.startswith(head)
+    assert after.endswith(tail.partition("digits: 2}\n")[2])
+    assert "  # table 2\n" in after
+    recorded = read_baseline(file).checkpoints["d"].recorded["wanda/mine:32:first2"]
+    assert recorded.source.kind == "measured"
+    assert recorded.first == {**recorded.metrics, "date": recorded.first["date"]}
+    assert recorded.published == {
+        "token_perplexity": float(printed),
+        "reference": "paper #7, table 2",
+        "digits": 2,
+    }
+    value = recorded.metrics["token_perplexity"]
+    assert value == pytest.approx(measured, rel=1e-6)
+    assert pplguard("show", "tiny/d", cwd=tmp_path).stdout == (
+        "tiny/d                                          value  gate\n"
+        f"  wanda/mine:32:first2 (2 windows, first recorded {recorded.first['date']})\n"
+        f"    token_perplexity                     {value:>12.6g}  gated\n"
+        f"      published                          {float(printed):>12.6g}"
+        "  paper #7, table 2\n"
+    )
+    moved = (value / float(printed) - 1) * 100
+    assert (
+        f"    token_perplexity         {value:>10.6g} {value:>10.6g}    +0.00 %"
+        "  within\n"
+        f"      published              {float(printed):>10.6g} {value:>10.6g}    "
+        f"{moved:+.2f} %\n"
+    ) in run_pytest(gate, tmp_path).stdout
 
 
 def run_pytest(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:

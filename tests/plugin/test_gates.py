@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_pplguard.baselines import read_baseline
+
 from . import stub
 from .project import LM_EVAL, TEXT, WANDA, Project, failure, section
 
@@ -182,7 +184,7 @@ def test_plausible_fails_where_the_ini_says_so(project: Project) -> None:
     result.assert_outcomes(failed=1)
     assert failure(result, TITLE) == (
         "llama/w50 wanda/tiny:16: token_perplexity has only a published baseline\n"
-        "  baseline     7.26 (published)\n"
+        "  baseline     7.26 (published: Wanda, table 3)\n"
         "  measured     7.3\n"
         "  allowed      7.04369 .. 7.48295 (rel 0.03, baselines/llama.yaml:7)\n"
         "  recorded in  baselines/llama.yaml:9\n"
@@ -196,6 +198,96 @@ def test_published_and_outside_its_band(project: Project) -> None:
     result = project.run(*project.give(w50="ppl:8"))
     result.assert_outcomes(failed=1)
     assert "token_perplexity regressed by 10.19 %" in failure(result, TITLE)
+
+
+def test_a_published_value_stays_beside_the_measured_one(project: Project) -> None:
+    path = project.baseline(PUBLISHED + "other:\n  path: x  # kept\n")
+    before = path.read_text()
+    project.run(*project.give(w50="ppl:7.3"), "--ppl-update-new")
+    assert path.read_text() == before  # it has a baseline
+    project.run(*project.give(w50="ppl:7.3"), "--ppl-update").assert_outcomes(passed=1)
+    after = path.read_text()
+    published = "published: {token_perplexity: 7.26, reference: "
+    assert f'{published}"Wanda, table 3", digits: 2}}\n' in after
+    assert "source: {kind: measured}\n" in after
+    head, _, tail = before.partition("7.26\n")
+    assert after.startswith(head)
+    assert after.endswith(tail.partition("digits: 2}\n")[2])
+    result = project.run(*project.give(w50="ppl:7.3"))
+    result.assert_outcomes(passed=1)
+    assert section(result) == (
+        "llama/w50  baseline  measured  change  outcome\n"
+        "  wanda/tiny:16\n"
+        "  token_perplexity  7.3  7.3  +0.00 %  within\n"
+        "  published  7.26  7.3  +0.55 %\n"
+        "1 within tolerance\n"
+    )
+    project.run(*project.give(w50="ppl:7.4"), "--ppl-update").assert_outcomes(passed=1)
+    assert f'{published}"Wanda, table 3", digits: 2}}\n' in path.read_text()
+    result = project.run(*project.give(w50="ppl:8"))
+    result.assert_outcomes(failed=1)
+    assert failure(result, TITLE) == (
+        "llama/w50 wanda/tiny:16: token_perplexity regressed by 8.11 %\n"
+        "  baseline     7.4 (measured)\n"
+        "  measured     8\n"
+        "  allowed      7.18447 .. 7.622 (rel 0.03, baselines/llama.yaml:7)\n"
+        "  first        7.3 (+9.59 % since)\n"
+        "  published    7.26 (Wanda, table 3; +10.19 % here)\n"
+        "  recorded in  baselines/llama.yaml:9\n"
+        f"  to accept    pytest {ITEM} --ppl-model llama/w50=ppl:8 --ppl-update\n"
+    )
+
+
+def test_only_one_of_two_gated_metrics_was_published(project: Project) -> None:
+    """What nobody has published has no baseline: red, until the key is recorded."""
+    path = project.baseline(
+        """
+        w50:
+          gates:
+            lm-eval/wikitext+tiny:64:
+              word_perplexity: {rel: 0.03}
+              byte_perplexity: {rel: 0.03}
+          recorded:
+            lm-eval/wikitext+tiny:64:
+              word_perplexity: 19760.0
+              source: {kind: published, reference: a paper, digits: 0}
+        """
+    )
+    given = project.give(w50="ppl:8")
+    result = project.run(*given)
+    result.assert_outcomes(passed=1, failed=1)
+    item = f"baselines/llama.yaml::w50::{LM_EVAL}"
+    assert failure(result, f"llama/w50 {LM_EVAL} byte_perplexity") == (
+        f"llama/w50 {LM_EVAL}: byte_perplexity has no baseline\n"
+        "  measured     8\n"
+        "  recorded in  baselines/llama.yaml:11\n"
+        f"  because      the baseline of {LM_EVAL} has no byte_perplexity\n"
+        f"  to record    pytest {item} --ppl-model llama/w50=ppl:8 --ppl-update\n"
+    )
+    assert section(result) == (
+        "llama/w50  baseline  measured  change  outcome\n"
+        f"  {LM_EVAL}\n"
+        "  word_perplexity  19760  19759.7  -0.00 %  plausible\n"
+        "  byte_perplexity  -  8  -  MISSING\n"
+        "1 plausible (published, no evidence), 1 missing\n"
+    )
+    project.run(*given, "--ppl-update").assert_outcomes(passed=2)
+    result = project.run(*given)
+    result.assert_outcomes(passed=2)
+    assert section(result) == (
+        "llama/w50  baseline  measured  change  outcome\n"
+        f"  {LM_EVAL}\n"
+        "  word_perplexity  19759.7  19759.7  +0.00 %  within\n"
+        "  published  19760  19759.7  -0.00 %\n"
+        "  byte_perplexity  8  8  +0.00 %  within\n"
+        "2 within tolerance\n"
+    )
+    recorded = read_baseline(path).checkpoints["w50"].recorded[LM_EVAL]
+    assert recorded.published == {
+        "word_perplexity": 19760.0,
+        "reference": "a paper",
+        "digits": 0,
+    }
 
 
 NAMED = """

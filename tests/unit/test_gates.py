@@ -264,6 +264,32 @@ def test_plausible_by_policy() -> None:
     assert judge(6.7, PUBLISHED).outcome is Outcome.REGRESSED
 
 
+def test_a_published_baseline_says_where_in_a_failure() -> None:
+    assert failure_text(judge(8.0, PUBLISHED)) == (
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity regressed by 24.61 %\n"
+        "  baseline     6.42 (published: locuslab/wanda README)\n"
+        "  measured     8.0\n"
+        f"  allowed      {6.415 / 1.03!r} .. {6.425 * 1.03!r} (rel 0.03, the default)\n"
+        "  recorded in  baselines/m.yaml:12\n"
+        "  to accept    pytest m.yaml --ppl-update"
+    )
+
+
+def test_what_was_published_is_told_beside_a_measured_baseline() -> None:
+    recorded = baseline(
+        published={"token_perplexity": 6.42, "reference": "a README", "digits": 2}
+    )
+    verdict = judge(6.01, recorded)
+    assert verdict.outcome is Outcome.WITHIN
+    assert (verdict.published, verdict.reference) == (6.42, "a README")
+    assert failure_text(judge(8.0, recorded)).splitlines()[4] == (
+        "  published    6.42 (a README; +24.61 % here)"
+    )
+    other = baseline(published={"word_perplexity": 11.22, "reference": "a README"})
+    verdict = judge(6.01, other)
+    assert (verdict.published, verdict.reference) == (None, "")
+
+
 def test_a_published_value_needs_the_official_text() -> None:
     other = measurement(6.42, protocol=PROTOCOL | {"official text": False})
     verdict = judge(other, PUBLISHED, recorded_protocol=None)

@@ -59,6 +59,21 @@ def test_the_summary_is_a_table_by_checkpoint_and_key() -> None:
     )
 
 
+def test_the_summary_has_what_was_published_below_a_measured_baseline() -> None:
+    measured = Verdict(
+        "llama-2-7b/wanda-50", "wanda/wikitext2:4096", "token_perplexity",
+        Outcome.WITHIN, True, 6.306, 6.31, 0.000634, published=6.42,
+        reference="locuslab/wanda README",
+    )  # fmt: skip
+    assert "\n".join(summary_lines([measured])) == (
+        "llama-2-7b/wanda-50            baseline   measured     change  outcome\n"
+        "  wanda/wikitext2:4096\n"
+        "    token_perplexity              6.306       6.31    +0.06 %  within\n"
+        "      published                    6.42       6.31    -1.71 %\n"
+        "1 within tolerance"
+    )
+
+
 def test_the_summary_fits_80_columns() -> None:
     long = Verdict(
         "llama-2-7b/wanda-50", "lm-eval/wikitext:4096", "word_perplexity",
@@ -128,6 +143,8 @@ def test_the_document_of_results_has_every_field(tmp_path: Path) -> None:
                 "windows": None,
                 "seconds": None,
                 "first": None,
+                "published": None,
+                "reference": "",
                 "file": "",
                 "line": None,
             }

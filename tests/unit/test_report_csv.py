@@ -21,7 +21,8 @@ REGRESSED = Verdict(
     Outcome.REGRESSED, False, 6.3062154, 6.5017081, 0.031, (6.274841, 6.3377465),
     "rel 0.005, baselines/llama.yaml:7", "measured", "baselines/llama.yaml:12",
     ("dtype bfloat16, baseline float16",), ("torch 2, baseline 1", "device cuda"),
-    "pytest x --ppl-update", 83, 61.25, 6.3062154, "baselines/llama.yaml", 7,
+    "pytest x --ppl-update", 83, 61.25, 6.3062154, 6.42, "a paper",
+    "baselines/llama.yaml", 7,
 )  # fmt: skip
 MISSING = Verdict(
     "llama/dénse", "wanda/wikitext2:4096", "token_perplexity",
@@ -38,15 +39,15 @@ def test_the_file(tmp_path: Path) -> None:
     write_report(str(path), Results((REGRESSED, MISSING)))
     assert path.read_bytes().decode() == (
         "checkpoint,key,metric,outcome,passed,baseline,measured,change,allowed_low,"
-        "allowed_high,first,windows,seconds,source,gate,file,line,recorded_in,reasons,"
-        "notes,command\n"
+        "allowed_high,first,published,windows,seconds,source,reference,gate,file,line,"
+        "recorded_in,reasons,notes,command\n"
         "llama/w50,wanda/wikitext2:4096,token_perplexity,regressed,false,6.3062154,"
-        "6.5017081,0.031,6.274841,6.3377465,6.3062154,83,61.25,measured,"
-        '"rel 0.005, baselines/llama.yaml:7",baselines/llama.yaml,7,'
+        "6.5017081,0.031,6.274841,6.3377465,6.3062154,6.42,83,61.25,measured,"
+        'a paper,"rel 0.005, baselines/llama.yaml:7",baselines/llama.yaml,7,'
         'baselines/llama.yaml:12,"dtype bfloat16, baseline float16",'
         '"torch 2, baseline 1; device cuda",pytest x --ppl-update\n'
         "llama/dénse,wanda/wikitext2:4096,token_perplexity,missing,false,,"
-        "0.3333333333333333,,,0.1,,,,,,,,,,,\n"
+        "0.3333333333333333,,,0.1,,,,,,,,,,,,,\n"
     )
 
 
@@ -85,6 +86,7 @@ def test_figures_are_the_numbers_that_there_are() -> None:
         "allowed_low": 6.274841,
         "allowed_high": 6.3377465,
         "first": 6.3062154,
+        "published": 6.42,
         "windows": 83,
         "seconds": 61.25,
     }

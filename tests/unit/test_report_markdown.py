@@ -108,6 +108,11 @@ def test_a_green_run() -> None:
     )
 
 
+def test_a_published_value_stands_beside_the_measured_one() -> None:
+    verdict = replace(WITHIN, published=6.42, reference="a paper")
+    assert "| 6.30622 (published: 6.42) | 6.30622 |" in markdown(Results((verdict,)))
+
+
 def test_a_run_that_was_stopped_is_not_green() -> None:
     blocks = markdown_blocks(Results(verdicts=(WITHIN,), complete=False))
     assert blocks[:2] == [
