@@ -41,10 +41,11 @@ def csv_report(verdicts: Sequence[Verdict]) -> str:
 
 COLUMNS = (
     "checkpoint", "key", "metric", "outcome", "passed",
-    "baseline", "measured", "change", "allowed_low", "allowed_high", "first",
-    "published",
+    "baseline", "measured", "change", "allowed_low", "allowed_high",
+    "first", "published",
     "windows", "seconds",
-    "source", "reference", "gate", "file", "line", "recorded_in", "reasons", "notes", "command",
+    "source", "reference", "gate", "file", "line", "recorded_in",
+    "reasons", "notes", "command",
 )  # fmt: skip
 """In this order; a later version only adds columns, at the end."""
 
