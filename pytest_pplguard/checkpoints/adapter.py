@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from .config import is_quantised, refuse_remote_code
-from .files import read_config
+from .device import is_out_of_memory
+from .files import read_config, read_header
 from .jsonfiles import read_json
-from .locate import ADAPTER_CONFIG, Located, has_tokenizer
+from .locate import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_WEIGHTS,
+    Located,
+    has_tokenizer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_WEIGHTS = "adapter_model.safetensors"
-_PICKLE = "adapter_model.bin"
+_MISMATCH = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) "
+    r"from checkpoint, the shape in current model is torch\.Size\(\[(.*?)\]\)"
+)
 _SHOWN = 3
 
 
@@ -28,7 +38,6 @@ def check_adapter(
         CheckpointError: it has no weights, its base is quantised, something is needed
             that was not allowed, or peft is not installed.
     """
-    folder = located.folder
     if not trust_remote_code:
         refuse_remote_code(located)
     if is_quantised(read_config(located)):
@@ -37,15 +46,16 @@ def check_adapter(
             "quantised, and a merge would round its weights again: give the dense "
             f"base, {located.spec}+BASE"
         )
-    if not (folder / _WEIGHTS).is_file():
-        if not (folder / _PICKLE).is_file():
-            raise CheckpointError(f"{located.spec} has no weights: no {_WEIGHTS}")
-        if not allow_pickle:
-            raise CheckpointError(
-                f"{located.spec} has pickle weights only ({_PICKLE}), and unpickling "
-                "can run code: save the adapter again with a current peft, or trust "
-                "it with --ppl-allow-pickle"
-            )
+    if (located.folder / ADAPTER_WEIGHTS).is_file():
+        read_header(located.folder / ADAPTER_WEIGHTS)
+    elif not (located.folder / ADAPTER_PICKLE).is_file():
+        raise CheckpointError(f"{located.spec} has no weights: no {ADAPTER_WEIGHTS}")
+    elif not allow_pickle:
+        raise CheckpointError(
+            f"{located.spec} has pickle weights only ({ADAPTER_PICKLE}), and "
+            "unpickling can run code: save the adapter again with a current peft, or "
+            "trust it with --ppl-allow-pickle"
+        )
     try:
         import peft  # noqa: F401
     except ImportError as error:
@@ -93,11 +103,9 @@ def merge_adapter(
         raise
     # Every kind of adapter finds its own words for a base that does not fit.
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise CheckpointError(
-            f"the adapter {spec} does not fit its base {base}: "
-            f"{type(error).__name__}: {text}"
-        ) from error
+        if is_out_of_memory(error):
+            raise
+        raise _misfit(spec, base, _said(error)) from error
     return merged, _notices(located, config)
 
 
@@ -114,15 +122,37 @@ def _check_landed(
     spec: str, base: str, missing: Collection[str], unexpected: Collection[str]
 ) -> None:
     for keys, what in (
-        (unexpected, "has weights that no module of its base takes"),
+        (unexpected, "has weights that no module of the base takes"),
         (missing, "lacks weights that its adapter_config.json asks for"),
     ):
         if keys:
-            more = ", ..." if len(keys) > _SHOWN else ""
-            raise CheckpointError(
-                f"the adapter {spec} does not fit its base {base}: it {what} "
-                f"({', '.join(sorted(keys)[:_SHOWN])}{more})"
-            )
+            names = sorted(map(_plain, keys))
+            more = ", ..." if len(names) > _SHOWN else ""
+            raise _misfit(spec, base, f"it {what} ({', '.join(names[:_SHOWN])}{more})")
+
+
+def _misfit(spec: str, base: str, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"the adapter {spec} does not fit its base {base}: {why}. Name the model that "
+        f"it was trained on: {spec}+BASE"
+    )
+
+
+def _said(error: Exception) -> str:
+    """What peft or torch said, in one line."""
+    text = " ".join(str(error).split())
+    if mismatches := _MISMATCH.findall(text):
+        name, saved, wanted = mismatches[0]
+        return (
+            f"{len(mismatches)} of its weights have another shape, like "
+            f"{_plain(name)} ([{saved}] in the adapter, [{wanted}] for the base)"
+        )
+    return text.rstrip(".") or type(error).__name__
+
+
+def _plain(key: str) -> str:
+    """A weight's name without what peft puts around it while loading."""
+    return key.removeprefix("base_model.model.").replace(".default.", ".")
 
 
 def _notices(located: Located, config: Any) -> tuple[str, ...]:

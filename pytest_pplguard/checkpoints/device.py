@@ -175,3 +175,13 @@ def choose_dtype(
             "which is exact for weights saved in half precision",
         )
     return DtypeChoice(dtype)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine, had no memory left."""
+    import torch
+
+    # torch's CPU allocator has no exception of its own.
+    return isinstance(
+        error, (torch.OutOfMemoryError, MemoryError)
+    ) or "can't allocate memory" in str(error)

@@ -16,6 +16,9 @@ from msgspec import Struct
 from ..errors import CheckpointError
 from .jsonfiles import read_json, section
 from .locate import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_WEIGHTS,
     PICKLE,
     PICKLE_INDEX,
     SAFETENSORS,
@@ -60,6 +63,7 @@ _TOKENIZER_EXTRAS = (
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
+_ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE)
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -361,7 +365,8 @@ def digest(located: Located, *, allow_pickle: bool = False) -> str:
     """SHA-256 over config, tokenizer and weights: which checkpoint this is.
 
     Covers file names (sorted), sizes and contents, so it tells checkpoints apart, but
-    two folders may differ in it and hold the same model (sharded another way).
+    two folders may differ in it and hold the same model (sharded another way). That of
+    an adapter covers its base.
 
     Raises:
         CheckpointError: the weights are missing or refused.
@@ -372,6 +377,8 @@ def digest(located: Located, *, allow_pickle: bool = False) -> str:
         with path.open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 total.update(chunk)
+    if located.base is not None:
+        total.update(digest(located.base, allow_pickle=allow_pickle).encode())
     return f"sha256:{total.hexdigest()}"
 
 
@@ -379,6 +386,12 @@ def _identity_files(located: Located, *, allow_pickle: bool) -> list[Path]:
     folder = located.folder
     if located.gguf:
         return [folder / located.gguf]
-    patterns = ("config.json", *TOKENIZER_PATTERNS, *_TOKENIZER_EXTRAS)
+    patterns = (
+        *(_ADAPTER if located.base is not None else ("config.json",)),
+        *TOKENIZER_PATTERNS,
+        *_TOKENIZER_EXTRAS,
+    )
     described = {path for pattern in patterns for path in folder.glob(pattern)}
+    if located.base is not None:
+        return sorted(described)
     return sorted(described | {*weight_files(folder, allow_pickle=allow_pickle)})

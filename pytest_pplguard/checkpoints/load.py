@@ -19,6 +19,7 @@ from ..errors import CheckpointError, DeviceError
 from .adapter import check_adapter, merge_adapter, with_tokenizer
 from .compressed import decoded_state, split_compressed
 from .config import check_config, is_quantised
+from .device import is_out_of_memory
 from .files import (
     TensorInfo,
     index_notices,
@@ -123,7 +124,10 @@ def load(
         settings["use_safetensors"] = files[0].suffix == ".safetensors"
     tokenized = with_tokenizer(located)
     notices: tuple[str, ...] = ()
-    with _quiet(bars=whole.gguf is not None or quantised) as log:
+    with (
+        _quiet(bars=whole.gguf is not None or quantised) as log,
+        _memory(located.spec, device, dtype),
+    ):
         tokenizer = _tokenizer(tokenized, options)
         model, info = _model(whole, settings, tensors, device, dtype, log)
         _check_keys(whole.spec, type(model).__name__, info, allow_keys)
@@ -240,19 +244,17 @@ def _model(
             output_loading_info=True,
             weights_only=True,
         )
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(located, device, dtype) from error
     except ImportError as error:
         raise CheckpointError(
             f"{located.spec} needs a package that is not installed: "
-            f"{_first_line(error)}"
+            f"{str(error).partition(chr(10))[0]}"
         ) from error
     except CheckpointError:
         raise
     # Architectures check their config and files in their own ways.
     except Exception as error:
-        if "can't allocate memory" in str(error):  # torch's CPU allocator
-            raise _out_of_memory(located, device, dtype) from error
+        if is_out_of_memory(error):
+            raise
         if broken := sorted(set(_CONVERSION.findall("\n".join(log)))):
             raise CheckpointError(
                 f"{located.spec}: {_named(broken)} could not be put together: tensors "
@@ -276,7 +278,10 @@ def _from_pretrained(
     )
     compressed, others = split_compressed(tensors, located.spec)
     saved = read_config(located)
-    dense = "quantization_config" in saved and not is_quantised(saved)
+    quantised = is_quantised(saved)
+    if quantised:
+        _check_method(located.spec, saved["quantization_config"])
+    dense = "quantization_config" in saved and not quantised
     if not compressed and not dense:
         return of_folder
     trust = {"trust_remote_code": settings["trust_remote_code"]}
@@ -286,7 +291,7 @@ def _from_pretrained(
         del config.quantization_config
     if not compressed:
         return partial(of_folder, config=config)
-    if is_quantised(saved):
+    if quantised:
         config.quantization_config.pop("sparsity_config", None)
     # Given tensors instead of a folder, transformers wants the class by name.
     with torch.device("meta"):
@@ -298,6 +303,19 @@ def _from_pretrained(
         state_dict=decoded_state(compressed, others),
         **settings,
     )
+
+
+def _check_method(spec: str, packing: dict[str, Any]) -> None:
+    """Refuse a quantisation that transformers would only warn of, and skip."""
+    import transformers
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    if not AutoHfQuantizer.supports_quant_method(packing):
+        raise CheckpointError(
+            f"{spec} is quantised by {packing.get('quant_method')!r}, which "
+            f"transformers {transformers.__version__} does not know: measure the "
+            "checkpoint as it was before quantising"
+        )
 
 
 def _run_once(spec: str, model: PreTrainedModel) -> None:
@@ -314,17 +332,26 @@ def _run_once(spec: str, model: PreTrainedModel) -> None:
             model(input_ids=ids)
     # Kernels that are missing, or only there for another device, raise anything.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"{spec} is quantised and does not run on {model.device}: "
             f"{_first_line(error)}"
         ) from error
 
 
-def _out_of_memory(located: Located, device: str, dtype: str) -> DeviceError:
-    return DeviceError(
-        f"out of memory: {located.spec} does not fit on {device} in {dtype}. Way out: "
-        "free the device, --ppl-dtype bfloat16, or another --ppl-device"
-    )
+@contextmanager
+def _memory(spec: str, device: str, dtype: str) -> Iterator[None]:
+    """Turn the lack of memory, wherever it shows, into a way out."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"out of memory: {spec} does not fit on {device} in {dtype}. Way out: "
+            "free the device, --ppl-dtype bfloat16, or another --ppl-device"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

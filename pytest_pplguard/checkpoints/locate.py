@@ -31,13 +31,15 @@ PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder an adapter of PEFT."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"
 
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?",
     re.ASCII,
 )
 _HUB_PATTERNS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.safetensors")
-_HUB_PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
+_HUB_PICKLES = ("pytorch_model*.bin", ADAPTER_PICKLE)
 _HUB_CODE = ("*.py",)
 _LISTED = 8
 

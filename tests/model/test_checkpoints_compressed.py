@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from pytest_pplguard.errors import CheckpointError
 from .tiny import build_tokenizer, save_tokenizer
 
 THIRD_PARTY = Path(__file__).parent / "third_party"
+AVAILABLE = "transformers.utils.quantization_config.is_compressed_tensors_available"
 LINEAR = ("proj.weight",)
 SPARSE = ("sparse-bitmask", "sparse-bitmask-first", "sparse-24-bitmask")
 
@@ -57,7 +57,7 @@ def test_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     # Nothing of it is needed, not even for a quantization_config that says "dense".
-    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    monkeypatch.setattr(AVAILABLE, lambda: False)
     located = locate(str(checkpoint(name, tmp_path / "m")))
     model: Any = load(located, device="cpu", dtype="bfloat16").model
     expected = dense(name)

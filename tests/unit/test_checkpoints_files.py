@@ -11,7 +11,7 @@ import numpy
 import pytest
 
 from pytest_pplguard.checkpoints import Located, digest, saved_dtype, tensor_index
-from pytest_pplguard.checkpoints.files import weight_files
+from pytest_pplguard.checkpoints.files import index_notices, weight_files
 from pytest_pplguard.errors import CheckpointError
 
 Header = Mapping[str, object]
@@ -305,3 +305,54 @@ def test_digest_sees_config_tokenizer_and_weights(tmp_path: Path) -> None:
     write(weights, {"a": entry("U8", [1], 0, 1)}, b"1")
     seen.add(digest(located))
     assert len(seen) == 4
+
+
+def test_digest_of_an_adapter_covers_its_base(tmp_path: Path) -> None:
+    lora, base = tmp_path / "lora", tmp_path / "base"
+    for folder in (lora, base):
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{}")
+    (lora / "adapter_config.json").write_text("{}")
+    (base / "config.json").write_text("{}")
+    one = {"a": entry("U8", [1], 0, 1)}
+    write(lora / "adapter_model.safetensors", one, b"0")
+    write(base / "model.safetensors", one, b"0")
+    located = Located("lora", lora, base=Located("base", base))
+    seen = {digest(located), digest(Located("base", base))}
+    (lora / "README.md").write_text("")
+    assert digest(located) in seen
+    for name in ("adapter_config.json", "tokenizer.json"):
+        (lora / name).write_text("{ }")
+        seen.add(digest(located))
+    write(lora / "adapter_model.safetensors", one, b"1")
+    seen.add(digest(located))
+    write(base / "model.safetensors", one, b"1")
+    seen.add(digest(located))
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize(
+    ("metadata", "notices"),
+    [
+        ({}, ()),
+        ({"total_size": 4}, ()),
+        ({"total_size": 4.0}, ()),
+        ({"total_size": "4"}, ()),
+        (
+            {"total_size": 6},
+            (
+                "m: the shards hold 4 bytes of weights, but "
+                "model.safetensors.index.json counts 6: is a shard from another "
+                "checkpoint?",
+            ),
+        ),
+    ],
+)
+def test_shard_of_another_size(
+    tmp_path: Path, metadata: Header, notices: tuple[str, ...]
+) -> None:
+    sharded(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"metadata": metadata}))
+    assert index_notices(Located("m", tmp_path)) == notices
+    assert index_notices(Located("m", tmp_path, gguf="m.gguf")) == ()
