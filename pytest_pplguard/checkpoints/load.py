@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from fnmatch import fnmatchcase
 from functools import partial
@@ -135,6 +135,7 @@ def load(
             model, notices = merge_adapter(model, located)
         if quantised:
             _run_once(whole.spec, model)
+            notices += _dequantised(whole.spec, log)
     rule = _set_gguf_rule(tokenized, tokenizer)
     _check_vocabulary(located, model, tokenizer)
     model.eval()
@@ -334,10 +335,18 @@ def _run_once(spec: str, model: PreTrainedModel) -> None:
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        dtype = str(model.dtype).removeprefix("torch.")
         raise CheckpointError(
-            f"{spec} is quantised and does not run on {model.device}: "
-            f"{_first_line(error)}"
+            f"{spec} is quantised and does not run on {model.device} in {dtype}: "
+            f"{_first_line(error)}. Way out: --ppl-dtype bfloat16, or another "
+            "--ppl-device"
         ) from error
+
+
+def _dequantised(spec: str, log: Iterable[str]) -> tuple[str, ...]:
+    """What transformers says where this device cannot run the quantised form."""
+    lines = dict.fromkeys(line for line in log if "dequantiz" in line)
+    return tuple(f"{spec}: {line}" for line in lines)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_pplguard.baselines import read_baseline
 from pytest_pplguard.checkpoints import (
     Loaded,
     load,
@@ -24,6 +25,7 @@ from pytest_pplguard.errors import CheckpointError
 
 from .originals import wanda_perplexity, wanda_window_losses
 from .test_checkpoints_sparsity import prune, wanda_counts
+from .test_cli import pplguard, run_pytest
 from .tiny import build_model, build_tokenizer, save, save_tiny, save_tokenizer
 
 peft = pytest.importorskip("peft")
@@ -412,3 +414,33 @@ def test_settings_of_a_newer_peft(base: Path, tmp_path: Path) -> None:
         f"{folder}: peft {peft.__version__} does not know use_new_thing of "
         "adapter_config.json; if the number surprises, upgrade peft",
     )
+
+
+# --------------------------------------------------------------------------- as a gate
+
+
+def test_recorded_and_gated(base: Path, tmp_path: Path) -> None:
+    """By its merged zeros; a base named on the command line is kept as the path."""
+    adapted(base, tmp_path / "lora", lora(target_modules=["q_proj"]))
+    edit_config(tmp_path / "lora", base_model_name_or_path="gone")
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "mine.txt").write_text("The ship sailed at noon. " * 40)
+    done = pplguard(
+        "update", "lora+base", "--checkpoint", "tiny/lora", "--base", "me/tiny",
+        "--corpus", "mine=mine.txt", "--method", "wanda", "--window", "32",
+        "--limit", "1", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    entry = read_baseline(tmp_path / "baselines" / "tiny.yaml").checkpoints["lora"]
+    weights = merged_by_hand(base, tmp_path / "lora", 2.0)
+    zeros, total = wanda_counts(expected_model(base, weights))
+    assert entry.path == "lora+base"
+    assert entry.gates.sparsity is not None
+    assert entry.gates.sparsity.fraction == pytest.approx(zeros / total, abs=1e-4)
+    command = done.stdout.splitlines()[-1].strip()
+    assert "--ppl-model tiny/lora=lora+base" in command
+    for more in ("", " --deselect baselines/tiny.yaml::lora::wanda/mine:32:first1"):
+        run = run_pytest(command + more, tmp_path)
+        assert run.returncode == 0, run.stdout
+        assert "sparsity" in run.stdout
+    assert run_pytest(command.replace("=lora+base", ""), tmp_path).returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import prune
 
-from pytest_pplguard.checkpoints import Loaded, Located, load, locate, saved_dtype
+from pytest_pplguard.checkpoints import (
+    Loaded,
+    Located,
+    load,
+    locate,
+    measure_sparsity,
+    saved_dtype,
+)
 from pytest_pplguard.errors import CheckpointError, DeviceError
 
 from .tiny import ARCHITECTURES, build_model, build_tokenizer, save_tiny, save_tokenizer
@@ -183,6 +191,110 @@ def test_torch_prune_without_remove(tmp_path: Path) -> None:
     )
 
 
+def test_torch_prune_without_remove_in_a_pickle(tmp_path: Path) -> None:
+    random_unstructured: Any = prune.random_unstructured
+    path = save_tiny(tmp_path / "m")
+    model = build_model("llama")
+    for layer in model.model.layers:
+        random_unstructured(layer.mlp.up_proj, "weight", amount=0.5)
+    torch.save(model.state_dict(), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    assert refused(path, allow_pickle=True) == (
+        f"{path} was saved with its pruning masks (4 tensors like "
+        "model.layers.0.mlp.up_proj.weight_mask): call "
+        "torch.nn.utils.prune.remove(module, 'weight') on every pruned module, then "
+        "save again"
+    )
+
+
+def test_torch_prune_with_remove(tmp_path: Path) -> None:
+    random_unstructured: Any = prune.random_unstructured
+    remove: Any = prune.remove
+    model = build_model("llama")
+    for layer in model.model.layers:
+        random_unstructured(layer.mlp.up_proj, "weight", amount=0.5)
+        remove(layer.mlp.up_proj, "weight")
+    model.save_pretrained(tmp_path / "m")
+    save_tokenizer(build_tokenizer(), tmp_path / "m")
+    loaded = load_cpu(tmp_path / "m").model
+    assert torch.equal(loaded.get_parameter(UP), model.get_parameter(UP))
+    assert int((loaded.get_parameter(UP) == 0).sum()) == 64 * 32 // 2
+
+
+def two_shards(path: Path, **options: Any) -> list[Path]:
+    return sorted(save_tiny(path, shard="80KB", **options).glob("*.safetensors"))
+
+
+def test_shard_of_a_checkpoint_of_another_shape(tmp_path: Path) -> None:
+    shards = two_shards(tmp_path / "m")
+    others = two_shards(tmp_path / "wide", intermediate_size=60)
+    assert [shard.name for shard in shards] == [shard.name for shard in others]
+    shutil.copy(others[-1], shards[-1])
+    mlp = "model.layers.1.mlp"
+    assert refused(tmp_path / "m") == (
+        f"{tmp_path / 'm'} does not fit its architecture LlamaForCausalLM: 3 weights "
+        f"({mlp}.down_proj.weight (32x60 in the files, 32x64 in the model), "
+        f"{mlp}.gate_proj.weight (60x32 in the files, 64x32 in the model), "
+        f"{mlp}.up_proj.weight (60x32 in the files, 64x32 in the model)) of another "
+        f"shape {RANDOM}"
+    )
+
+
+def test_shard_of_a_checkpoint_with_other_layers(tmp_path: Path) -> None:
+    shards = two_shards(tmp_path / "m")
+    others = two_shards(tmp_path / "deep", num_hidden_layers=3)
+    shutil.copy(others[-1], shards[-1])
+    assert refused(tmp_path / "m") == (
+        f"{tmp_path / 'm' / 'model.safetensors.index.json'} is stale: it says that "
+        "model.layers.1.input_layernorm.weight is in model-00002-of-00002.safetensors, "
+        "but no shard has it. Save the checkpoint again into an empty folder"
+    )
+
+
+def test_shard_of_a_checkpoint_in_another_dtype(tmp_path: Path) -> None:
+    """Names and shapes fit: all that shows is the size."""
+    shards = two_shards(tmp_path / "m")
+    weights = load_file(shards[-1])
+    half = {name: weight.half() for name, weight in weights.items()}
+    save_file(half, shards[-1], metadata={"format": "pt"})
+    bytes_of = [
+        w.numel() * w.element_size() for s in shards for w in load_file(s).values()
+    ]
+    index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())
+    assert load_cpu(tmp_path / "m").notices == (
+        f"{tmp_path / 'm'}: the shards hold {sum(bytes_of)} bytes of weights, but "
+        f"model.safetensors.index.json counts {index['metadata']['total_size']}: is a "
+        "shard from another checkpoint?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("scaling", "factor"), [(None, 1.0), ({"type": "linear", "factor": 2.0}, 2.0)]
+)
+def test_positions_of_a_version_4_config(
+    tmp_path: Path, scaling: dict[str, Any] | None, factor: float
+) -> None:
+    path = save_tiny(tmp_path / "m")
+    file = path / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("rope_parameters", None)
+    file.write_text(
+        json.dumps(config | {"rope_theta": 500000.0, "rope_scaling": scaling})
+    )
+    model: Any = load_cpu(path).model
+    expected = 500000.0 ** (-torch.arange(0, 8, 2) / 8) / factor
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, expected)
+
+
+def test_positions_that_contradict_each_other(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "m")
+    new = {"rope_theta": 500000.0, "rope_type": "default"}
+    edit_config(path, rope_theta=10000.0, rope_parameters=new)
+    message = refused(path)
+    assert "rope_theta is 10000.0" in message
+    assert "rope_parameters (of transformers 5) says 500000.0" in message
+
+
 def test_truncated_shard(tmp_path: Path) -> None:
     path = save_tiny(tmp_path / "m", shard="40KB")
     shard = max(path.glob("*.safetensors"))
@@ -212,6 +324,23 @@ def test_pickle_weights(tmp_path: Path) -> None:
     assert "--ppl-allow-pickle" in refused(path)
     loaded = load_cpu(path, allow_pickle=True)
     assert torch.equal(loaded.model.get_parameter(UP), weights[UP])
+
+
+def test_sparsity_of_pickle_weights(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "m")
+    edit(path, lambda weights: weights[UP].zero_())
+    weights = load_file(path / "model.safetensors")
+    expected = measure_sparsity(locate(str(path)))
+    assert expected.zeros == weights[UP].numel()
+    torch.save(weights, path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="--ppl-allow-pickle"):
+        measure_sparsity(locate(str(path)))
+    assert expected == measure_sparsity(
+        locate(str(path)),
+        model=lambda: load_cpu(path, allow_pickle=True).model,
+        allow_pickle=True,
+    )
 
 
 def test_pickle_that_would_run_code(tmp_path: Path) -> None:

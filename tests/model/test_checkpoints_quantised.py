@@ -272,3 +272,39 @@ def test_method_that_is_unknown(tmp_path: Path) -> None:
         f"{transformers.__version__} does not know: measure the checkpoint as it was "
         "before quantising"
     )
+
+
+def test_fp8_in_blocks_without_a_gpu(tmp_path: Path) -> None:
+    """As DeepSeek saves it; transformers dequantises to bfloat16 and only warns."""
+    folder = tmp_path / "m"
+    save(pruned().to(torch.bfloat16), folder)
+    save_tokenizer(build_tokenizer(), folder)
+    weights = load_file(folder / "model.safetensors")
+    expected = dict(weights)
+    for name in [name for name in weights if name.endswith("proj.weight")]:
+        weight, b = weights[name].float(), 16
+        blocks = weight.reshape(weight.shape[0] // b, b, weight.shape[1] // b, b)
+        scale = blocks.abs().amax((1, 3)) / 448.0
+        wide = scale.repeat_interleave(b, 0).repeat_interleave(b, 1)
+        weights[name] = (weight / wide).to(torch.float8_e4m3fn)
+        weights[f"{name}_scale_inv"] = scale
+        expected[name] = weights[name].float() * wide
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "config.json"
+    packing = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    config = json.loads(path.read_text()) | {"quantization_config": packing}
+    path.write_text(json.dumps(config))
+
+    located = locate(str(folder))
+    loaded = load(located, device="cpu", dtype="bfloat16")
+    for name, parameter in loaded.model.named_parameters():
+        assert torch.equal(parameter, expected[name].bfloat16())
+    assert len(loaded.notices) == 1
+    assert loaded.notices[0].startswith(f"{folder}: ")
+    assert "dequantizing" in loaded.notices[0]
+    assert measure_sparsity(located).fraction == 0.5
+    with pytest.raises(CheckpointError) as caught:
+        load_cpu(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder} is quantised and does not run on cpu in ")
+    assert message.endswith("Way out: --ppl-dtype bfloat16, or another --ppl-device")
