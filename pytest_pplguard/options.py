@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -14,6 +14,7 @@ DEMO = "demo"
 DEMO_CHECKPOINTS = ("demo/dense", "demo/wanda-50")
 JOURNAL_OFF = "off"
 PUBLISHED_POLICIES = ("accept", "warn", "fail")
+_LISTED = 8
 
 
 class Target(Struct, frozen=True):
@@ -194,9 +195,16 @@ def _bare(path: str, known: Known) -> Target:
     raise UsageError(
         f"--ppl-model {path}: {'several' if fitting else 'no'} checkpoints have this "
         f"`path:`; say which it is, for example --ppl-model {names[0]}={path} "
-        f"(candidates: {', '.join(names)})"
+        f"(candidates: {_listed(names)})"
     )
 
 
 def _among(names: Mapping[str, object]) -> str:
-    return f" (known: {', '.join(names)})" if names else " (no baseline file is known)"
+    return f" (known: {_listed(names)})" if names else " (no baseline file is known)"
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = len(names) - _LISTED
+    tail = f" and {more} more, see `pplguard show`" if more > 1 else ""
+    return ", ".join(names[: _LISTED if tail else None]) + tail

@@ -78,6 +78,18 @@ def test_several_fit() -> None:
     )
 
 
+@pytest.mark.parametrize("more", [1, 2])
+def test_a_long_list_of_candidates_is_cut(more: int) -> None:
+    """But not for one name, which takes no more room than the words that replace it."""
+    names = [f"f/{letter}" for letter in "abcdefghij"[: 8 + more]]
+    with pytest.raises(UsageError) as caught:
+        parse_targets(["x"], known(dict.fromkeys(names)))
+    shown = ", ".join(names)
+    if more == 2:
+        shown = f"{', '.join(names[:8])} and 2 more, see `pplguard show`"
+    assert str(caught.value).endswith(f"(candidates: {shown})")
+
+
 def test_demo_wins_over_a_folder_of_its_name_only_where_it_is_known() -> None:
     demo: dict[str, str | None] = {"demo/dense": None, "demo/wanda-50": None}
     assert parse_targets(["demo"], known(demo, existing=("demo",))) == (
