@@ -49,8 +49,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--ppl-model",
         action="append",
         metavar="[NAME=]PATH",
-        help="Measure this checkpoint: a folder, a GGUF file, a Hub id@revision, a "
-        "NAME of a baseline file, or demo (repeatable; ini: ppl_model)",
+        help="Measure this checkpoint: a folder, an ADAPTER[+BASE], a GGUF file, a Hub "
+        "id@revision, a NAME of a baseline file, or demo (repeatable; ini: ppl_model)",
     )
     group.addoption(
         "--ppl-update",

@@ -22,7 +22,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A folder, a GGUF file, a Hub id@revision, demo/dense or demo/wanda-50",
+        help="A folder, an ADAPTER[+BASE], a GGUF file, a Hub id@revision, demo/dense "
+        "or demo/wanda-50",
     ),
 ]
 Methods = Annotated[

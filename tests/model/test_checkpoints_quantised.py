@@ -198,6 +198,39 @@ def test_sparsity_of_the_dequantised_weights(
     assert measured.fraction >= 0.5
 
 
+@pytest.mark.parametrize("form", ["int-quantized", "float-quantized"])
+def test_sparse_compressed_as_well(
+    saved: Callable[[str], Path], tmp_path: Path, form: str
+) -> None:
+    """As llm-compressor saved 2:4 models: the quantised weights in a bitmask."""
+    folder = shutil.copytree(saved(form), tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if name.endswith("proj.weight")]:
+        module, dense = name.removesuffix(".weight"), weights.pop(name)
+        mask = dense.float() != 0
+        places = 2 ** torch.arange(8)
+        bits = (mask.reshape(len(mask), -1, 8) * places).sum(2).to(torch.uint8)
+        weights[f"{module}.compressed"] = dense.view(torch.int8)[mask].view(dense.dtype)
+        weights[f"{module}.bitmask"] = bits
+        weights[f"{module}.shape"] = torch.tensor(dense.shape)[:, None]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["sparsity_config"] = {"format": "sparse-24-bitmask"}
+    path.write_text(json.dumps(config))
+
+    located = locate(str(folder))
+    model, original = load_cpu(folder).model, load_cpu(saved(form)).model
+    for name, parameter in original.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter)
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, original(ids).logits)
+    assert measure_sparsity(located, model=lambda: model) == measure_sparsity(
+        locate(str(saved(form))), model=lambda: original
+    )
+
+
 def test_loading_says_nothing_and_leaves_nothing_to_the_first_pass(
     saved: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:

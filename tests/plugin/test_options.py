@@ -262,8 +262,9 @@ def test_help(project: Project) -> None:
     words = " ".join(" ".join(lines[start:end]).split())
     assert words == (
         "perplexity gates for language models: "
-        "--ppl-model=[NAME=]PATH Measure this checkpoint: a folder, a GGUF file, a Hub "
-        "id@revision, a NAME of a baseline file, or demo (repeatable; ini: ppl_model) "
+        "--ppl-model=[NAME=]PATH Measure this checkpoint: a folder, an ADAPTER[+BASE], "
+        "a GGUF file, a Hub id@revision, a NAME of a baseline file, or demo "
+        "(repeatable; ini: ppl_model) "
         "--ppl-update Record what this run measures as the new baselines "
         "--ppl-update-new Record only what has no baseline yet "
         "--ppl-baselines=DIR Folder of the baseline files (ini: ppl_baselines, "
