@@ -289,7 +289,7 @@ def _from_pretrained(
     config = AutoConfig.from_pretrained(located.folder, local_files_only=True, **trust)
     if dense:
         # All that it says is how sparse the weights are.
-        del config.quantization_config
+        vars(config).pop("quantization_config", None)
     if not compressed:
         return partial(of_folder, config=config)
     if quantised:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,33 @@ def test_config_that_says_sparse_over_dense_weights(tmp_path: Path) -> None:
     model: Any = load(locate(str(folder)), device="cpu", dtype="bfloat16").model
     for key, weight in model.state_dict().items():
         assert torch.equal(bits(weight), bits(dense("sparse-bitmask")[key]))
+
+
+def test_parts_of_a_weight_in_several_shards(tmp_path: Path) -> None:
+    folder = checkpoint("sparse-bitmask", tmp_path / "m")
+    stored = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(stored)
+    weight_map = {}
+    for i in range(2):
+        shard = f"model-0000{i + 1}-of-00002.safetensors"
+        part = {name: stored[name] for name in names[i::2]}
+        save_file(part, folder / shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, shard)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    model: Any = load(locate(str(folder)), device="cpu", dtype="bfloat16").model
+    for key, weight in model.state_dict().items():
+        assert torch.equal(bits(weight), bits(dense("sparse-bitmask")[key]))
+
+
+@pytest.mark.parametrize("packing", [None, {}])
+def test_quantization_config_that_says_nothing(
+    tmp_path: Path, packing: dict[str, Any] | None
+) -> None:
+    folder = checkpoint("dense-unstructured", tmp_path / "m")
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"quantization_config": packing}
+    path.write_text(json.dumps(config))
+    model = load(locate(str(folder)), device="cpu", dtype="float32").model
+    assert getattr(model.config, "quantization_config", None) is None
