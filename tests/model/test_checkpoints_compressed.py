@@ -164,7 +164,7 @@ def test_parts_of_a_weight_in_several_shards(tmp_path: Path) -> None:
     stored = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(stored)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(2):
         shard = f"model-0000{i + 1}-of-00002.safetensors"
         part = {name: stored[name] for name in names[i::2]}

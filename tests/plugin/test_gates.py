@@ -260,6 +260,7 @@ def test_only_one_of_two_gated_metrics_was_published(project: Project) -> None:
     assert failure(result, f"llama/w50 {LM_EVAL} byte_perplexity") == (
         f"llama/w50 {LM_EVAL}: byte_perplexity has no baseline\n"
         "  measured     8\n"
+        "  gate         rel 0.03, baselines/llama.yaml:9\n"
         "  recorded in  baselines/llama.yaml:11\n"
         f"  because      the baseline of {LM_EVAL} has no byte_perplexity\n"
         f"  to record    pytest {item} --ppl-model llama/w50=ppl:8 --ppl-update\n"
@@ -269,7 +270,7 @@ def test_only_one_of_two_gated_metrics_was_published(project: Project) -> None:
         f"  {LM_EVAL}\n"
         "  word_perplexity  19760  19759.7  -0.00 %  plausible\n"
         "  byte_perplexity  -  8  -  MISSING\n"
-        "1 plausible (published, no evidence), 1 missing\n"
+        "1 missing, 1 plausible (published, no evidence)\n"
     )
     project.run(*given, "--ppl-update").assert_outcomes(passed=2)
     result = project.run(*given)
