@@ -86,7 +86,7 @@ def ptb(tmp_path: Path) -> Path:
 # -------------------------------------------------------------------------------- rows
 
 
-@pytest.mark.parametrize(("file", "write"), FORMS, ids=str)
+@pytest.mark.parametrize(("file", "write"), FORMS, ids=[name for name, _ in FORMS])
 def test_c4_is_its_first_1100_documents(
     tmp_path: Path, file: str, write: Write
 ) -> None:
@@ -100,7 +100,7 @@ def test_c4_is_its_first_1100_documents(
 @pytest.mark.parametrize(
     ("file", "write"),
     [("ptb.test.txt", None), *((f"ptb.{name}", write) for name, write in FORMS)],
-    ids=str,
+    ids=["test.txt", *(name for name, _ in FORMS)],
 )
 def test_ptb_is_a_sentence_a_row_and_one_page(
     tmp_path: Path, file: str, write: Write | None
