@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pytest_pplguard.baselines import read_baseline
 from pytest_pplguard.cli.demo import copy_demo
 from pytest_pplguard.gates import DEFAULT_MEASURED, DEFAULT_PUBLISHED
 from pytest_pplguard.report.csv import COLUMNS, figures
@@ -256,3 +258,21 @@ def test_the_command_of_the_job_for_gitlab_is_accepted(tmp_path: Path) -> None:
     done = run_in_ci([*words, "--collect-only", "-q"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "baselines/demo.yaml::wanda-50::sparsity::fraction" in done.stdout
+
+
+def test_the_table_of_smollm2_is_what_is_recorded() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \|(.*)\|$", read("docs/smollm2.md"), re.M)
+    entries = read_baseline(ROOT / "baselines/smollm2-135m.yaml").checkpoints
+    assert {name for name, _ in rows} == entries.keys()
+    for name, cells in rows:
+        recorded = entries[name].recorded
+        token = recorded["wanda/wikitext2:2048"].metrics["token_perplexity"]
+        pages = recorded["lm-eval/wikitext:2048"].metrics
+        word = pages["word_perplexity"]
+        assert [cell.strip() for cell in cells.split("|")] == [
+            f"{token:.4g}",
+            f"{word:.4g}",
+            f"{pages['byte_perplexity']:.4g}",
+            f"+{100 * (word / token - 1):.0f} %",
+            f"{math.log(word) / math.log(token):.3f}",
+        ]
