@@ -16,13 +16,14 @@ import errno
 import hashlib
 import math
 import os
+import re
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from io import FileIO
-from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -36,6 +37,8 @@ from .values import Scalar, Window, WindowScore
 
 _FORMAT = 1
 _DAYS_KEPT = 30
+_RUNS_AT_ONCE = 64
+_FILE = re.compile(r"[0-9a-f]{32}\.[0-9]+\.(jsonl|lock)")
 _SYNC_SECONDS = 1.0
 """A power failure may take this much work; a killed process takes none."""
 
@@ -166,11 +169,9 @@ class Journals:
             self._folder.mkdir(parents=True, exist_ok=True)
             _drop_old(self._folder)
             for candidate in _candidates(self._folder, identity):
+                if path is not None and not candidate.exists():
+                    continue
                 held = None if path is not None else _try_lock(candidate)
-                if held is None and not candidate.exists():
-                    if path is not None:
-                        break
-                    continue  # another process is about to make it
                 content = _read(candidate, identity, windows)
                 if content.format not in (None, _FORMAT):
                     notices.append(
@@ -187,7 +188,7 @@ class Journals:
                     held.release()
                 if content.finished:
                     finished |= content.finished
-                    newest = max(newest, candidate.stat().st_mtime)
+                    newest = max(newest, content.written)
         except OSError as error:
             notices.append(_not_kept(self._folder, error))
             path = None
@@ -229,16 +230,19 @@ def discard(path: Path) -> None:
 class _Content(Struct):
     """What a journal's file holds. ``format`` is None where its head cannot be read."""
 
+    written: float = 0.0
     format: int | None = None
     is_ours: bool = False
     finished: dict[int, WindowScore] = {}
     damaged: int = 0
 
 
-def _candidates(folder: Path, identity: Identity) -> Iterator[Path]:
-    """The files that a measurement may have, one for each run at the same time."""
+def _candidates(folder: Path, identity: Identity) -> list[Path]:
+    """The files that a measurement has, and more names than there are runs at once."""
     name = hashlib.sha256(_json(identity)).hexdigest()[:32]
-    return (folder / f"{name}.{number}.jsonl" for number in count())
+    there = {path.name for path in folder.glob(f"{name}.*.jsonl")}
+    names = [f"{name}.{number}.jsonl" for number in range(len(there) + _RUNS_AT_ONCE)]
+    return [folder / name for name in dict.fromkeys([*names, *sorted(there)])]
 
 
 def _json(value: Struct) -> bytes:
@@ -258,9 +262,11 @@ def _document(line: bytes) -> bytes | None:
 
 def _read(path: Path, identity: Identity, windows: Sequence[Window]) -> _Content:
     content = _Content()
-    if not path.exists():
+    try:
+        data = path.read_bytes()
+        content.written = path.stat().st_mtime
+    except FileNotFoundError:
         return content
-    data = path.read_bytes()
     documents = [_document(line) for line in data.split(b"\n") if line]
     # A head that was cut while it was written is no damage: nothing stands behind it.
     content.damaged = data.count(b"\n")
@@ -318,18 +324,25 @@ def _try_lock(path: Path) -> filelock.BaseFileLock | None:
     """The file's lock, None where another process holds it."""
     lock = filelock.FileLock(_lock_path(path))
     try:
-        lock.acquire(blocking=False)
+        # Without locks in the file system it takes a file instead, and says so.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lock.acquire(blocking=False)
     except filelock.Timeout:
         return None
+    except NotImplementedError as error:  # older filelock
+        raise OSError(errno.ENOSYS, "the file system has no locks") from error
     return lock
 
 
 def _drop_old(folder: Path) -> None:
     """Remove what runs left that nobody has continued for a month."""
     oldest = time.time() - _DAYS_KEPT * 24 * 60 * 60
-    for pattern in ("*.jsonl", "*.lock"):
-        for file in folder.glob(pattern):
-            with suppress(FileNotFoundError):  # another process was faster
+    for file in folder.iterdir():
+        # It may be a folder of the user's, with files of theirs in it, and somebody
+        # else's journals may not be ours to remove.
+        if _FILE.fullmatch(file.name):
+            with suppress(OSError):
                 if file.stat().st_mtime < oldest:
                     file.unlink()
 
@@ -348,6 +361,6 @@ def _damaged(label: str, path: Path, lines: int) -> str:
 def _not_kept(path: Path, error: OSError) -> str:
     return (
         f"finished windows are not kept, so a run that is killed starts again: {path}: "
-        f"{error.strerror or error} (another folder: --ppl-journal DIR, pplguard: "
+        f"{error.strerror or error} (another folder: --ppl-journal=DIR, pplguard: "
         "--journal DIR)"
     )

@@ -147,7 +147,8 @@ class Measurement(Struct, frozen=True):
 
     ``protocol`` holds the properties that decide whether two measurements are
     comparable (window, first token, tail, ...), ``environment`` what may move a number
-    a little (versions, device, dtype). ``seconds`` is wall time without loading.
+    a little (versions, device, dtype). ``seconds`` is wall time without loading, and
+    without what an interrupted run had spent.
     """
 
     key: str

@@ -25,21 +25,42 @@ _GAMMA = 0x9E3779B97F4A7C15 - _TWO_64
 _MIX = ((30, 0xBF58476D1CE4E5B9 - _TWO_64), (27, 0x94D049BB133111EB - _TWO_64))
 
 
-def model_digest(model: PreTrainedModel) -> str:
+def model_digest(model: PreTrainedModel) -> str | None:
     """A digest of all that decides what a model computes, comparable between processes.
 
     Covers the state, the config, and the source of model classes that neither torch nor
-    transformers define; their versions are not covered.
+    transformers define; their versions are not covered. None where something else may
+    decide: a ``forward`` that was replaced, hooks, tensors of a quantiser's own class,
+    classes without a source.
     """
+    if not _is_plain(model):
+        return None
     config = model.config.to_dict()
     for name in _IDLE:
         config.pop(name, None)
+    try:
+        sources = list(_sources(model))
+    except (OSError, TypeError):
+        return None
     lines = (
         state_digest(model),
         json.dumps(config, sort_keys=True, default=str),
-        *_sources(model),
+        *sources,
     )
     return f"sha256:{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Whether state, config and classes say all about what a model computes."""
+    import torch
+
+    tensors = chain(model.parameters(), model.buffers())
+    return all(
+        type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors
+    ) and not any(
+        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+        for module in model.modules()
+    )
 
 
 def _sources(model: nn.Module) -> Iterator[str]:

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
+from typing import Any
 
 from ..checkpoints import Loaded
 from ..values import Key, Scalar
 
 _PACKAGES = ("torch", "transformers", "tokenizers")
+_SWITCHES = (
+    "fp32_precision",
+    "cuda.flash_sdp_enabled",
+    "cuda.mem_efficient_sdp_enabled",
+    "cuda.math_sdp_enabled",
+    "cuda.cudnn_sdp_enabled",
+    "cuda.matmul.fp32_precision",
+    "cuda.matmul.allow_fp16_reduced_precision_reduction",
+    "cuda.matmul.allow_bf16_reduced_precision_reduction",
+    "cudnn.enabled",
+    "cudnn.benchmark",
+    "cudnn.fp32_precision",
+    "mkldnn.enabled",
+    "mkldnn.fp32_precision",
+    "mkldnn.matmul.fp32_precision",
+)
+"""Of ``torch.backends``; some are newer than the oldest torch."""
 
 
 def environment(loaded: Loaded, key: Key, *, batch_size: int) -> dict[str, Scalar]:
@@ -27,20 +45,44 @@ def environment(loaded: Loaded, key: Key, *, batch_size: int) -> dict[str, Scala
 
 
 def kernels(loaded: Loaded) -> dict[str, Scalar]:
-    """What decides the last bits beyond :func:`environment`: threads and precision.
+    """What decides the last bits beyond :func:`environment`: threads, torch's switches.
 
-    Not recorded: it moves a perplexity by some parts in ten million.
+    Not recorded: but for autocast it moves a perplexity by some parts in ten million.
     """
     import torch
 
+    device = loaded.device.partition(":")[0]
+    autocast = torch.is_autocast_enabled(device)
     decides: dict[str, Scalar] = {
-        "matmul_precision": torch.get_float32_matmul_precision(),
+        "autocast": str(torch.get_autocast_dtype(device)) if autocast else None,
+        "default_dtype": str(torch.get_default_dtype()),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul_precision": _matmul_precision(),
+        **{name: str(_switch(name)) for name in _SWITCHES},
     }
-    if loaded.device == "cpu":
+    if device == "cpu":
         decides["threads"] = torch.get_num_threads()
         decides["capability"] = torch.backends.cpu.get_cpu_capability()
     return decides
+
+
+def _matmul_precision() -> str | None:
+    import torch
+
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch has no answer where the newer switches are in use
+        return None
+
+
+def _switch(name: str) -> object:
+    """The value of a switch of ``torch.backends``; None where torch has none."""
+    import torch
+
+    value: Any = torch.backends
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value() if callable(value) else value
 
 
 def _device_name(device: str) -> str:

@@ -142,13 +142,15 @@ class Store:
     def _journal_of(self, loaded: Loaded, key: Key, label: str) -> OpenJournal | None:
         """Opens the journal of the resident checkpoint.
 
-        None for a model that a hook has brought: what its code does besides is not
-        known, so losses of two runs may not belong together.
+        None for a model that a hook has brought, and for one that is not its files and
+        config alone: losses of two runs may not belong together.
         """
         if self._journals is None or not loaded.from_files:
             return None
         if self._model_digest is None:
             self._model_digest = model_digest(loaded.model)
+        if self._model_digest is None:
+            return None
         model, journals = self._model_digest, self._journals
 
         def open_journal(

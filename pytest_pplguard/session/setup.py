@@ -96,7 +96,22 @@ def _targets(
     except UsageError as error:
         # A checkpoint may be unknown only because its file cannot be read.
         broken = "".join(f"\n{reason}" for reason in files.broken())
-        raise UsageError(f"{error}{broken}") from error
+        raise UsageError(f"{error}{broken}{_elsewhere(config, files)}") from error
+
+
+def _elsewhere(config: pytest.Config, files: BaselineFiles) -> str:
+    """A line where pytest may have found its root directory in a wrong place.
+
+    It looks for it before it knows this plugin's options: an existing path behind one
+    of them, and a space, counts as a test.
+    """
+    if files.paths or config.rootpath == config.invocation_params.dir:
+        return ""
+    return (
+        f"\npytest's root directory is {config.rootpath}; if that is not your project, "
+        "write options that name an existing path with an equals sign: "
+        "--ppl-journal=PATH"
+    )
 
 
 def read_options(config: pytest.Config) -> Options:

@@ -170,7 +170,7 @@ def test_device_hash_sees_every_bit(size: int, monkeypatch: pytest.MonkeyPatch) 
 # ----------------------------------------------------------------- which model it is
 
 
-def digest_of(path: Path) -> str:
+def digest_of(path: Path) -> str | None:
     return model_digest(load(locate(str(path)), device="cpu", dtype="float32").model)
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .tiny import save_tiny
 ROOT = Path(__file__).parents[2]
 WANDA, LM_EVAL = Key.parse("wanda/demo:128"), Key.parse("lm-eval/wikitext+demo:128")
 KILLS = 50
+backends: Any = torch.backends
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +188,53 @@ def test_another_model_does_not_go_on_with_it(loaded: Loaded, tmp_path: Path) ->
         weight.data.copy_(saved)
     [notice] = measure(loaded, WANDA, tmp_path).notices
     assert "continued" in notice
+
+
+@pytest.fixture
+def switches() -> Iterator[None]:
+    """What a conftest may set, put back."""
+    legacy = torch.get_float32_matmul_precision()
+    yield
+    backends.fp32_precision = "none"
+    torch.set_float32_matmul_precision(legacy)
+    torch.backends.cuda.enable_flash_sdp(True)
+
+
+@pytest.mark.usefixtures("switches")
+@pytest.mark.parametrize("switch", ["autocast", "flash", "precision", "new precision"])
+def test_other_switches_of_torch_do_not_go_on_with_it(
+    loaded: Loaded, tmp_path: Path, switch: str
+) -> None:
+    measure(loaded, WANDA, tmp_path)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=switch == "autocast"):
+        if switch == "flash":
+            torch.backends.cuda.enable_flash_sdp(False)
+        elif switch == "precision":
+            torch.set_float32_matmul_precision("high")
+        elif switch == "new precision":
+            backends.fp32_precision = "tf32"
+        assert measure(loaded, WANDA, tmp_path).notices == ()
+
+
+@pytest.mark.parametrize("what", ["hook", "forward", "tensor"])
+def test_a_model_that_is_more_than_its_files_has_no_journal(
+    tmp_path: Path, what: str
+) -> None:
+    path = save_tiny(tmp_path / "model")
+    loaded = load(locate(str(path)), device="cpu", dtype="float32")
+    head: Any = loaded.model.get_output_embeddings()
+    if what == "hook":
+        head.register_forward_hook(lambda *_: None)
+    elif what == "forward":
+        head.forward = head.forward
+    else:
+        head.scale = torch.nn.Buffer(torch.ones(1).as_subclass(_Packed))
+    measure(loaded, WANDA, tmp_path / "journal")
+    assert not (tmp_path / "journal").exists()
+
+
+class _Packed(torch.Tensor):
+    """As of a library that keeps weights in a form of its own."""
 
 
 def test_a_model_that_a_hook_has_brought_has_no_journal(

@@ -298,3 +298,28 @@ def test_markers(project: Project) -> None:
         "model that the test returns, to its recorded baseline; methods are wanda and "
         "lm-eval, or whole keys like wanda/wikitext2:4096"
     )
+
+
+def test_a_path_behind_a_space_that_moves_the_root_directory(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two equal commands, where the first has made the folder."""
+    below = project.path / "project"
+    outside = project.path / "elsewhere" / "journal"
+    for folder in (below, outside):
+        folder.mkdir(parents=True)
+    for name in ("pytest.ini", "conftest.py", "text.txt"):
+        (project.path / name).rename(below / name)
+    project.baseline(ONE, file="project/baselines/llama.yaml")
+    monkeypatch.chdir(below)
+    given = project.give(w50="ppl:8")
+    spaced = project.run(*given, "--ppl-journal", "../elsewhere/journal")
+    assert mistake(spaced) == (
+        "--ppl-model: 'llama/w50=ppl:8' is no existing path, and 'llama/w50' is no "
+        "checkpoint (no baseline file is known)\n"
+        f"pytest's root directory is {project.path}; if that is not your project, "
+        "write options that name an existing path with an equals sign: "
+        "--ppl-journal=PATH"
+    )
+    run = project.run(*given, "--ppl-journal=../elsewhere/journal", "--collect-only")
+    assert run.ret == pytest.ExitCode.OK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
@@ -203,7 +204,7 @@ def test_an_unwritable_place_is_a_notice(tmp_path: Path) -> None:
         assert journal.path is None
         assert journal.notices == [
             "finished windows are not kept, so a run that is killed starts again: "
-            f"{folder}: Not a directory (another folder: --ppl-journal DIR, pplguard: "
+            f"{folder}: Not a directory (another folder: --ppl-journal=DIR, pplguard: "
             "--journal DIR)"
         ]
 
@@ -228,7 +229,7 @@ def test_a_full_disk_ends_the_keeping_not_the_run(tmp_path: Path, room: int) -> 
     assert journal.notices[1:] == [
         "finished windows are not kept, so a run that is killed starts again: "
         f"{path}: {os.strerror(27 if not room else 28)} (another folder: "
-        "--ppl-journal DIR, pplguard: --journal DIR)"
+        "--ppl-journal=DIR, pplguard: --journal DIR)"
     ]
     with open_in(tmp_path) as journal:
         assert journal.finished == {0: SCORES[0]}
@@ -248,6 +249,46 @@ def test_runs_at_the_same_time_have_a_file_each(tmp_path: Path) -> None:
     with open_in(tmp_path) as journal:
         assert journal.finished == {n: SCORES[n] for n in range(3)}
         assert journal.path == one.path
+
+
+def test_a_killed_run_behind_two_that_are_over_is_found(tmp_path: Path) -> None:
+    with open_in(tmp_path) as one, open_in(tmp_path) as two:
+        killed = open_in(tmp_path)
+        killed.add({3: SCORES[3]})
+        killed.close()
+        for over in (one, two):
+            over.close()
+            assert over.path is not None
+            over.path.unlink()
+    with open_in(tmp_path) as journal:
+        assert journal.finished == {3: SCORES[3]}
+        assert journal.path not in (None, killed.path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("error", [errno.ENOSYS, None], ids=["new", "old filelock"])
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int | None
+) -> None:
+    import fcntl
+
+    def no_lock(*_: object) -> None:
+        if error is None:
+            raise NotImplementedError("FileSystem does not appear to support flock")
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    with open_in(tmp_path) as journal:
+        journal.add({0: SCORES[0]})
+    if error is None:
+        assert journal.notices == [
+            "finished windows are not kept, so a run that is killed starts again: "
+            f"{tmp_path}: the file system has no locks (another folder: "
+            "--ppl-journal=DIR, pplguard: --journal DIR)"
+        ]
+    else:
+        with open_in(tmp_path) as journal:
+            assert journal.finished == {0: SCORES[0]}
 
 
 # ------------------------------------------------------------------------- when it goes
@@ -295,10 +336,12 @@ def test_what_nobody_has_continued_for_a_month_goes(tmp_path: Path) -> None:
     day = 24 * 60 * 60
     for file in tmp_path.iterdir():
         os.utime(file, (time.time() - 31 * day,) * 2)
-    young = tmp_path / "young.0.jsonl"
-    young.write_text("")
-    os.utime(young, (time.time() - 29 * day,) * 2)
+    young = tmp_path / f"{'a' * 32}.0.jsonl"
+    theirs = [tmp_path / name for name in ("train.jsonl", "uv.lock", "a.0.jsonl")]
+    for file, age in ((young, 29), *((file, 900) for file in theirs)):
+        file.write_text("")
+        os.utime(file, (time.time() - age * day,) * 2)
     with open_in(tmp_path) as journal:
         assert journal.finished == {}
         assert journal.path == old
-    assert young.exists()
+    assert all(file.exists() for file in (young, *theirs))
