@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,8 @@ def merge_adapter(
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The base model with the adapter in its weights, and lines for the user.
 
-    Merged by peft's ``merge_and_unload`` in the dtype of ``model``, which is changed.
+    Merged by peft's ``merge_and_unload`` in the dtype of ``model``, which is changed:
+    tied embeddings of which the adapter changes one are no longer tied then.
 
     Raises:
         CheckpointError: the adapter cannot be merged, or does not belong to the base.
@@ -98,7 +100,9 @@ def merge_adapter(
                 folder, "default", torch_device=str(model.device)
             )
         _check_landed(spec, base, result.missing_keys, result.unexpected_keys)
+        _untie(adapted)
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+        _settle_ties(merged)
     except CheckpointError:
         raise
     # Every kind of adapter finds its own words for a base that does not fit.
@@ -116,6 +120,34 @@ def _check_mergeable(spec: str, adapted: Any, config: Any) -> None:
             "weights to merge into the base: only kinds that change weights, like "
             "LoRA, can be measured"
         )
+
+
+def _untie(adapted: Any) -> None:
+    """Give each adapted module its own copy of a weight that another module shares.
+
+    Unmerged, an adapter on the head of tied embeddings leaves the embedding as it is,
+    and the other way round; merged into the one tensor it would change both.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch.nn import Parameter
+
+    uses = Counter(
+        id(weight) for _, weight in adapted.named_parameters(remove_duplicate=False)
+    )
+    for layer in adapted.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        module = layer.get_base_layer()
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if uses[id(weight)] > 1:
+                setattr(module, name, Parameter(weight.detach().clone()))
+
+
+def _settle_ties(model: PreTrainedModel) -> None:
+    """Let the config say that the embeddings are untied, where they are."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embedding.weight:
+        model.config.tie_word_embeddings = False
 
 
 def _check_landed(

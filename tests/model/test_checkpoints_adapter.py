@@ -191,6 +191,51 @@ def test_other_kinds_give_what_peft_gives_unmerged(
         assert not torch.allclose(logits, plain(ids).logits, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("config", "moved"),
+    [
+        (lora(target_modules=["q_proj", "lm_head"]), "head"),
+        (lora(target_modules=["q_proj", "embed_tokens"]), "embedding"),
+        (lora(target_modules=["embed_tokens", "lm_head"]), "both"),
+        (lora(target_modules=["lm_head"], use_dora=True), "head"),
+        (lora(modules_to_save=["lm_head"]), "head as it was"),
+        (lora(target_modules=["embed_tokens"], ensure_weight_tying=True), "both"),
+        (lora(trainable_token_indices=[5, 6]), "neither"),
+    ],
+    ids=[
+        "lm_head", "embed_tokens", "both", "dora", "modules_to_save",
+        "tied_adapters", "trainable_tokens",
+    ],
+)  # fmt: skip
+def test_tied_embeddings(tmp_path: Path, config: Any, moved: str) -> None:
+    """The merge changes what the adapter changed while it was trained, no more.
+
+    In float64, where the order of sums moves no digit that matters.
+    """
+    from transformers import AutoModelForCausalLM
+
+    base = save_tiny(tmp_path / "base", tie_word_embeddings=True)
+    folder = adapted(base, tmp_path / "adapter", config)
+    before = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    shared = before.lm_head.weight
+    assert before.model.embed_tokens.weight is shared
+    unmerged = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64), folder
+    ).eval()
+    model: Any = load(locate(str(folder)), device="cpu", dtype="float64").model
+    ids = torch.arange(3, 60)[None]
+    with torch.inference_mode():
+        logits, expected = model(ids).logits, unmerged(input_ids=ids).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+    embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+    assert (torch.equal(embedding, shared), torch.equal(head, shared)) == {
+        "head": (True, False),
+        "embedding": (False, True),
+        "both": (False, False),
+    }.get(moved, (True, True))
+    assert model.config.tie_word_embeddings is (embedding is head)
+
+
 def test_base_that_was_named(base: Path, tmp_path: Path) -> None:
     folder = adapted(base, tmp_path / "lora", lora())
     edit_config(folder, base_model_name_or_path="/scratch/gone")
