@@ -121,8 +121,8 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
 
     Raises:
         CheckpointError: there are none, a shard is missing, an index names a file
-            outside the folder, or the weights are pickles and ``allow_pickle`` is
-            false.
+            outside the folder, that of safetensors names another kind of file, or the
+            weights are pickles and ``allow_pickle`` is false.
     """
     single = _safetensors_file(folder)
     if single is None:
@@ -166,6 +166,12 @@ def _weight_map(index: Path) -> dict[str, str]:
         if not parts or name.startswith("/") or ".." in parts or "\\" in name:
             raise CheckpointError(
                 f"{index} names the shard {name!r}, which is outside its folder"
+            )
+        # transformers goes by a shard's name and would unpickle it.
+        if index.name == SAFETENSORS_INDEX and not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index} names the shard {name!r}, which is no safetensors file: "
+                "save the checkpoint again (model.save_pretrained writes safetensors)"
             )
         if not (index.parent / name).is_file():
             raise CheckpointError(

@@ -121,6 +121,27 @@ def test_shard_outside_the_folder(tmp_path: Path, shard: str) -> None:
     )
 
 
+@pytest.mark.parametrize("allow_pickle", [False, True])
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        {"a": "pytorch_model.bin", "b": "pytorch_model.bin"},
+        {"a": "one.safetensors", "b": "pytorch_model.bin"},
+    ],
+)
+def test_pickle_behind_the_index_of_safetensors(
+    tmp_path: Path, weight_map: dict[str, str], allow_pickle: bool
+) -> None:
+    """transformers would unpickle it; the way for pickles is their own index."""
+    sharded(tmp_path, weight_map)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    assert refused(tmp_path, allow_pickle=allow_pickle) == (
+        f"{tmp_path / 'model.safetensors.index.json'} names the shard "
+        "'pytorch_model.bin', which is no safetensors file: save the checkpoint again "
+        "(model.save_pretrained writes safetensors)"
+    )
+
+
 @pytest.mark.parametrize("text", ["{}", '{"weight_map": []}', '{"weight_map": {}}'])
 def test_index_without_map(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
