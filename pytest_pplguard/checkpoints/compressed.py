@@ -36,6 +36,8 @@ _DTYPES = {
     "I8": ("int8", "u1"),
 }
 """torch's name of a dtype, and numpy's for its bits."""
+_SCALED = ("F8_E4M3", "F8_E5M2", "I8")
+"""Dtypes whose values are weights only once they are multiplied by a scale."""
 
 
 class Bitmasked(Struct, frozen=True):
@@ -49,16 +51,18 @@ class Bitmasked(Struct, frozen=True):
 
 
 def split_compressed(
-    tensors: Mapping[str, TensorInfo], spec: str
+    tensors: Mapping[str, TensorInfo], spec: str, *, quantised: bool
 ) -> tuple[dict[str, Bitmasked], dict[str, TensorInfo]]:
     """The compressed weights by the names of the dense ones, and all other tensors.
 
     Args:
         tensors: from :func:`~.files.tensor_index`.
         spec: names the checkpoint in errors.
+        quantised: whether its config says that weights are to be dequantised.
 
     Raises:
-        CheckpointError: the parts of a compressed weight do not fit together.
+        CheckpointError: the parts of a compressed weight do not fit together, or it is
+            quantised and its scale or scheme is missing.
     """
     weights: dict[str, Bitmasked] = {}
     others = dict(tensors)
@@ -66,7 +70,15 @@ def split_compressed(
     for module in sorted(modules):
         parts = {part: others.pop(f"{module}.{part}", None) for part in _PARTS}
         name = module if module.endswith((".weight", ".bias")) else f"{module}.weight"
-        weights[name] = _weight(f"{spec}: the sparse-compressed {name}", parts)
+        what = f"{spec}: the sparse-compressed {name}"
+        weights[name] = _weight(what, parts)
+        kind = weights[name].values.dtype
+        if kind in _SCALED and not (quantised and f"{name}_scale" in tensors):
+            raise CheckpointError(
+                f"{what} is stored as {kind} without a scale: bring back its "
+                f"{name}_scale and the quantization_config of config.json, or save "
+                "the checkpoint again as it was before quantising"
+            )
         if name in others:
             raise CheckpointError(f"{spec} holds {name} twice, dense and compressed")
     return weights, others

@@ -277,9 +277,9 @@ def _from_pretrained(
     of_folder = partial(
         AutoModelForCausalLM.from_pretrained, located.folder, **settings
     )
-    compressed, others = split_compressed(tensors, located.spec)
     saved = read_config(located)
     quantised = is_quantised(saved)
+    compressed, others = split_compressed(tensors, located.spec, quantised=quantised)
     if quantised:
         _check_method(located.spec, saved["quantization_config"])
     dense = "quantization_config" in saved and not quantised

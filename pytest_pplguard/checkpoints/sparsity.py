@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from ..errors import CheckpointError
 from .compressed import split_compressed
+from .config import is_quantised
 from .files import TensorInfo, read_config, tensor_index
 from .gguf import import_gguf, open_gguf
 from .jsonfiles import section
@@ -122,13 +123,16 @@ def _stored_weights(located: Located, *, allow_pickle: bool) -> list[TensorInfo]
     stored = tensor_index(located.folder, allow_pickle=allow_pickle)
     if not stored:
         return " has pickle weights"
-    compressed, others = split_compressed(stored, located.spec)
+    config = read_config(located)
+    compressed, others = split_compressed(
+        stored, located.spec, quantised=is_quantised(config)
+    )
     tensors = others | {name: weight.values for name, weight in compressed.items()}
     dimensions = {
         name: len(tensor.shape) if tensor.dtype in _FLOATS else None
         for name, tensor in tensors.items()
     }
-    linear, packed = _linear_weights(dimensions, _layer_count(read_config(located)))
+    linear, packed = _linear_weights(dimensions, _layer_count(config))
     if packed:
         return f": {packed[0]} is packed ({tensors[packed[0]].dtype})"
     return [tensors[name] for name in linear]

@@ -58,8 +58,9 @@ def random(*shape: int, seed: int = 0) -> Array:
 
 
 def refused(folder: Path, tensors: dict[str, Array]) -> str:
+    index = tensor_index(located(folder, tensors).folder)
     with pytest.raises(CheckpointError) as caught:
-        split_compressed(tensor_index(located(folder, tensors).folder), "m")
+        split_compressed(index, "m", quantised=False)
     return str(caught.value)
 
 
@@ -103,7 +104,7 @@ def test_zeros_among_the_stored_values_are_zeros(tmp_path: Path) -> None:
 def test_names(tmp_path: Path, module: str, name: str) -> None:
     tensors = parts(random(2, 9), module) | {"model.norm.weight": random(4)}
     index = tensor_index(located(tmp_path, tensors).folder)
-    weights, others = split_compressed(index, "m")
+    weights, others = split_compressed(index, "m", quantised=False)
     assert list(weights) == [name]
     assert weights[name].values.shape == (2, 9)
     assert list(others) == ["model.norm.weight"]
@@ -170,3 +171,45 @@ def test_dense_and_compressed(tmp_path: Path) -> None:
     assert refused(tmp_path, tensors) == (
         f"m holds {UP}.weight twice, dense and compressed"
     )
+
+
+@pytest.mark.parametrize("dtype", ["I8", "F8_E4M3", "F8_E5M2"])
+@pytest.mark.parametrize(
+    ("quantised", "scale"), [(False, False), (False, True), (True, False)]
+)
+def test_quantised_values_without_scale_or_scheme(
+    tmp_path: Path, dtype: str, quantised: bool, scale: bool
+) -> None:
+    """As they are they would be weights of 40 instead of 0.4."""
+    dense = (random(2, 9) * 100).astype(numpy.int8)
+    tensors = parts(dense)
+    if scale:
+        tensors[f"{UP}.weight_scale"] = numpy.ones((2, 1), numpy.float32)
+    where = located(tmp_path, tensors)
+    relabel(where.folder / "model.safetensors", f"{UP}.compressed", dtype)
+    index = tensor_index(where.folder)
+    with pytest.raises(CheckpointError) as caught:
+        split_compressed(index, "m", quantised=quantised)
+    said = (
+        f"m: the sparse-compressed {UP}.weight is stored as {dtype} without a scale: "
+        f"bring back its {UP}.weight_scale and the quantization_config of "
+        "config.json, or save the checkpoint again as it was before quantising"
+    )
+    assert str(caught.value) == said
+    if not quantised:
+        with pytest.raises(CheckpointError) as caught:
+            measure_sparsity(where)
+        assert str(caught.value) == said
+    index |= {f"{UP}.weight_scale": index[f"{UP}.bitmask"]}
+    weights, _ = split_compressed(index, "m", quantised=True)
+    assert weights[f"{UP}.weight"].values.dtype == dtype
+
+
+def relabel(file: Path, name: str, dtype: str) -> None:
+    """Give a tensor another dtype of the same width; numpy has no FP8."""
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header[name]["dtype"] = dtype
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
