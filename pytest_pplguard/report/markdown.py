@@ -13,6 +13,7 @@ from ..values import Results, Verdict
 from .text import change_text, count_line, failure_text, number, range_text
 
 _GREEN, _RED = "\N{WHITE HEAVY CHECK MARK}", "\N{CROSS MARK}"
+_NEUTRAL = "\N{MEDIUM WHITE CIRCLE}"
 _STOPPED = "The run was stopped before its end: what is not listed was not measured."
 
 
@@ -23,8 +24,7 @@ def markdown(results: Results) -> str:
 
 def markdown_blocks(results: Results) -> list[str]:
     """The report in pieces that can be read alone, the most important ones first."""
-    counts = count_line(results.verdicts) or "no gate reached a verdict"
-    blocks = [f"## {_mark(results.passed)} Perplexity: {counts}\n"]
+    blocks = [f"## {_headline(results)}\n"]
     if not results.complete:
         blocks.append(f"**{_STOPPED}**\n")
     problems = [problem.text for problem in results.problems]
@@ -40,6 +40,14 @@ def markdown_blocks(results: Results) -> list[str]:
     if notes:
         blocks.append(f"### Notes\n\n{_fenced(notes)}")
     return blocks
+
+
+def _headline(results: Results) -> str:
+    """Green only if something was judged: a run without gates is no success."""
+    if results.passed and not results.verdicts:
+        return f"{_NEUTRAL} Perplexity: nothing was measured against a baseline"
+    counts = count_line(results.verdicts) or "no gate reached a verdict"
+    return f"{_mark(results.passed)} Perplexity: {counts}"
 
 
 def _tables(verdicts: Sequence[Verdict]) -> list[str]:

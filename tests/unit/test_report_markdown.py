@@ -137,6 +137,18 @@ worker 'gw0' crashed
     )
 
 
+def test_a_run_without_gates_is_neither_green_nor_red() -> None:
+    headline = "## \N{MEDIUM WHITE CIRCLE} Perplexity: nothing was measured against a "
+    assert markdown(Results()) == f"{headline}baseline\n"
+    noted = Results(notices=("skipped",), warnings=(Remark("a paper"),))
+    assert markdown_blocks(noted) == [
+        f"{headline}baseline\n",
+        "### Notes\n\n```text\nwarning: a paper\nnote: skipped\n```\n",
+    ]
+    stopped = markdown_blocks(Results(complete=False))
+    assert stopped[0] == "## ❌ Perplexity: no gate reached a verdict\n"
+
+
 @pytest.mark.parametrize(
     ("name", "cell"),
     [
