@@ -61,6 +61,8 @@ def watch_lines(
         nonlocal last, windows, before
         if not windows:  # the first call: what an interrupted run has left
             windows, before = total, done
+            if done:
+                write(f"pplguard: {label}: goes on behind {done} of {total} windows")
         now = clock()
         if not before < done < total:
             return
