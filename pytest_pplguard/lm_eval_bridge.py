@@ -20,6 +20,7 @@ import lm_eval.api.task
 import lm_eval.evaluator
 
 from .errors import MeasurementError
+from .protocols import perplexity
 
 Loglikelihoods = Callable[[list[str]], list[float]]
 """Total log-likelihood (nats) of each of the texts."""
@@ -44,12 +45,22 @@ def evaluate_wikitext(
     seeds random, numpy and torch in the user's session and runs git.
 
     Raises:
+        InvalidLossError: the losses are beyond any finite perplexity.
         MeasurementError: lm-eval returned no number for one of the task's metrics.
     """
+
+    def finite(texts: list[str]) -> list[float]:
+        # lm-eval's own weighted_perplexity would overflow at the end.
+        totals = loglikelihoods(texts)
+        for unit, count in units.items():
+            perplexity(-sum(totals) / count, unit.removesuffix("s"))
+        return totals
+
     with _quiet():
         task = _pages_task(pages)
+        units = _units(task, pages)
         results = lm_eval.evaluator.evaluate(
-            lm=_RollingLM(loglikelihoods),
+            lm=_RollingLM(finite),
             task_dict={"wikitext": task},
             bootstrap_iters=0,
             log_samples=False,
@@ -64,7 +75,7 @@ def evaluate_wikitext(
                 "of its task wikitext"
             )
         metrics[metric] = value
-    return PagesResult(metrics, _units(task, pages))
+    return PagesResult(metrics, units)
 
 
 def _units(task: Any, pages: Sequence[str]) -> dict[str, int]:

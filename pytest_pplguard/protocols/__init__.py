@@ -2,7 +2,7 @@
 
 from ..errors import UsageError
 from ..values import Key, near_matches
-from .base import Protocol, Tokenizer, windows_digest
+from .base import Protocol, Tokenizer, perplexity, windows_digest
 from .lm_eval import LmEval
 from .wanda import Wanda
 
@@ -12,6 +12,7 @@ __all__ = [
     "Tokenizer",
     "check_key",
     "get_protocol",
+    "perplexity",
     "windows_digest",
 ]
 

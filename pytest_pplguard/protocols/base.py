@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 from typing import Protocol as Interface
 
-from ..errors import UsageError
+from ..errors import InvalidLossError, UsageError
 from ..values import (
     WIKITEXT_RECIPE,
     Key,
@@ -74,7 +75,11 @@ class Protocol(abc.ABC):
     def recompute(
         self, scores: Sequence[WindowScore], units: Mapping[str, int]
     ) -> dict[MetricName, float]:
-        """The metrics from evidence alone, to check what a file records."""
+        """The metrics from evidence alone, to check what a file records.
+
+        Raises:
+            InvalidLossError: the losses are beyond any finite perplexity.
+        """
 
     @abc.abstractmethod
     def properties(
@@ -93,6 +98,20 @@ class Protocol(abc.ABC):
                 f"key {key}: the method {self.name} has no stride; "
                 f"write {str(key).replace(f':stride{key.stride}', '')}"
             )
+
+
+def perplexity(mean_nll: float, unit: str) -> float:
+    """``exp`` of a mean loss in nats per ``unit`` (token, word, byte).
+
+    Raises:
+        InvalidLossError: it is too large for a float, which ends at 709.78 nats.
+    """
+    try:
+        return math.exp(mean_nll)
+    except OverflowError:
+        raise InvalidLossError(
+            f"a mean loss of {mean_nll:.6g} nats per {unit} has no finite perplexity"
+        ) from None
 
 
 def windows_digest(windows: Iterable[Window]) -> str:

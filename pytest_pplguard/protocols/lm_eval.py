@@ -22,7 +22,7 @@ from ..values import (
     WindowScore,
     near_matches,
 )
-from .base import Protocol, Tokenizer
+from .base import Protocol, Tokenizer, perplexity
 
 _CORPUS_OF_TASK = {"wikitext": "wikitext2"}
 
@@ -101,8 +101,8 @@ class LmEval(Protocol):
         """``weighted_perplexity`` and ``bits_per_byte`` of ``lm_eval/api/metrics``."""
         nll = math.fsum(score.nll_sum for score in scores)
         return {
-            "word_perplexity": math.exp(nll / units["words"]),
-            "byte_perplexity": math.exp(nll / units["bytes"]),
+            "word_perplexity": perplexity(nll / units["words"], "word"),
+            "byte_perplexity": perplexity(nll / units["bytes"], "byte"),
             "bits_per_byte": nll / units["bytes"] / math.log(2),
         }
 

@@ -21,7 +21,7 @@ from ..values import (
     Window,
     WindowScore,
 )
-from .base import Protocol, Tokenizer
+from .base import Protocol, Tokenizer, perplexity
 
 
 class Wanda(Protocol):
@@ -101,4 +101,4 @@ class Wanda(Protocol):
     ) -> dict[MetricName, float]:
         """``exp`` of the mean of the windows' mean losses (``lib/eval.py``)."""
         means = [score.nll_sum / score.scored for score in scores]
-        return {"token_perplexity": math.exp(math.fsum(means) / len(means))}
+        return {"token_perplexity": perplexity(math.fsum(means) / len(means), "token")}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pytest_pplguard.baselines import read_baseline
 from tests.model.originals import wanda_perplexity, wanda_window_losses
@@ -66,6 +67,38 @@ def test_measure_prints_a_table_and_writes_json(tmp_path: Path, text: Path) -> N
         f"    byte_perplexity      {lm_eval['metrics']['byte_perplexity']:>12.6g}\n"
         f"    bits_per_byte        {lm_eval['metrics']['bits_per_byte']:>12.6g}\n"
     )
+
+
+def test_a_model_too_bad_for_a_number(tmp_path: Path, text: Path) -> None:
+    """One line from the command, a verdict from each gate."""
+    file = save_tiny(tmp_path / "m") / "model.safetensors"
+    options = ("--corpus", "mine=mine.txt", "--window", "32", "--limit", "1")
+    recorded = pplguard(
+        "update", "m", "--checkpoint", "tiny/m", "--base", "org/tiny", *options,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert recorded.returncode == 0, recorded.stderr
+    weights = load_file(file)
+    weights["lm_head.weight"] *= 3000
+    save_file(weights, file, metadata={"format": "pt"})
+
+    done = pplguard("measure", "m", "--method", "lm-eval", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    said = r"a mean loss of \S+ nats per {} has no finite perplexity"
+    error = done.stderr.splitlines()[-1]
+    assert re.fullmatch(f"pplguard: error: {said.format('word')}", error)
+
+    command = recorded.stdout.splitlines()[-1].strip()
+    run = run_pytest(f"{command} --ppl-report report.json", tmp_path)
+    assert run.returncode == 1, run.stdout
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    units = {"wanda/mine:32:first1": "token", "lm-eval/wikitext+mine:32:first1": "word"}
+    assert {verdict["key"] for verdict in report["verdicts"]} == units.keys()
+    for verdict in report["verdicts"]:
+        assert verdict["outcome"] == "invalid"
+        (reason,) = verdict["reasons"]
+        assert re.fullmatch(said.format(units[verdict["key"]]), reason)
 
 
 def test_json_to_stdout_is_only_json_and_the_window_is_said(

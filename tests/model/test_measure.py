@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -268,3 +269,23 @@ def test_a_nan_in_the_weights_is_invalid_by_both_methods(
         checkpoint.model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(InvalidLossError, match=r"the loss of window 1 of \d+"):
         measured(checkpoint, key)
+
+
+@pytest.mark.parametrize(
+    ("key", "unit"), [("wanda/mine:32", "token"), ("lm-eval/wikitext+mine:32", "word")]
+)
+def test_losses_without_a_finite_perplexity(
+    tmp_path: Path, key: str, unit: str
+) -> None:
+    """Losses that are finite, of a head that is 3,000 times too large."""
+    checkpoint = loaded(tmp_path)
+    with torch.no_grad():
+        checkpoint.model.lm_head.weight.mul_(3000)
+    with pytest.raises(InvalidLossError) as caught:
+        measured(checkpoint, key)
+    said = re.fullmatch(
+        rf"a mean loss of (.+) nats per {unit} has no finite perplexity",
+        str(caught.value),
+    )
+    assert said is not None
+    assert float(said[1]) > 710

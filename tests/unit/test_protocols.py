@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_pplguard.errors import CorpusError, UsageError
+from pytest_pplguard.errors import CorpusError, InvalidLossError, UsageError
 from pytest_pplguard.protocols import (
     PROTOCOLS,
     check_key,
@@ -175,6 +175,26 @@ def test_lm_eval_metrics_from_evidence() -> None:
 
 
 # ------------------------------------------------------------------------------ digest
+
+
+@pytest.mark.parametrize(
+    ("method", "units", "said"),
+    [
+        ("wanda", {"tokens": 4}, "710 nats per token"),
+        ("lm-eval", {"words": 4, "bytes": 16}, "710 nats per word"),
+        ("lm-eval", {"words": 8, "bytes": 4}, "710 nats per byte"),
+    ],
+)
+def test_losses_without_a_finite_perplexity(
+    method: str, units: dict[str, int], said: str
+) -> None:
+    """The largest double is exp(709.78...)."""
+    recompute = PROTOCOLS[method].recompute
+    with pytest.raises(InvalidLossError) as caught:
+        recompute([WindowScore(710.0 * 4, 4, 0)], units)
+    assert str(caught.value) == f"a mean loss of {said} has no finite perplexity"
+    finite = recompute([WindowScore(709.0 * 4, 4, 0)], units)
+    assert max(finite.values()) == pytest.approx(8.2184075e307, rel=1e-7)
 
 
 def test_the_digest_is_what_the_docs_say() -> None:
