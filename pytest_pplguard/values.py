@@ -291,7 +291,8 @@ class Verdict(Struct, frozen=True):
     records. ``published`` is what had been published before the baseline was measured,
     and ``reference`` where, also where the baseline is the published value itself.
     ``file`` and ``line`` (from 1) are where the gate stands: in a baseline file, or a
-    test; the controller fills them in.
+    test; ``path`` is the checkpoint that a gate of a baseline file measured, as it was
+    given. The controller fills these in.
     """
 
     checkpoint: str
@@ -316,6 +317,7 @@ class Verdict(Struct, frozen=True):
     reference: str = ""
     file: str = ""
     line: int | None = None
+    path: str = ""
 
 
 class Remark(Struct, frozen=True):

@@ -144,6 +144,8 @@ class _Update:
         name, content = encode_evidence(f"{self.path.stem}/{checkpoint}", measurement)
         self.evidence[name] = content
         old = self.recorded.get((checkpoint, key))
+        if old is not None and (old.source.kind == "published" or old.published):
+            _refuse_another_text(f"{self.path.stem}/{checkpoint}", measurement)
         if old is not None and old.evidence is not None:
             self.replaced.add(old.evidence)
         new = _recorded(measurement, old, evidence=name, today=self.today)
@@ -188,6 +190,16 @@ class _Update:
         new = {k: v for k, v in gates.items() if (checkpoint, k) not in self.gated}
         self.gated |= {(checkpoint, k) for k in new}
         return new
+
+
+def _refuse_another_text(name: str, measurement: Measurement) -> None:
+    """A published value would be compared for ever with that of another text."""
+    if measurement.protocol.get("official text") is False:
+        raise BaselineError(
+            f"{name}, {measurement.key}: a value that was published for the official "
+            "text stands there, and this run measured another text by that name: give "
+            "the official file, or measure your text under a name of its own"
+        )
 
 
 def _base(recordings: Sequence[Recording]) -> str:

@@ -84,7 +84,16 @@ def measure_loaded(
         evidence=tuple(run.scores),
         environment=run.environment,
         seconds=time.perf_counter() - started,
-        notices=tuple(run.notices),
+        notices=(*_text_notice(corpus), *run.notices),
+    )
+
+
+def _text_notice(corpus: Corpus) -> tuple[str, ...]:
+    if corpus.official is not False:
+        return ()
+    return (
+        f"the corpus {corpus.name} is not the official text of that name: its numbers "
+        "compare with nothing that was published",
     )
 
 

@@ -57,6 +57,7 @@ class Store:
         self._digest: str | None = None
         self._model_digest: str | None = None
         self._corpora: dict[str, Corpus] = {}
+        self._lost_corpora: dict[str, PplguardError] = {}
         self._measured: dict[tuple[str, Key], Measurement] = {}
         self._failed: dict[tuple[str, Key | None], PplguardError] = {}
 
@@ -191,8 +192,15 @@ class Store:
 
     def corpus(self, name: str) -> Corpus:
         """The text called ``name``, read once."""
+        if name in self._lost_corpora:
+            raise self._lost_corpora[name]
         if name not in self._corpora:
-            self._corpora[name] = self._open_corpus(name)
+            try:
+                self._corpora[name] = self._open_corpus(name)
+            except PplguardError as error:
+                # Asking the Hub in vain takes half a minute, for each key.
+                self._lost_corpora[name] = _untraced(error)
+                raise
         return self._corpora[name]
 
     def evict(self) -> None:

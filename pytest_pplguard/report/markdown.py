@@ -70,8 +70,10 @@ def _table(checkpoint: str, verdicts: Sequence[Verdict]) -> str:
         *map(_row, _by_key(verdicts)),
     ]
     lines = [f"| {' | '.join(row)} |" for row in rows]
+    paths = dict.fromkeys(verdict.path for verdict in verdicts if verdict.path)
+    given = "".join(f" = {_code(path)}" for path in paths if path != checkpoint)
     return "\n".join(
-        [f"### {_mark(_passed(verdicts))} {_code(checkpoint)}", "", *lines, ""]
+        [f"### {_mark(_passed(verdicts))} {_code(checkpoint)}{given}", "", *lines, ""]
     )
 
 

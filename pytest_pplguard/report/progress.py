@@ -62,7 +62,7 @@ def watch_lines(
         if not windows:  # the first call: what an interrupted run has left
             windows, before = total, done
             if done:
-                write(f"pplguard: {label}: goes on behind {done} of {total} windows")
+                write(f"pplguard: {label}: going on after {done} of {total} windows")
         now = clock()
         if not before < done < total:
             return

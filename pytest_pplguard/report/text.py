@@ -12,6 +12,10 @@ from ..baselines import Change
 from ..values import Outcome, Verdict
 
 _LABEL_WIDTH = 12
+_LOOK_FOR = (
+    "a lost mask, another model or text; if it really is better: accept, or gate with "
+    "direction: no-worse"
+)
 _JUDGED = (Outcome.REGRESSED, Outcome.IMPROVED, Outcome.PLAUSIBLE)
 """Outcomes that follow from a value and its bounds, and from nothing else."""
 
@@ -39,6 +43,7 @@ def failure_text(verdict: Verdict) -> str:
         ("recorded in", verdict.recorded_in),
         *(("because", reason) for reason in _other_reasons(verdict)),
         *(("note", note) for note in verdict.notes),
+        ("look for", _LOOK_FOR if verdict.outcome is Outcome.IMPROVED else ""),
         (_command_label(verdict), verdict.command),
     ]
     return "\n".join(

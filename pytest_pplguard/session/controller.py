@@ -152,13 +152,20 @@ class Controller:
         outbox = decode_outbox(wire)
         file, line = place
         self._verdicts.setdefault(nodeid, []).extend(
-            replace(verdict, file=file, line=line) for verdict in outbox.verdicts
+            replace(verdict, file=file, line=line, path=self._path(nodeid, verdict))
+            for verdict in outbox.verdicts
         )
         self._notices |= dict.fromkeys(outbox.notices)
         for recording in outbox.recordings:
             entry = (recording.file, recording.checkpoint, recording.measurement.key)
             self._recordings[entry] = recording
         self._journals += map(Path, outbox.journals)
+
+    def _path(self, nodeid: str, verdict: Verdict) -> str:
+        """What was given for a gate's checkpoint; a test may have measured another."""
+        if not gated_checkpoint(nodeid) or verdict.checkpoint not in self._targets:
+            return ""
+        return self._targets[verdict.checkpoint].spec
 
     def take_deselected(self, count: int) -> None:
         """Add what a worker deselected; all workers collect the same."""

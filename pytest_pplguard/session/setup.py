@@ -110,7 +110,7 @@ def _elsewhere(config: pytest.Config, files: BaselineFiles) -> str:
     return (
         f"\npytest's root directory is {config.rootpath}; if that is not your project, "
         "write options that name an existing path with an equals sign: "
-        "--ppl-journal=PATH"
+        "--ppl-model=PATH, --ppl-journal=PATH"
     )
 
 

@@ -356,6 +356,12 @@ def test_show_lists_what_is_recorded() -> None:
             "with `pplguard update MODEL --checkpoint FILE/NAME --base BASE`",
         ),
         (
+            ["measure", "demo/dense", "--device", "cuda:7", "--corpus", "demo"],
+            1,
+            "no CUDA GPU here for --device cuda:7 (torch sees: nothing). Way out: "
+            "--device auto or cpu",
+        ),
+        (
             ["measure", "demo/dense", "--window", "4096", "--corpus", "demo"],
             1,
             "key wanda/demo:4096: the window is longer than the 512 positions that the "
@@ -364,8 +370,13 @@ def test_show_lists_what_is_recorded() -> None:
     ],
 )
 def test_errors_are_one_line(
-    tmp_path: Path, arguments: list[str], status: int, message: str
+    tmp_path: Path,
+    arguments: list[str],
+    status: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done = pplguard(*arguments, cwd=tmp_path)
     assert done.returncode == status
     errors = [line for line in done.stderr.splitlines() if "error:" in line]

@@ -16,7 +16,8 @@ import torch
 from pytest_pplguard.checkpoints import Loaded, load, locate
 from pytest_pplguard.corpora import Corpus, open_corpus
 from pytest_pplguard.errors import CorpusError, InvalidLossError, MeasurementError
-from pytest_pplguard.measure import measure_loaded
+from pytest_pplguard.measure import Store, measure_loaded
+from pytest_pplguard.options import Target
 from pytest_pplguard.scoring import Scorer
 from pytest_pplguard.values import Key, Measurement
 from tests.model.originals import (
@@ -227,6 +228,37 @@ def test_nothing_is_printed(
     measured(checkpoint, "wanda/mine:64:first1")
     assert capfd.readouterr() == ("", "")
     assert caplog.messages == []
+
+
+def test_a_text_that_is_not_the_official_one_is_told(tmp_path: Path) -> None:
+    other = open_corpus("demo", {})
+    pretended = Corpus.from_wikitext_rows("wikitext2", other.rows)
+    result = measure_loaded(
+        loaded(tmp_path), Key.parse("wanda/wikitext2:64:first1"), lambda _: pretended
+    )
+    assert result.notices == (
+        "the corpus wikitext2 is not the official text of that name: its numbers "
+        "compare with nothing that was published",
+    )
+
+
+def test_a_text_that_is_not_there_is_looked_for_once() -> None:
+    asked = []
+
+    def lost(name: str) -> Corpus:
+        asked.append(name)
+        raise CorpusError(f"{name} is not there")
+
+    store = Store(
+        {"it": Target("it", "x")},
+        load=lambda _: pytest.fail("no model is needed"),
+        open_corpus=lost,
+        watch=lambda _: pytest.fail("nothing is measured"),
+    )
+    for window in (32, 64):
+        with pytest.raises(CorpusError, match="mine is not there"):
+            store.measurement("it", Key.parse(f"wanda/mine:{window}"))
+    assert asked == ["mine"]
 
 
 # -------------------------------------------------------------------------- refusals

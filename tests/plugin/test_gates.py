@@ -98,6 +98,8 @@ def test_improved_fails_where_it_should_stay_within(project: Project) -> None:
         "  measured     6\n"
         "  allowed      7.9602 .. 8.04 (rel 0.005, baselines/llama.yaml:7)\n"
         "  recorded in  baselines/llama.yaml:9\n"
+        "  look for     a lost mask, another model or text; if it really is better: "
+        "accept, or gate with direction: no-worse\n"
         f"  to accept    pytest {ITEM} --ppl-model llama/w50=ppl:6 --ppl-update\n"
     )
 

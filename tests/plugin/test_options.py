@@ -319,7 +319,7 @@ def test_a_path_behind_a_space_that_moves_the_root_directory(
         "checkpoint (no baseline file is known)\n"
         f"pytest's root directory is {project.path}; if that is not your project, "
         "write options that name an existing path with an equals sign: "
-        "--ppl-journal=PATH"
+        "--ppl-model=PATH, --ppl-journal=PATH"
     )
     run = project.run(*given, "--ppl-journal=../elsewhere/journal", "--collect-only")
     assert run.ret == pytest.ExitCode.OK

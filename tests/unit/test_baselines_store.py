@@ -213,10 +213,7 @@ def test_default_gates_only_where_there_is_none(file: Path) -> None:
     )
 
 
-def test_a_published_value_is_kept_beside_the_measured_one(file: Path) -> None:
-    file.parent.mkdir()
-    file.write_text(
-        f"""\
+PUBLISHED = f"""\
 schema: 1
 model: m
 checkpoints:
@@ -226,7 +223,32 @@ checkpoints:
         token_perplexity: 5.12  # page 5
         source: {{kind: published, reference: "Wanda, table 2", digits: 2}}
 """
+
+
+@pytest.mark.parametrize("measured_before", [False, True])
+def test_another_text_does_not_stand_beside_a_published_value(
+    file: Path, measured_before: bool
+) -> None:
+    file.parent.mkdir()
+    file.write_text(PUBLISHED)
+    if measured_before:
+        record([recording(file, 5.1186)], today=TODAY)
+    before = file.read_bytes()
+    other = msgspec.structs.replace(
+        recording(file),
+        measurement=measured(protocol={"window": 4096, "official text": False}),
     )
+    assert refusal([other]) == (
+        f"m/dense, {KEY}: a value that was published for the official text stands "
+        "there, and this run measured another text by that name: give the official "
+        "file, or measure your text under a name of its own"
+    )
+    assert file.read_bytes() == before
+
+
+def test_a_published_value_is_kept_beside_the_measured_one(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text(PUBLISHED)
     (change,) = record([recording(file, 5.1186)], today=TODAY)
     assert (change.old, change.first) == (5.12, 5.1186)
     record([recording(file, 5.1187)], today=LATER)

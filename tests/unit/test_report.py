@@ -147,6 +147,7 @@ def test_the_document_of_results_has_every_field(tmp_path: Path) -> None:
                 "reference": "",
                 "file": "",
                 "line": None,
+                "path": "",
             }
         ],
         "problems": [
@@ -253,7 +254,7 @@ def test_the_time_left_of_a_run_that_goes_on_counts_its_own_windows() -> None:
         for done in (90, 91, 100):
             progress(done, 100, math.log(6.0))
     assert lines == [
-        "pplguard: m/x wanda: goes on behind 90 of 100 windows",
+        "pplguard: m/x wanda: going on after 90 of 100 windows",
         "pplguard: m/x wanda: 91 of 100 windows, 6 per token, about 279 s left",
         "pplguard: m/x wanda: 100 windows in 40.0 s",
     ]
