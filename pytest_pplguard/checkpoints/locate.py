@@ -105,10 +105,14 @@ def locate(
     found = find(typed)
     if found.gguf is None and (found.folder / ADAPTER_CONFIG).is_file():
         _refuse_model_beside_adapter(found)
-        base = find(named) if named else _named_base(found, cwd, find)
+        base = (
+            _named_base(found, cwd, find)
+            if named is None
+            else _typed_base(found, named, find)
+        )
         _check_base(found, base)
         return Located(typed, found.folder, revision=found.revision, base=base)
-    if named:
+    if named is not None:
         raise CheckpointError(
             f"{typed} is no adapter (it has no {ADAPTER_CONFIG}), so it takes no base: "
             f"write ADAPTER+BASE, or {typed} alone"
@@ -168,6 +172,21 @@ def _refuse_model_beside_adapter(found: Located) -> None:
             f"{found.spec} holds both an adapter ({ADAPTER_CONFIG}) and a whole model "
             f"({whole[0]}): move one of them to a folder of its own"
         )
+
+
+def _typed_base(found: Located, named: str, find: Callable[[str], Located]) -> Located:
+    """The base that the user wrote behind an adapter."""
+    if not named:
+        raise CheckpointError(
+            f"{found.spec}+: no base behind the plus sign; write {found.spec}+BASE, or "
+            f"{found.spec} alone for the base that {ADAPTER_CONFIG} names"
+        )
+    try:
+        return find(named)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the base of the adapter {found.spec}: {error}"
+        ) from error
 
 
 def _named_base(found: Located, cwd: Path, find: Callable[[str], Located]) -> Located:

@@ -161,8 +161,13 @@ def test_base_that_is_not_there(tmp_path: Path) -> None:
         "lora+BASE"
     )
     assert refused("lora+./base", tmp_path) == (
-        f"./base does not exist (looked at {tmp_path / 'base'}). Give a folder, a "
-        ".gguf file, demo/dense, demo/wanda-50, or a Hub id like org/name"
+        "the base of the adapter lora: ./base does not exist (looked at "
+        f"{tmp_path / 'base'}). Give a folder, a .gguf file, demo/dense, "
+        "demo/wanda-50, or a Hub id like org/name"
+    )
+    assert refused("lora+", tmp_path) == (
+        "lora+: no base behind the plus sign; write lora+BASE, or lora alone for the "
+        "base that adapter_config.json names"
     )
 
 

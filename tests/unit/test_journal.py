@@ -265,30 +265,37 @@ def test_a_killed_run_behind_two_that_are_over_is_found(tmp_path: Path) -> None:
         assert journal.path not in (None, killed.path)
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("error", [errno.ENOSYS, None], ids=["new", "old filelock"])
-def test_a_file_system_without_locks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int | None
-) -> None:
+def without_locks(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     import fcntl
 
     def no_lock(*_: object) -> None:
-        if error is None:
-            raise NotImplementedError("FileSystem does not appear to support flock")
-        raise OSError(error, os.strerror(error))
+        raise error
 
     monkeypatch.setattr(fcntl, "flock", no_lock)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_locks(monkeypatch, OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)))
     with open_in(tmp_path) as journal:
         journal.add({0: SCORES[0]})
-    if error is None:
-        assert journal.notices == [
-            "finished windows are not kept, so a run that is killed starts again: "
-            f"{tmp_path}: the file system has no locks (another folder: "
-            "--ppl-journal=DIR, pplguard: --journal DIR)"
-        ]
-    else:
-        with open_in(tmp_path) as journal:
-            assert journal.finished == {0: SCORES[0]}
+    with open_in(tmp_path) as journal:
+        assert journal.finished == {0: SCORES[0]}
+
+
+def test_a_file_system_without_locks_under_older_filelock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_locks(monkeypatch, NotImplementedError("no flock"))
+    with open_in(tmp_path) as journal:
+        journal.add({0: SCORES[0]})
+    assert journal.notices == [
+        "finished windows are not kept, so a run that is killed starts again: "
+        f"{tmp_path}: the file system has no locks (another folder: "
+        "--ppl-journal=DIR, pplguard: --journal DIR)"
+    ]
 
 
 # ------------------------------------------------------------------------- when it goes
