@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import difflib
 import enum
+import hashlib
+import math
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct, field
 
@@ -36,6 +38,11 @@ _KEY = re.compile(
     re.ASCII,
 )
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
+_DERIVED = re.compile(
+    r"rotary_emb\.inv_freq$|\.masked_bias$|position_ids$|\.(attn|attention)\.bias$"
+)
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings)\.weight$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 
 
 class Key(Struct, frozen=True, order=True):
@@ -164,6 +171,89 @@ class Measurement(Struct, frozen=True):
     notices: tuple[str, ...] = ()
 
 
+class TensorFacts(Struct, frozen=True, gc=False):
+    """What is known of one tensor of a checkpoint.
+
+    ``dtype`` is the stored one, as safetensors names it. ``values`` is a digest of the
+    numbers and not of their bytes: the same in any dtype that holds them exactly, with
+    -0.0 as 0.0. ``mask`` is a digest of where the zeros are. ``sum``, ``norm``
+    (Euclidean) and ``peak`` (largest magnitude) are of the finite values, roughly, in
+    float32. ``bad`` counts NaN and infinity. Of integers and packed elements only
+    ``values`` is known, a digest of their bytes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: str
+    zeros: int = 0
+    mask: str = ""
+    sum: float = 0.0
+    norm: float = 0.0
+    peak: float = 0.0
+    bad: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def share(self) -> float:
+        """Share of zeros."""
+        return self.zeros / self.size if self.size else 0.0
+
+
+class Fingerprint(Struct, frozen=True):
+    """What a checkpoint is: its tensors, and what else decides its number.
+
+    ``config`` holds the fields of the config that decide something, by their dotted
+    names; ``tokenizer`` a digest for each part of the tokenizer. ``linear`` names the
+    tensors in which sparsity is counted.
+    """
+
+    tensors: dict[str, TensorFacts]
+    linear: tuple[str, ...] = ()
+    config: dict[str, Any] = {}
+    tokenizer: dict[str, str] = {}
+
+    @property
+    def weights(self) -> dict[str, TensorFacts]:
+        """The tensors that decide something.
+
+        Left out are buffers that models compute themselves and old checkpoints hold,
+        and a head that repeats the embedding it is tied to.
+        """
+        embeddings = {
+            facts.values
+            for name, facts in self.tensors.items()
+            if _EMBEDDING.search(name)
+        }
+        return {
+            name: facts
+            for name, facts in self.tensors.items()
+            if not _DERIVED.search(name)
+            and not (_HEAD.search(name) and facts.values in embeddings)
+        }
+
+    @property
+    def digest(self) -> str:
+        """``sha256:`` over names, shapes and values of :attr:`weights`.
+
+        Two checkpoints with one digest hold the same weights, whatever their dtypes,
+        shards and order.
+        """
+        lines = (
+            f"{name} {list(facts.shape)} {facts.values}\n"
+            for name, facts in sorted(self.weights.items())
+        )
+        return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+    @property
+    def zeros(self) -> int:
+        """Zeros in the tensors in which sparsity is counted."""
+        return sum(self.tensors[name].zeros for name in self.linear)
+
+
 # ------------------------------------------------------------------------- baselines
 
 
@@ -197,6 +287,22 @@ class Recorded(Struct, frozen=True):
     first: dict[str, Scalar] = {}
     published: dict[str, Scalar] = {}
     environment: dict[str, Scalar] = {}
+
+
+class RecordedFingerprint(Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``recorded.fingerprint`` of a baseline file holds.
+
+    ``digest`` is :attr:`Fingerprint.digest`, ``tensors`` how many there are, ``zeros``
+    and ``linear`` the zeros and the number of the weights in which sparsity is counted.
+    ``evidence`` is the file with the whole :class:`Fingerprint`.
+    """
+
+    digest: str
+    tensors: int
+    zeros: int
+    linear: int
+    evidence: str
+    date: str
 
 
 class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -253,6 +359,7 @@ class CheckpointEntry(Struct, frozen=True):
     allow_keys: tuple[str, ...] = ()
     gates: Gates = field(default_factory=Gates)
     recorded: dict[str, Recorded] = {}
+    fingerprint: RecordedFingerprint | None = None
     lines: dict[str, int] = {}
 
 

@@ -14,9 +14,10 @@ from .device import (
     probe,
 )
 from .files import TensorInfo, digest, read_config, saved_dtype, tensor_index
+from .fingerprint import fingerprint, tensor_facts
 from .load import Loaded, load
 from .locate import Located, locate
-from .sparsity import Sparsity, measure_sparsity
+from .sparsity import Sparsity, Zeros, layer_of, measure_sparsity
 from .state import model_digest, state_digest
 
 __all__ = [
@@ -27,9 +28,12 @@ __all__ = [
     "Located",
     "Sparsity",
     "TensorInfo",
+    "Zeros",
     "choose_device",
     "choose_dtype",
     "digest",
+    "fingerprint",
+    "layer_of",
     "load",
     "locate",
     "measure_sparsity",
@@ -38,5 +42,6 @@ __all__ = [
     "read_config",
     "saved_dtype",
     "state_digest",
+    "tensor_facts",
     "tensor_index",
 ]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _PARTS = ("bitmask", "compressed", "shape", "row_offsets")
 _SIGNS = (".bitmask", ".compressed")
-_AT_ONCE = 1 << 24
+_AT_ONCE = 1 << 22
 """Bits unpacked at once, roughly; each takes a byte then."""
 _DTYPES = {
     "F64": ("float64", "<u8"),
@@ -120,15 +120,27 @@ def decode(weight: Bitmasked) -> Tensor:
     import torch
 
     dtype, word = _DTYPES[weight.values.dtype]
-    values = _read(weight.values, word)
-    dense = numpy.zeros(math.prod(weight.values.shape), values.dtype)
-    stored = begin = 0
-    for bits in _bits(weight):
-        marked = int(bits.sum())
-        dense[begin : begin + bits.size][bits] = values[stored : stored + marked]
-        stored, begin = stored + marked, begin + bits.size
+    dense = numpy.empty(math.prod(weight.values.shape), word)
+    begin = 0
+    for chunk in dense_chunks(weight):
+        dense[begin : begin + chunk.size] = chunk
+        begin += chunk.size
     tensor = torch.from_numpy(dense).view(getattr(torch, dtype))
     return tensor.reshape(weight.values.shape)
+
+
+def dense_chunks(weight: Bitmasked) -> Iterator[numpy.ndarray[Any, Any]]:
+    """The bits of the dense weight in row order, flat, some rows at a time."""
+    import numpy
+
+    values = _read(weight.values, _DTYPES[weight.values.dtype][1])
+    stored = 0
+    for bits in _bits(weight):
+        marked = int(bits.sum())
+        dense = numpy.zeros(bits.size, values.dtype)
+        dense[bits] = values[stored : stored + marked]
+        stored += marked
+        yield dense
 
 
 def decoded_state(

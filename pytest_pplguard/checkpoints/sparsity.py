@@ -12,23 +12,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
 from ..errors import CheckpointError
-from .compressed import split_compressed
-from .config import is_quantised
-from .files import TensorInfo, read_config, tensor_index
-from .gguf import import_gguf, open_gguf
+from .files import read_config
 from .jsonfiles import section
 from .locate import Located
+from .streams import Model, Stream, model_streams, stored_streams
 
 if TYPE_CHECKING:
     import numpy
-    from torch import Tensor, nn
 
 _IN_LAYER = re.compile(
     r"(?P<before>.*?)(?:^|\.)(?:layers|layer|h|blocks|block|blk)\."
@@ -41,37 +37,77 @@ _NOT_LINEAR = re.compile(
 _NOT_WEIGHT = re.compile(r"bias|scale|shape|zero_point|position|inv_freq")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
-# numpy's type of the bits, and a mask that drops the sign: -0.0 is a zero. In the FNUZ
-# formats the bits of -0.0 mean NaN.
-_FLOATS = {
-    "F64": ("<u8", 0x7FFF_FFFF_FFFF_FFFF),
-    "F32": ("<u4", 0x7FFF_FFFF),
-    "F16": ("<u2", 0x7FFF),
-    "BF16": ("<u2", 0x7FFF),
-    "F8_E4M3": ("u1", 0x7F),
-    "F8_E5M2": ("u1", 0x7F),
-    "F8_E4M3FNUZ": ("u1", 0xFF),
-    "F8_E5M2FNUZ": ("u1", 0xFF),
+_HIDDEN_SIZES = ("hidden_size", "n_embd", "d_model", "dim")
+_INPUT_FIRST = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+"""Model types whose linear layers are GPT-2's ``Conv1D``: weights [input x output]."""
+
+# A mask that drops the sign: -0.0 is a zero. In the FNUZ formats its bits mean NaN.
+_MAGNITUDE = {
+    "F64": 0x7FFF_FFFF_FFFF_FFFF,
+    "F32": 0x7FFF_FFFF,
+    "F16": 0x7FFF,
+    "BF16": 0x7FFF,
+    "F8_E4M3": 0x7F,
+    "F8_E5M2": 0x7F,
+    "F8_E4M3FNUZ": 0xFF,
+    "F8_E5M2FNUZ": 0xFF,
 }
-_CHUNK = 1 << 23
-"""Bytes read at once; a multiple of every element's size."""
-_ROWS_AT_ONCE = 1 << 22
-"""Elements of a GGUF tensor unpacked at once, roughly."""
+
+
+class Zeros(NamedTuple):
+    """Zeros of one tensor, and the groups of an N:M pattern that have too few."""
+
+    zeros: int
+    total: int
+    groups: int = 0
+    broken: int = 0
+
+    @property
+    def share(self) -> float:
+        """Share of zeros."""
+        return self.zeros / self.total if self.total else 0.0
 
 
 class Sparsity(Struct, frozen=True):
-    """Share of zeros: ``fraction == zeros / total``."""
+    """Zeros in the linear weights of the decoder layers, tensor by tensor.
 
-    fraction: float
-    zeros: int
-    total: int
+    ``pattern`` is N:M where groups were looked at.
+    """
+
+    tensors: dict[str, Zeros]
+    pattern: tuple[int, int] | None = None
+
+    @property
+    def zeros(self) -> int:
+        """All zeros."""
+        return sum(tensor.zeros for tensor in self.tensors.values())
+
+    @property
+    def total(self) -> int:
+        """All weights."""
+        return sum(tensor.total for tensor in self.tensors.values())
+
+    @property
+    def fraction(self) -> float:
+        """``zeros / total``."""
+        return self.zeros / self.total
+
+    def layers(self) -> dict[str, Zeros]:
+        """The tensors of each decoder layer together, by the layer's name."""
+        sums: dict[str, Zeros] = {}
+        for name, tensor in self.tensors.items():
+            layer = layer_of(name) or name
+            known = sums.get(layer, Zeros(0, 0))
+            sums[layer] = Zeros(*map(sum, zip(known, tensor, strict=True)))
+        return sums
 
 
 def measure_sparsity(
     located: Located,
     *,
-    model: Callable[[], nn.Module] | None = None,
+    model: Model | None = None,
     allow_pickle: bool = False,
+    pattern: tuple[int, int] | None = None,
 ) -> Sparsity:
     """Count zeros in the linear weights of the decoder layers.
 
@@ -85,57 +121,67 @@ def measure_sparsity(
         located: from :func:`~.locate.locate`.
         model: loads it; called only if need be.
         allow_pickle: whether pickle weights may be loaded.
+        pattern: N and M; looks at every group of M weights along the input dimension,
+            of which no more than N may be other than zero.
 
     Raises:
-        CheckpointError: the weights cannot be read or stay packed, or no decoder layer
-            was found.
+        CheckpointError: the weights cannot be read or stay packed, no decoder layer
+            was found, or M does not divide an input dimension.
     """
-    counts: Iterable[tuple[int, int]]
-    if located.gguf:
-        counts = _gguf_counts(located)
-    else:
-        found = _stored_weights(located, allow_pickle=allow_pickle)
-        if not isinstance(found, str):
-            counts = map(_count_zeros, found)
-        elif model is not None:
-            counts = _model_counts(model(), located.spec)
-        else:
+    config = read_config(located)
+    streams, why = _stored(located, config, allow_pickle=allow_pickle)
+    if why and model is None:
+        raise CheckpointError(
+            f"{located.spec}{why}: its sparsity can only be counted in the loaded model"
+        )
+    if why:
+        assert model is not None
+        streams = model_streams(model())
+        _, packed = _split(streams)
+        if packed:
             raise CheckpointError(
-                f"{located.spec}{found}: its sparsity can only be counted in the "
-                "loaded model"
+                f"{located.spec}: {packed[0].name} is packed ({packed[0].dtype}) also "
+                "in memory: the sparsity of such weights is not counted; count the "
+                "zeros of the checkpoint as it was before packing"
             )
-    zeros = total = 0
-    for tensor_zeros, tensor_total in counts:
-        zeros += tensor_zeros
-        total += tensor_total
-    if not total:
+    linear, _ = _split(streams, None if why else _layer_count(config))
+    if not sum(_size(stream) for stream in linear):
         raise CheckpointError(
             f"{located.spec} has no linear weights of decoder layers (tensors named "
             "like model.layers.0.mlp.up_proj.weight): its sparsity cannot be counted"
         )
-    return Sparsity(zeros / total, zeros, total)
-
-
-def _stored_weights(located: Located, *, allow_pickle: bool) -> list[TensorInfo] | str:
-    """The tensors to count in the files, or why those are not the weights that run."""
-    if located.base is not None:
-        return " is an adapter"
-    stored = tensor_index(located.folder, allow_pickle=allow_pickle)
-    if not stored:
-        return " has pickle weights"
-    config = read_config(located)
-    compressed, others = split_compressed(
-        stored, located.spec, quantised=is_quantised(config)
-    )
-    tensors = others | {name: weight.values for name, weight in compressed.items()}
-    dimensions = {
-        name: len(tensor.shape) if tensor.dtype in _FLOATS else None
-        for name, tensor in tensors.items()
+    tensors = {
+        stream.name: Zeros(*_count_zeros(stream), *_groups(stream, pattern, located))
+        for stream in linear
     }
-    linear, packed = _linear_weights(dimensions, _layer_count(config))
+    return Sparsity(tensors, pattern)
+
+
+def linear_weights(streams: Iterable[Stream], config: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors in which sparsity is counted, of a checkpoint's files."""
+    linear, _ = _split(streams, _layer_count(config))
+    return sorted(stream.name for stream in linear)
+
+
+def layer_of(name: str) -> str | None:
+    """``layers.3`` of a tensor inside a decoder layer; None for one outside of them."""
+    match = _IN_LAYER.fullmatch(name)
+    return None if match is None else name[: -len(match["rest"]) - 1]
+
+
+def _stored(
+    located: Located, config: Mapping[str, Any], *, allow_pickle: bool
+) -> tuple[list[Stream], str]:
+    """The tensors in the files, and why those are not the weights that run."""
+    if located.base is not None:
+        return [], " is an adapter"
+    streams = stored_streams(located, allow_pickle=allow_pickle)
+    if not streams:
+        return [], " has pickle weights"
+    _, packed = _split(streams, _layer_count(config))
     if packed:
-        return f": {packed[0]} is packed ({tensors[packed[0]].dtype})"
-    return [tensors[name] for name in linear]
+        return [], f": {packed[0].name} is packed ({packed[0].dtype})"
+    return streams, ""
 
 
 def _layer_count(config: Mapping[str, Any]) -> int | None:
@@ -147,24 +193,19 @@ def _layer_count(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _linear_weights(
-    dimensions: Mapping[str, int | None], layers: int | None = None
-) -> tuple[list[str], list[str]]:
-    """Names of the tensors to count, and of packed ones, in the first ``layers``.
-
-    Args:
-        dimensions: of each tensor; None for one whose elements are no plain floats.
-        layers: None for all.
-    """
+def _split(
+    streams: Iterable[Stream], layers: int | None = None
+) -> tuple[list[Stream], list[Stream]]:
+    """The tensors to count, and packed ones, in the first ``layers`` (None: all)."""
     linear, packed = [], []
-    for name, count in dimensions.items():
-        rest = _rest(name, layers)
+    for stream in streams:
+        rest = _rest(stream.name, layers)
         if rest is None or _NOT_WEIGHT.search(rest.rpartition(".")[2]):
             continue
-        if count is None:
-            packed.append(name)
-        elif _is_linear(rest, count):
-            linear.append(name)
+        if not stream.is_float:
+            packed.append(stream)
+        elif _is_linear(rest, len(stream.shape)):
+            linear.append(stream)
     return linear, packed
 
 
@@ -184,86 +225,88 @@ def _is_linear(rest: str, dimensions: int) -> bool:
     return rest.endswith(".weight") or ".experts." in f".{rest}"
 
 
-def _count_zeros(tensor: TensorInfo) -> tuple[int, int]:
-    """Zeros and elements of one tensor, its bytes read in chunks.
+def _size(stream: Stream) -> int:
+    return math.prod(stream.shape)
 
-    Of a compressed one only the stored values have bytes.
-    """
+
+def _count_zeros(stream: Stream) -> tuple[int, int]:
+    """Zeros and elements of one tensor."""
+    nonzero = sum(_nonzero(chunk, stream.dtype) for chunk in stream.read())
+    return _size(stream) - nonzero, _size(stream)
+
+
+def _nonzero(words: numpy.ndarray[Any, Any], dtype: str) -> int:
     import numpy
 
-    kind, mask = _FLOATS[tensor.dtype]
-    begin, end = tensor.offsets
-    unsigned = numpy.dtype(kind)
-    magnitude = unsigned.type(mask)
-    nonzero = 0
-    with tensor.file.open("rb") as stream:
-        stream.seek(begin)
-        for position in range(begin, end, _CHUNK):
-            data = stream.read(min(_CHUNK, end - position))
-            nonzero += _nonzero(numpy.frombuffer(data, unsigned) & magnitude)
-    total = math.prod(tensor.shape)
-    return total - nonzero, total
+    return int(numpy.count_nonzero(words & words.dtype.type(_MAGNITUDE[dtype])))
 
 
-def _nonzero(values: numpy.ndarray[Any, Any]) -> int:
-    import numpy
-
-    return int(numpy.count_nonzero(values))
+# --------------------------------------------------------------------------- patterns
 
 
-# -------------------------------------------------------------------------- in memory
-
-
-def _model_counts(model: nn.Module, spec: str) -> Iterator[tuple[int, int]]:
-    """Zeros and elements of a model's linear weights.
-
-    Raises:
-        CheckpointError: some are still packed.
-    """
-    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
-    linear, packed = _linear_weights(
-        {name: t.dim() if _is_plain(t) else None for name, t in tensors.items()}
-    )
-    if packed:
+def _groups(
+    stream: Stream, pattern: tuple[int, int] | None, located: Located
+) -> tuple[int, int]:
+    """Groups of M weights along the input dimension; those with more than N nonzero."""
+    if pattern is None:
+        return 0, 0
+    keep, size = pattern
+    axis = _input_axis(stream, read_config(located), located.spec)
+    width = stream.shape[axis]
+    if width % size:
         raise CheckpointError(
-            f"{spec}: {packed[0]} is packed ({_kind(tensors[packed[0]])}) also in "
-            "memory: the sparsity of such weights is not counted; count the zeros of "
-            "the checkpoint as it was before packing"
+            f"{located.spec}: {stream.name} is {list(stream.shape)}: {size} does not "
+            f"divide its input dimension of {width}, so it has no pattern "
+            f"{keep}:{size}; gate the fraction instead"
         )
-    for name in linear:
-        weight = tensors[name]
-        yield weight.numel() - int(weight.count_nonzero()), weight.numel()
+    # Weights that follow each other in a group are this far apart.
+    apart = math.prod(stream.shape[axis + 1 :])
+    groups = _size(stream) // size
+    broken = sum(
+        _broken(chunk, stream.dtype, keep, size, apart)
+        for chunk in stream.read(size * apart)
+    )
+    return groups, broken
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and _kind(tensor) == str(tensor.dtype)
+def _broken(
+    words: numpy.ndarray[Any, Any], dtype: str, keep: int, size: int, apart: int
+) -> int:
+    import numpy
+
+    kept = (words & words.dtype.type(_MAGNITUDE[dtype])) != 0
+    members = kept.view("u1").reshape(-1, size, apart)
+    # One member after the other is much faster than a sum over a short axis.
+    counts = numpy.zeros((len(members), apart), "u1" if size < 256 else "u4")
+    for index in range(size):
+        counts += members[:, index]
+    return int(numpy.count_nonzero(counts > keep))
 
 
-def _kind(tensor: Tensor) -> str:
-    """The dtype, or the class for tensors that only stand for their elements."""
-    kind = type(tensor.data)
-    return str(tensor.dtype) if kind.__name__ == "Tensor" else kind.__name__
-
-
-# ------------------------------------------------------------------------------ GGUF
-
-
-def _gguf_counts(located: Located) -> Iterator[tuple[int, int]]:
-    """Zeros of the two-dimensional block tensors, after unpacking them.
-
-    A quantised block can only hold an exact zero where its format has one, so a
-    sparsity counted here is that of the model as llama.cpp would run it.
-    """
-    gguf = import_gguf()
-    for tensor in open_gguf(located).tensors:
-        rest = _rest(tensor.name, None)
-        if rest is None or not _is_linear(rest, len(tensor.shape)):
-            continue
-        rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-        step = max(1, _ROWS_AT_ONCE // int(tensor.shape[0]))
-        nonzero = sum(
-            _nonzero(gguf.quants.dequantize(rows[i : i + step], tensor.tensor_type))
-            for i in range(0, len(rows), step)
+def _input_axis(stream: Stream, config: Mapping[str, Any], spec: str) -> int:
+    """Which dimension is multiplied with the layer's input."""
+    if stream.name.endswith(".weight"):
+        conv1d = config.get("model_type") in _INPUT_FIRST
+        return 0 if conv1d else len(stream.shape) - 1
+    # Experts in one tensor: models differ in the order, the sizes give it away.
+    first, second = len(stream.shape) - 2, len(stream.shape) - 1
+    hidden = _hidden_size(config)
+    sizes = stream.shape[first], stream.shape[second]
+    if hidden is None or sizes.count(hidden) != 1:
+        raise CheckpointError(
+            f"{spec}: {stream.name} is {list(stream.shape)}: which of its dimensions "
+            "is the input cannot be told, so no pattern can be checked; gate the "
+            "fraction instead"
         )
-        total = int(tensor.n_elements)
-        yield total - nonzero, total
+    holds_hidden = first if sizes[0] == hidden else second
+    if re.search(r"(^|\.)(down_proj|w2)", stream.name):
+        return first + second - holds_hidden
+    return holds_hidden
+
+
+def _hidden_size(config: Mapping[str, Any]) -> int | None:
+    for settings in (section(config, "text_config"), config):
+        for name in _HIDDEN_SIZES:
+            if isinstance(settings.get(name), int):
+                return int(settings[name])
+    return None
