@@ -5,6 +5,7 @@ Importing this package imports no torch and no transformers.
 
 from __future__ import annotations
 
+from .compare import Comparison, compare_streams
 from .device import (
     DeviceChoice,
     DtypeChoice,
@@ -19,18 +20,22 @@ from .load import Loaded, load
 from .locate import Located, locate
 from .sparsity import Sparsity, Zeros, layer_of, measure_sparsity
 from .state import model_digest, state_digest
+from .streams import Stream, model_streams, stored_streams
 
 __all__ = [
+    "Comparison",
     "DeviceChoice",
     "DtypeChoice",
     "Hardware",
     "Loaded",
     "Located",
     "Sparsity",
+    "Stream",
     "TensorInfo",
     "Zeros",
     "choose_device",
     "choose_dtype",
+    "compare_streams",
     "digest",
     "fingerprint",
     "layer_of",
@@ -38,10 +43,12 @@ __all__ = [
     "locate",
     "measure_sparsity",
     "model_digest",
+    "model_streams",
     "probe",
     "read_config",
     "saved_dtype",
     "state_digest",
+    "stored_streams",
     "tensor_facts",
     "tensor_index",
 ]

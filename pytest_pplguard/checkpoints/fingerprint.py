@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 import os
@@ -14,6 +13,7 @@ from ..errors import CheckpointError
 from ..values import Fingerprint, TensorFacts
 from .files import read_config
 from .locate import Located
+from .numbers import as_float32
 from .sparsity import linear_weights
 from .streams import Model, Stream, model_streams, stored_streams
 
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
 _DIGITS = 32
 """Hexadecimal digits that are kept of a tensor's SHA-256: 128 bits."""
 _MOST_THREADS = 16
-
-# Of each 8-bit format: bits of the exponent, bits of the mantissa, the bias, and
-# whether it has infinities, or one NaN in place of -0.0.
-_BYTES = {
-    "F8_E4M3": (4, 3, 7, "nan"),
-    "F8_E5M2": (5, 2, 15, "inf"),
-    "F8_E4M3FNUZ": (4, 3, 8, "fnuz"),
-    "F8_E5M2FNUZ": (5, 2, 16, "fnuz"),
-}
 
 
 def fingerprint(
@@ -134,11 +125,11 @@ class _Tally:
     def add(self, words: Array, dtype: str) -> None:
         """Take in a chunk of a tensor of ``dtype``."""
         if dtype == "BF16":
-            values, has_low = _from_bfloat16(words), False
+            values, has_low = as_float32(words, dtype), False
         elif dtype == "F64":
             values, has_low = self._narrow(words), True
         else:
-            values, has_low = _as_float32(words, dtype), True
+            values, has_low = as_float32(words, dtype), True
         self._digest(values, has_low=has_low)
 
     @property
@@ -198,45 +189,3 @@ class _Tally:
             values = values.astype("f8")
         self.sum += float(values.sum())
         self.squares += float(numpy.dot(values, values))
-
-
-def _from_bfloat16(words: Array) -> Array:
-    return (words.astype("<u4") << 16).view("<f4")
-
-
-def _as_float32(words: Array, dtype: str) -> Array:
-
-    if dtype == "F32":
-        return words.view("<f4")
-    if dtype == "F16":
-        return words.view("<f2").astype("<f4")
-    table: Array = _byte_values(dtype)
-    return table[words]
-
-
-@functools.cache
-def _byte_values(dtype: str) -> Array:
-    """The numbers of all 256 bytes of an 8-bit format (OCP OFP8; FNUZ of ONNX)."""
-    import numpy
-
-    exponent_bits, mantissa_bits, bias, kind = _BYTES[dtype]
-    top = (1 << exponent_bits) - 1
-    last = (1 << mantissa_bits) - 1
-    values = []
-    for byte in range(256):
-        sign = -1.0 if byte & 0x80 else 1.0
-        exponent = (byte >> mantissa_bits) & top
-        mantissa = byte & last
-        fraction = mantissa / (last + 1)
-        if kind == "fnuz" and byte == 0x80:
-            value = float("nan")
-        elif kind == "inf" and exponent == top:
-            value = float("nan") if mantissa else float("inf")
-        elif kind == "nan" and exponent == top and mantissa == last:
-            value = float("nan")
-        elif exponent == 0:
-            value = fraction * 2.0 ** (1 - bias)
-        else:
-            value = (1 + fraction) * 2.0 ** (exponent - bias)
-        values.append(sign * value)
-    return numpy.array(values, "<f4")
