@@ -253,6 +253,11 @@ class Fingerprint(Struct, frozen=True):
         """Zeros in the tensors in which sparsity is counted."""
         return sum(self.tensors[name].zeros for name in self.linear)
 
+    @property
+    def counted(self) -> int:
+        """Elements of the tensors in which sparsity is counted."""
+        return sum(self.tensors[name].size for name in self.linear)
+
 
 # ------------------------------------------------------------------------- baselines
 
@@ -274,7 +279,8 @@ class Recorded(Struct, frozen=True):
 
     ``first`` maps each metric to its first recorded value and holds ``date``.
     ``published`` keeps, after a published value was measured, what had been published:
-    metrics plus ``reference`` and ``digits``.
+    metrics plus ``reference`` and ``digits``. ``weights_digest`` is the
+    :attr:`Fingerprint.digest` of what was measured.
     """
 
     metrics: dict[MetricName, float]
@@ -283,6 +289,7 @@ class Recorded(Struct, frozen=True):
     units: dict[str, int] = {}
     windows_digest: str | None = None
     corpus_digest: str | None = None
+    weights_digest: str | None = None
     evidence: str | None = None
     first: dict[str, Scalar] = {}
     published: dict[str, Scalar] = {}
@@ -292,17 +299,24 @@ class Recorded(Struct, frozen=True):
 class RecordedFingerprint(Struct, frozen=True, forbid_unknown_fields=True):
     """What ``recorded.fingerprint`` of a baseline file holds.
 
-    ``digest`` is :attr:`Fingerprint.digest`, ``tensors`` how many there are, ``zeros``
-    and ``linear`` the zeros and the number of the weights in which sparsity is counted.
-    ``evidence`` is the file with the whole :class:`Fingerprint`.
+    ``digest`` is :attr:`Fingerprint.digest`, ``tensors`` how many tensors there are,
+    ``linear`` in how many of them sparsity is counted; these have ``weights`` elements,
+    ``zeros`` of which are zero. ``evidence`` is the file with the whole
+    :class:`Fingerprint`, ``date`` the day on which it was recorded.
     """
 
     digest: str
     tensors: int
-    zeros: int
     linear: int
+    weights: int
+    zeros: int
     evidence: str
     date: str
+
+    @property
+    def share(self) -> float:
+        """Share of zeros where sparsity is counted."""
+        return self.zeros / self.weights if self.weights else 0.0
 
 
 class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .evidence import Evidence, encode_evidence, read_evidence
 from .find import baseline_paths, looks_like_baseline, split_name
+from .fingerprint import encode_fingerprint, read_fingerprint
 from .read import parse_baseline, read_baseline
 from .splice import Entry, new_file, splice
 from .store import Change, record
@@ -14,11 +15,13 @@ __all__ = [
     "Evidence",
     "baseline_paths",
     "encode_evidence",
+    "encode_fingerprint",
     "looks_like_baseline",
     "new_file",
     "parse_baseline",
     "read_baseline",
     "read_evidence",
+    "read_fingerprint",
     "record",
     "splice",
     "split_name",

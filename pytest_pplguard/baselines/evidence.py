@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -42,6 +42,9 @@ class _Head(Struct):
     schema: int
 
 
+T = TypeVar("T", bound=msgspec.Struct)
+
+
 def encode_evidence(checkpoint: str, measurement: Measurement) -> tuple[str, bytes]:
     """The name, relative to the baseline folder, and content of an evidence file.
 
@@ -52,7 +55,7 @@ def encode_evidence(checkpoint: str, measurement: Measurement) -> tuple[str, byt
         UsageError: ``checkpoint`` is no checkpoint name.
         BaselineError: a number of the measurement is NaN or infinite.
     """
-    stem, entry = split_name(checkpoint)
+    split_name(checkpoint)
     refuse_non_finite(checkpoint, measurement)
     head: dict[str, Any] = {
         "schema": SCHEMA,
@@ -64,16 +67,14 @@ def encode_evidence(checkpoint: str, measurement: Measurement) -> tuple[str, byt
         "units": measurement.units,
         "metrics": measurement.metrics,
     }
-    fields = [f'"{name}": {_json(value)}' for name, value in head.items()]
+    fields = [f'"{name}": {to_json(value)}' for name, value in head.items()]
     windows = ",\n".join(
-        _json({"nll_sum": score.nll_sum, "scored": score.scored, "page": score.page})
+        to_json({"nll_sum": score.nll_sum, "scored": score.scored, "page": score.page})
         for score in measurement.evidence
     )
-    body = f'"windows": [\n{windows}\n]' if windows else '"windows": []'
-    content = ("{\n" + ",\n".join([*fields, body]) + "\n}\n").encode()
+    fields.append(f'"windows": [\n{windows}\n]' if windows else '"windows": []')
     slug = re.sub(r"[/:+]", "-", measurement.key)
-    digest = hashlib.sha256(content).hexdigest()[:12]
-    return f"{stem}/{entry}/{slug}-{digest}.json", content
+    return named_by_content(checkpoint, slug, fields)
 
 
 def read_evidence(folder: Path, recorded: Recorded, *, where: str) -> Evidence:
@@ -88,20 +89,18 @@ def read_evidence(folder: Path, recorded: Recorded, *, where: str) -> Evidence:
         raise BaselineError(
             f"{where}: has no evidence file: record it with `pplguard update`"
         )
-    path = _inside(folder, recorded.evidence, where=where)
-    data = _read(path, where=where)
-    match = _HASH_IN_NAME.fullmatch(path.name)
-    digest = hashlib.sha256(data).hexdigest()
-    if match is None or not digest.startswith(match[1]):
-        _fail(
+    path = folder / recorded.evidence
+    evidence = read_checked(folder, recorded.evidence, Evidence, where=where)
+    if len(evidence.windows) != recorded.windows:
+        fail(
             where,
             path,
-            f"its content (sha256 {digest[:12]}) is not what its name says: it was "
-            "changed, cut short, or its line ends were converted (mark it `-text` in "
-            ".gitattributes)",
+            f"it holds {len(evidence.windows)} windows, recorded are "
+            f"{recorded.windows}",
         )
-    evidence = _decode(data, path, where=where)
-    _compare(evidence, recorded, path, where=where)
+    for name in ("windows_digest", "corpus_digest"):
+        there, here = getattr(evidence, name), getattr(recorded, name)
+        refuse_other(where, path, name, there, here)
     return evidence
 
 
@@ -134,14 +133,62 @@ def _floats(values: Mapping[str, Scalar], name: str) -> Iterable[tuple[str, floa
             yield f"{name}.{key}", value
 
 
-def _json(value: object) -> str:
+# ----------------------------------------------------------- files named by content
+
+
+def to_json(value: object) -> str:
+    """Strict JSON on one line."""
     return json.dumps(value, allow_nan=False, ensure_ascii=True)
+
+
+def named_by_content(
+    checkpoint: str, slug: str, fields: Iterable[str]
+) -> tuple[str, bytes]:
+    """A file of JSON ``fields``: its name in the baseline folder, and its content."""
+    stem, entry = split_name(checkpoint)
+    content = ("{\n" + ",\n".join(fields) + "\n}\n").encode()
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    return f"{stem}/{entry}/{slug}-{digest}.json", content
+
+
+def read_checked(folder: Path, name: str, kind: type[T], *, where: str) -> T:
+    """Read the evidence ``name``, a file of ``kind`` that holds what its name says.
+
+    Raises:
+        BaselineError: it does not, or ``name`` leads out of ``folder``.
+    """
+    path = _inside(folder, name, where=where)
+    data = _read(path, where=where)
+    match = _HASH_IN_NAME.fullmatch(path.name)
+    digest = hashlib.sha256(data).hexdigest()
+    if match is None or not digest.startswith(match[1]):
+        fail(
+            where,
+            path,
+            f"its content (sha256 {digest[:12]}) is not what its name says: it was "
+            "changed, cut short, or its line ends were converted (mark it `-text` in "
+            ".gitattributes)",
+        )
+    return _decode(data, path, kind, where=where)
+
+
+def refuse_other(
+    where: str, path: Path, name: str, there: object, here: object
+) -> None:
+    """Refuse evidence whose ``name`` is not what was recorded."""
+    if there != here:
+        fail(where, path, f"its {name} is {there}, recorded is {here}")
+
+
+def fail(where: str, path: Path, message: str) -> NoReturn:
+    """Refuse the evidence at ``path``."""
+    raise BaselineError(f"{where}: evidence {path}: {message}: {_WAY_OUT}")
 
 
 def _inside(folder: Path, name: str, *, where: str) -> Path:
     path = folder / name
     if not is_evidence_path(name):
-        _fail(where, path, "the path leaves the baseline folder")
+        fail(where, path, "the path leaves the baseline folder")
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError) as error:  # a loop of links
@@ -149,14 +196,14 @@ def _inside(folder: Path, name: str, *, where: str) -> Path:
             f"{where}: evidence {path}: cannot be resolved: {error}: {_WAY_OUT}"
         ) from error
     if not inside:
-        _fail(where, path, "a symbolic link leads out of the baseline folder")
+        fail(where, path, "a symbolic link leads out of the baseline folder")
     return path
 
 
 def _read(path: Path, *, where: str) -> bytes:
     try:
         if not path.is_file():
-            _fail(where, path, "the file does not exist")
+            fail(where, path, "the file does not exist")
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
@@ -165,11 +212,11 @@ def _read(path: Path, *, where: str) -> bytes:
             f"{_WAY_OUT}"
         ) from error
     if len(data) > MAX_BYTES:
-        _fail(where, path, f"larger than {MAX_BYTES // 1_000_000} MB")
+        fail(where, path, f"larger than {MAX_BYTES // 1_000_000} MB")
     return data
 
 
-def _decode(data: bytes, path: Path, *, where: str) -> Evidence:
+def _decode(data: bytes, path: Path, kind: type[T], *, where: str) -> T:
     try:  # NaN, Infinity and numbers out of range are refused as bad JSON
         schema = msgspec.json.decode(data, type=_Head).schema
         if schema > SCHEMA:
@@ -177,28 +224,11 @@ def _decode(data: bytes, path: Path, *, where: str) -> Evidence:
                 f"{where}: evidence {path}: was written by a newer pytest-pplguard "
                 f"(schema {schema}, this version reads {SCHEMA}): upgrade"
             )
-        return msgspec.json.decode(data, type=Evidence)
+        evidence = msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:
         raise BaselineError(
             f"{where}: evidence {path}: not an evidence file: {error}: {_WAY_OUT}"
         ) from error
-
-
-def _compare(evidence: Evidence, recorded: Recorded, path: Path, *, where: str) -> None:
-    if evidence.schema != SCHEMA:
-        _fail(where, path, f"schema {evidence.schema} never existed")
-    if len(evidence.windows) != recorded.windows:
-        _fail(
-            where,
-            path,
-            f"it holds {len(evidence.windows)} windows, recorded are "
-            f"{recorded.windows}",
-        )
-    for name in ("windows_digest", "corpus_digest"):
-        there, here = getattr(evidence, name), getattr(recorded, name)
-        if there != here:
-            _fail(where, path, f"its {name} is {there}, recorded is {here}")
-
-
-def _fail(where: str, path: Path, message: str) -> NoReturn:
-    raise BaselineError(f"{where}: evidence {path}: {message}: {_WAY_OUT}")
+    if schema != SCHEMA:
+        fail(where, path, f"schema {schema} never existed")
+    return evidence

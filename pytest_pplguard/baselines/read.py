@@ -22,6 +22,7 @@ from ..values import (
     Key,
     MetricName,
     Recorded,
+    RecordedFingerprint,
     RelativeGate,
     Scalar,
     Source,
@@ -37,6 +38,7 @@ MAX_BYTES = 5_000_000
 _FILE_FIELDS = ("schema", "model", "checkpoints")
 _ENTRY_FIELDS = ("path", "allow_keys", "gates", "recorded")
 _SPECIAL_GATES = ("relative", "sparsity", "weights", "against")
+_FINGERPRINT = "fingerprint"
 _RECORDED_FIELDS = tuple(
     name for name in Recorded.__struct_fields__ if name != "metrics"
 )
@@ -47,6 +49,7 @@ _NEEDED_IF_MEASURED = (
     "corpus_digest",
     "evidence",
 )
+_DIGESTS = ("windows_digest", "corpus_digest", "weights_digest")
 _METRIC = re.compile(r"[a-z][a-z0-9_]*")
 _KNOWN_METRICS = (
     "token_perplexity",
@@ -57,6 +60,9 @@ _KNOWN_METRICS = (
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _PATTERN = re.compile(r"([1-9][0-9]*):([1-9][0-9]*)")
+_FINGERPRINT_EXAMPLE = (
+    "a mapping of digest, tensors, linear, weights, zeros, evidence, date"
+)
 _GATE_EXAMPLE = "{token_perplexity: {rel: 0.005}}"
 _WORDS: dict[object, str] = {
     float: "a number",
@@ -188,12 +194,15 @@ class _Parser:
         self._known(fields, _ENTRY_FIELDS, where)
         lines = {"": field.line}
         path = fields.get("path")
+        gates = self._gates(fields.get("gates"), name, siblings, lines)
+        recorded, fingerprint = self._all_recorded(fields.get("recorded"), name, lines)
         return CheckpointEntry(
             name=name,
             path=self._text(path, where) if path else None,
             allow_keys=self._allow_keys(fields.get("allow_keys"), where),
-            gates=self._gates(fields.get("gates"), name, siblings, lines),
-            recorded=self._all_recorded(fields.get("recorded"), name, lines),
+            gates=gates,
+            recorded=recorded,
+            fingerprint=fingerprint,
             lines=lines,
         )
 
@@ -317,12 +326,13 @@ class _Parser:
         where = f"checkpoint {entry}, gates, sparsity"
         example = "a mapping like {fraction: 0.5, abs: 0.001}"
         gate, fields = self._struct(field, where, SparsityGate, example)
-        if gate.fraction is None and gate.pattern is None:
+        if (gate.fraction, gate.pattern, gate.scope) == (None, None, "total"):
             self._fail(
                 field.line,
                 where,
                 "bounds nothing: give fraction, pattern or both, for example "
-                '{fraction: 0.5, pattern: "2:4"}',
+                '{fraction: 0.5, pattern: "2:4"}, or {scope: tensor} to hold each '
+                "tensor to its recorded share",
             )
         self._number(fields.get("fraction"), where, low=0.0, high=1.0)
         self._number(fields.get("abs"), where, low=0.0)
@@ -341,18 +351,38 @@ class _Parser:
 
     def _all_recorded(
         self, field: Field | None, entry: str, lines: dict[str, int]
-    ) -> dict[str, Recorded]:
+    ) -> tuple[dict[str, Recorded], RecordedFingerprint | None]:
+        recorded: dict[str, Recorded] = {}
+        fingerprint = None
         if field is None:
-            return {}
+            return recorded, fingerprint
         where = f"checkpoint {entry}, recorded"
-        recorded = {}
         for key, record in self._mapping(
             field, where, "a mapping from measurement keys to records"
         ).items():
-            self._key(key, record.line, where)
+            if key == _FINGERPRINT:
+                fingerprint = self._fingerprint(record, where)
+            elif "/" not in key and (near := near_matches(key, [_FINGERPRINT])):
+                self._fail(record.line, where, f"unknown field {key!r}{near}")
+            else:
+                self._key(key, record.line, where)
+                recorded[key] = self._recorded(record, f"{where}, {key}")
             lines[f"recorded.{key}"] = record.line
-            recorded[key] = self._recorded(record, f"{where}, {key}")
-        return recorded
+        return recorded, fingerprint
+
+    def _fingerprint(self, field: Field, where: str) -> RecordedFingerprint:
+        where = f"{where}, {_FINGERPRINT}"
+        result, fields = self._struct(
+            field, where, RecordedFingerprint, _FINGERPRINT_EXAMPLE
+        )
+        self._number(fields["tensors"], where, low=1.0)
+        self._number(fields["linear"], where, low=0.0, high=result.tensors)
+        self._number(fields["weights"], where, low=0.0)
+        self._number(fields["zeros"], where, low=0.0, high=result.weights)
+        self._digest(fields["digest"], where)
+        self._evidence_path(fields["evidence"], where)
+        self._date(fields["date"], where)
+        return result
 
     def _recorded(self, field: Field, where: str) -> Recorded:
         fields = self._mapping(field, where, "a mapping of metrics, source, windows")
@@ -378,7 +408,9 @@ class _Parser:
         if source.kind == "measured":
             self._refuse_incomplete(field, fields, where)
         recorded = self._recorded_rest(fields, source, metrics, where)
-        self._check_digests(fields, recorded, where)
+        for name in _DIGESTS:
+            self._digest(fields.get(name), where)
+        self._evidence_path(fields.get("evidence"), where)
         return recorded
 
     def _recorded_rest(
@@ -386,7 +418,7 @@ class _Parser:
     ) -> Recorded:
         texts: dict[str, str | None] = {
             name: self._typed(fields[name], at, str)
-            for name in ("windows_digest", "corpus_digest", "evidence")
+            for name in (*_DIGESTS, "evidence")
             if name in fields
         }
         mappings = {
@@ -404,6 +436,7 @@ class _Parser:
             units=self._units(fields["units"], at) if "units" in fields else {},
             windows_digest=texts.get("windows_digest"),
             corpus_digest=texts.get("corpus_digest"),
+            weights_digest=texts.get("weights_digest"),
             evidence=texts.get("evidence"),
             first=mappings.get("first", {}),
             published=mappings.get("published", {}),
@@ -457,38 +490,45 @@ class _Parser:
             self._number(fields["digits"], where, low=0.0)
         return source
 
-    def _check_digests(
-        self, fields: Mapping[str, Field], recorded: Recorded, where: str
-    ) -> None:
-        for name in ("windows_digest", "corpus_digest"):
-            value = getattr(recorded, name)
-            if value is not None and not _DIGEST.fullmatch(value):
-                self._fail(
-                    fields[name].line,
-                    where,
-                    f"{name}: {value!r} is no digest: expected sha256: and 64 "
-                    "hexadecimal digits; restore it from version control or record "
-                    "again with `pplguard update`",
-                )
-        if recorded.evidence is not None and not is_evidence_path(recorded.evidence):
+    def _digest(self, field: Field | None, where: str) -> None:
+        value = None if field is None else field.node.value
+        if field is None or not isinstance(value, str) or _DIGEST.fullmatch(value):
+            return
+        self._fail(
+            field.line,
+            where,
+            f"{field.name}: {value!r} is no digest: expected sha256: and 64 "
+            "hexadecimal digits; restore it from version control or record "
+            "again with `pplguard update`",
+        )
+
+    def _evidence_path(self, field: Field | None, where: str) -> None:
+        value = None if field is None else field.node.value
+        if field is None or not isinstance(value, str) or is_evidence_path(value):
+            return
+        self._fail(
+            field.line,
+            where,
+            f"evidence: {value!r} must be a path inside the baseline "
+            "folder that ends in .json, with / and without '..'; restore it from "
+            "version control or record again with `pplguard update`",
+        )
+
+    def _date(self, field: Field, where: str) -> None:
+        text = self._text(field, where)
+        if not _DATE.fullmatch(text):
             self._fail(
-                fields["evidence"].line,
+                field.line,
                 where,
-                f"evidence: {recorded.evidence!r} must be a path inside the baseline "
-                "folder that ends in .json, with / and without '..'; restore it from "
-                "version control or record again with `pplguard update`",
+                f"date: {text!r} is no date: write it like 2026-11-23",
             )
 
     def _check_history(self, field: Field, where: str) -> None:
         for name, value in self._mapping(field, where, "a mapping").items():
-            if name in ("date", "reference"):
-                text = self._text(value, where)
-                if name == "date" and not _DATE.fullmatch(text):
-                    self._fail(
-                        value.line,
-                        where,
-                        f"date: {text!r} is no date: write it like 2026-11-23",
-                    )
+            if name == "date":
+                self._date(value, where)
+            elif name == "reference":
+                self._text(value, where)
             elif name == "digits":
                 self._typed(value, where, int)
                 self._number(value, where, low=0.0)
@@ -569,7 +609,7 @@ class _Parser:
             return
         if value < low or value > high or (open_low and value == low):
             bound = f"{'greater than' if open_low else 'at least'} {low:g}"
-            bound = f"between {low:g} and {high:g}" if high < math.inf else bound
+            bound = f"between {low:g} and {high:.12g}" if high < math.inf else bound
             self._fail(
                 field.line, where, f"{field.name} must be {bound}, not {value!r}"
             )

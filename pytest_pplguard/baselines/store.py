@@ -267,13 +267,16 @@ def _as_written(recorded: Recorded) -> Block:
         "units": recorded.units,
         "windows_digest": recorded.windows_digest,
         "corpus_digest": recorded.corpus_digest,
+        "weights_digest": recorded.weights_digest,
         "evidence": recorded.evidence,
         "source": source,
         "first": recorded.first,
         "published": recorded.published,
         "environment": recorded.environment,
     }
-    return Block({name: value for name, value in fields.items() if value != {}})
+    return Block(
+        {name: value for name, value in fields.items() if value not in ({}, None)}
+    )
 
 
 def _evidence_of(baseline: BaselineFile) -> set[str]:

@@ -16,6 +16,7 @@ from pytest_pplguard.values import (
     CheckpointEntry,
     Gates,
     Recorded,
+    RecordedFingerprint,
     RelativeGate,
     Source,
     SparsityGate,
@@ -59,11 +60,21 @@ TEXT = dedent(
             first: {{token_perplexity: 6.25, date: 2026-11-23}}
             published: {{token_perplexity: 6.3, reference: r, digits: 1}}
             environment: {{dtype: float16, torch: 2.6.0, scale: 0.5, native: yes}}
+            weights_digest: {DIGEST}
+          fingerprint:
+            digest: {DIGEST}
+            tensors: 272
+            linear: 210
+            weights: 106168320
+            zeros: 53084160
+            evidence: llama/wanda-50/fingerprint-3f2a91c0d4e7.json
+            date: 2026-11-25
     """
 )
 KEY = "wanda/wikitext2:4096"
 GATES = "checkpoint wanda-50, gates"
 RECORDED = f"checkpoint wanda-50, recorded, {KEY}"
+FINGERPRINT = "checkpoint wanda-50, recorded, fingerprint"
 
 
 def test_every_field_of_schema_1() -> None:
@@ -107,8 +118,18 @@ def test_every_field_of_schema_1() -> None:
                     "scale": 0.5,
                     "native": True,
                 },
+                weights_digest=DIGEST,
             )
         },
+        fingerprint=RecordedFingerprint(
+            digest=DIGEST,
+            tensors=272,
+            linear=210,
+            weights=106168320,
+            zeros=53084160,
+            evidence="llama/wanda-50/fingerprint-3f2a91c0d4e7.json",
+            date="2026-11-25",
+        ),
         lines={
             "": 9,
             "gates": 12,
@@ -123,6 +144,7 @@ def test_every_field_of_schema_1() -> None:
             "gates.weights": 20,
             "gates.against": 21,
             f"recorded.{KEY}": 23,
+            "recorded.fingerprint": 35,
         },
     )
     assert baseline.checkpoints["dense"].recorded[KEY].source == Source(
@@ -533,7 +555,8 @@ CASES = [
         '{fraction: 0.5, pattern: "2:4", scope: layer}',
         "{abs: 0.1}",
         f"19: {GATES}, sparsity: bounds nothing: give fraction, pattern or both, "
-        'for example {fraction: 0.5, pattern: "2:4"}',
+        'for example {fraction: 0.5, pattern: "2:4"}, or {scope: tensor} to hold each '
+        "tensor to its recorded share",
     ),
     # -- recorded
     (
@@ -632,6 +655,86 @@ CASES = [
         "dtype: float16",
         "dtype: [float16]",
         f"33: {RECORDED}, environment: dtype must be a single value, not a list",
+    ),
+    (
+        f"        weights_digest: {DIGEST}",
+        "        weights_digest: md5:0a",
+        f"34: {RECORDED}: weights_digest: 'md5:0a' is no digest: expected "
+        f"sha256: and 64 hexadecimal digits; {RESTORE}",
+    ),
+    (
+        "        weights_digest: ",
+        "        weight_digest: ",
+        f"34: {RECORDED}: unknown field 'weight_digest' (did you mean "
+        "'weights_digest'?)",
+    ),
+    # -- the fingerprint
+    (
+        "      fingerprint:\n",
+        "      fingreprint:\n",
+        "35: checkpoint wanda-50, recorded: unknown field 'fingreprint' (did you mean "
+        "'fingerprint'?)",
+    ),
+    (
+        f"fingerprint:\n        digest: {DIGEST}\n",
+        "fingerprint:\n        digest: 0a0a\n",
+        f"36: {FINGERPRINT}: digest: '0a0a' is no digest: expected sha256: and 64 "
+        f"hexadecimal digits; {RESTORE}",
+    ),
+    (
+        "        tensors: 272\n",
+        "",
+        f"35: {FINGERPRINT}: 'tensors' is missing: expected a mapping of digest, "
+        "tensors, linear, weights, zeros, evidence, date",
+    ),
+    (
+        "tensors: 272",
+        "tensor: 272",
+        f"37: {FINGERPRINT}: unknown field 'tensor' (did you mean 'tensors'?): known "
+        "are digest, tensors, linear, weights, zeros, evidence, date",
+    ),
+    (
+        "tensors: 272",
+        "tensors: some",
+        f"37: {FINGERPRINT}: tensors must be a whole number, not the text 'some'",
+    ),
+    (
+        "tensors: 272",
+        "tensors: 0",
+        f"37: {FINGERPRINT}: tensors must be at least 1, not 0",
+    ),
+    (
+        "linear: 210",
+        "linear: 273",
+        f"38: {FINGERPRINT}: linear must be between 0 and 272, not 273",
+    ),
+    (
+        "weights: 106168320",
+        "weights: -1",
+        f"39: {FINGERPRINT}: weights must be at least 0, not -1",
+    ),
+    (
+        "zeros: 53084160",
+        "zeros: 530841600",
+        f"40: {FINGERPRINT}: zeros must be between 0 and 106168320, not 530841600",
+    ),
+    (
+        "evidence: llama/wanda-50/fingerprint",
+        "evidence: /llama/wanda-50/fingerprint",
+        f"41: {FINGERPRINT}: evidence: '/llama/wanda-50/fingerprint-3f2a91c0d4e7.json' "
+        "must be a path inside the baseline folder that ends in .json, with / and "
+        f"without '..'; {RESTORE}",
+    ),
+    (
+        "date: 2026-11-25",
+        "date: 25.11.2026",
+        f"42: {FINGERPRINT}: date: '25.11.2026' is no date: write it like 2026-11-23",
+    ),
+    (
+        "date: 2026-11-25",
+        "date: 2026-11-25\n        by: me",
+        f"43: {FINGERPRINT}: unknown field 'by': known are digest, tensors, linear, "
+        "weights, zeros, evidence, date",
     ),
 ]
 

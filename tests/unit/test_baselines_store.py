@@ -557,6 +557,7 @@ def test_recorded_has_no_field_that_is_forgotten() -> None:
         "units",
         "windows_digest",
         "corpus_digest",
+        "weights_digest",
         "evidence",
         "first",
         "published",
