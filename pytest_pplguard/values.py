@@ -302,7 +302,7 @@ class RecordedFingerprint(Struct, frozen=True, forbid_unknown_fields=True):
     ``digest`` is :attr:`Fingerprint.digest`, ``tensors`` how many tensors there are,
     ``linear`` in how many of them sparsity is counted; these have ``weights`` elements,
     ``zeros`` of which are zero. ``evidence`` is the file with the whole
-    :class:`Fingerprint`, ``date`` the day on which it was recorded.
+    :class:`Fingerprint`, ``date`` the day on which these weights were recorded first.
     """
 
     digest: str
@@ -476,12 +476,15 @@ class Recording(Struct, frozen=True):
     """A measurement on its way into a baseline file.
 
     ``file`` is the baseline file, ``checkpoint`` the entry in it. ``base`` names the
-    base model where the file is new. ``sparsity`` is the measured share of zeros.
+    base model where the file is new. ``sparsity`` is the gate that an entry without one
+    gets. ``fingerprint`` is of what was measured, None where it is not known. Without
+    a ``measurement`` only the fingerprint is recorded.
     """
 
     file: str
     checkpoint: str
-    measurement: Measurement
+    measurement: Measurement | None = None
     base: str | None = None
     path: str | None = None
-    sparsity: float | None = None
+    sparsity: SparsityGate | None = None
+    fingerprint: Fingerprint | None = None

@@ -31,7 +31,7 @@ def field_lines(name: str, value: Plain, *, column: int, step: int) -> list[str]
     columns.
     """
     margin = " " * column
-    line = f"{margin}{scalar(name)}: {flow(value)}"
+    line = f"{margin}{scalar(name)}: {_value(name, value)}"
     if not isinstance(value, Mapping) or not value:
         return [line]
     if not isinstance(value, Block) and len(line) <= MAX_COLUMNS:
@@ -46,8 +46,7 @@ def flow(value: Plain) -> str:
     """``value`` on one line, in flow style."""
     if isinstance(value, Mapping):
         fields = (
-            f"{scalar(key, flow=True)}: "
-            + (str(item) if _is_date(key, item) else flow(item))
+            f"{scalar(key, flow=True)}: {_value(key, item)}"
             for key, item in value.items()
         )
         return "{" + ", ".join(fields) + "}"
@@ -73,8 +72,9 @@ def scalar(value: Scalar, *, flow: bool = False) -> str:
     return value if _may_be_plain(value) else _quoted(value)
 
 
-def _is_date(key: str, value: Plain) -> bool:
-    return key == "date" and isinstance(value, str) and bool(_DATE.fullmatch(value))
+def _value(key: str, value: Plain) -> str:
+    is_date = key == "date" and isinstance(value, str) and _DATE.fullmatch(value)
+    return str(value) if is_date else flow(value)
 
 
 def _float(value: float) -> str:

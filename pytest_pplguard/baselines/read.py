@@ -34,11 +34,12 @@ from ..values import (
 from .tree import BYTE_ORDER_MARK, Field, Node, parse_tree, plain
 
 MAX_BYTES = 5_000_000
+FINGERPRINT = "fingerprint"
+"""What stands among the keys of ``recorded`` and is none."""
 
 _FILE_FIELDS = ("schema", "model", "checkpoints")
 _ENTRY_FIELDS = ("path", "allow_keys", "gates", "recorded")
 _SPECIAL_GATES = ("relative", "sparsity", "weights", "against")
-_FINGERPRINT = "fingerprint"
 _RECORDED_FIELDS = tuple(
     name for name in Recorded.__struct_fields__ if name != "metrics"
 )
@@ -360,9 +361,9 @@ class _Parser:
         for key, record in self._mapping(
             field, where, "a mapping from measurement keys to records"
         ).items():
-            if key == _FINGERPRINT:
+            if key == FINGERPRINT:
                 fingerprint = self._fingerprint(record, where)
-            elif "/" not in key and (near := near_matches(key, [_FINGERPRINT])):
+            elif "/" not in key and (near := near_matches(key, [FINGERPRINT])):
                 self._fail(record.line, where, f"unknown field {key!r}{near}")
             else:
                 self._key(key, record.line, where)
@@ -371,7 +372,7 @@ class _Parser:
         return recorded, fingerprint
 
     def _fingerprint(self, field: Field, where: str) -> RecordedFingerprint:
-        where = f"{where}, {_FINGERPRINT}"
+        where = f"{where}, {FINGERPRINT}"
         result, fields = self._struct(
             field, where, RecordedFingerprint, _FINGERPRINT_EXAMPLE
         )

@@ -5,36 +5,38 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import filelock
 from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from ..errors import BaselineError, UsageError
 from ..values import (
     BaselineFile,
     CheckpointEntry,
+    Fingerprint,
     Gates,
     Key,
     Measurement,
     Recorded,
+    RecordedFingerprint,
     Recording,
     Scalar,
     Source,
+    SparsityGate,
 )
 from .emit import Block
 from .evidence import encode_evidence, refuse_non_finite
 from .find import SUFFIXES, split_name
-from .read import baseline_of, read_text
+from .fingerprint import encode_fingerprint, read_fingerprint
+from .read import FINGERPRINT, baseline_of, read_text
 from .splice import Entry, new_file, splice_tree
 from .tree import BYTE_ORDER_MARK, Plain, parse_tree
 
 LOCK_SECONDS = 60.0
 DEFAULT_REL = 0.005
-DEFAULT_SPARSITY_ABS = 0.001
-SPARSE_FROM = 0.01
-"""A checkpoint with fewer zeros than this share is not called pruned."""
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -53,11 +55,23 @@ class Change(Struct, frozen=True, kw_only=True):
     added_gates: tuple[str, ...] = ()
 
 
-def record(recordings: Sequence[Recording], *, today: datetime.date) -> list[Change]:
+def record(
+    recordings: Sequence[Recording],
+    *,
+    today: datetime.date,
+    tell: Callable[[str], object] | None = None,
+) -> list[Change]:
     """Write measurements into their baseline files, one file after the other.
 
     A file is replaced as a whole or not at all, also if the process is killed; its
     evidence is written before it, and evidence that it no longer names is removed.
+    A checkpoint's fingerprint is that of its latest recording.
+
+    Args:
+        recordings: what to write.
+        today: the date to write.
+        tell: takes a line for the user about each checkpoint that has values of
+            other weights than its fingerprint is of.
 
     Raises:
         UsageError: a name or key is wrong, or a new file has no base model.
@@ -70,7 +84,11 @@ def record(recordings: Sequence[Recording], *, today: datetime.date) -> list[Cha
     changes: list[Change] = []
     for path, group in by_file.items():
         with _failing_as_baseline_error(path), _locked(path):
-            changes += _Update(path, today).run(group)
+            update = _Update(path, today)
+            changes += update.run(group)
+        if tell is not None:
+            for notice in update.notices():
+                tell(notice)
     return changes
 
 
@@ -82,8 +100,9 @@ def _check(recording: Recording) -> None:
         )
     name = f"{path.stem}/{recording.checkpoint}"
     split_name(name)
-    Key.parse(recording.measurement.key)
-    refuse_non_finite(name, recording.measurement)
+    if recording.measurement is not None:
+        Key.parse(recording.measurement.key)
+        refuse_non_finite(name, recording.measurement)
 
 
 class _Update:
@@ -95,6 +114,8 @@ class _Update:
         self.evidence: dict[str, bytes] = {}
         self.replaced: set[str] = set()
         self.recorded: dict[tuple[str, str], Recorded] = {}
+        self.fingerprints: dict[str, RecordedFingerprint] = {}
+        self.printed: set[str] = set()
         self.gates: dict[str, Gates] = {}
         self.gated: set[tuple[str, str]] = set()
 
@@ -110,18 +131,41 @@ class _Update:
         self._load(baseline_of(tree, file))
         changes: list[Change] = []
         entries: list[Entry] = []
+        latest: dict[str, Recording] = {}
         for recording in recordings:
-            entry, of_entry = self._entry(recording)
-            entries.append(entry)
-            changes += of_entry
+            if recording.measurement is not None:
+                entry, of_entry = self._entry(recording, recording.measurement)
+                entries.append(entry)
+                changes += of_entry
+            if recording.fingerprint is not None:
+                latest[recording.checkpoint] = recording
+        entries += filter(None, map(self._fingerprint_entry, latest.values()))
         new_body, tree = splice_tree(body, tree, entries, file=file)
         changed = not exists or new_body != body
         self._write(mark + new_body, baseline_of(tree, file), changed=changed)
         return changes
 
+    def notices(self) -> Iterator[str]:
+        """Of each checkpoint recorded: keys that were measured on other weights."""
+        for checkpoint in sorted(self.printed):
+            digest = self.fingerprints[checkpoint].digest
+            others = [
+                key
+                for (name, key), recorded in self.recorded.items()
+                if name == checkpoint and recorded.weights_digest not in (None, digest)
+            ]
+            if others:
+                yield (
+                    f"{self.path.stem}/{checkpoint}: other weights than those that are "
+                    f"recorded now were measured for {', '.join(others)}: record "
+                    "these keys again too"
+                )
+
     def _load(self, baseline: BaselineFile) -> None:
         for name, entry in baseline.checkpoints.items():
             self.gates[name] = entry.gates
+            if entry.fingerprint is not None:
+                self.fingerprints[name] = entry.fingerprint
             for key, recorded in entry.recorded.items():
                 self.recorded[name, key] = recorded
 
@@ -138,8 +182,9 @@ class _Update:
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
 
-    def _entry(self, recording: Recording) -> tuple[Entry, list[Change]]:
-        measurement = recording.measurement
+    def _entry(
+        self, recording: Recording, measurement: Measurement
+    ) -> tuple[Entry, list[Change]]:
         checkpoint, key = recording.checkpoint, measurement.key
         name, content = encode_evidence(f"{self.path.stem}/{checkpoint}", measurement)
         self.evidence[name] = content
@@ -149,8 +194,10 @@ class _Update:
         if old is not None and old.evidence is not None:
             self.replaced.add(old.evidence)
         new = _recorded(measurement, old, evidence=name, today=self.today)
+        if recording.fingerprint is not None:
+            new = replace(new, weights_digest=recording.fingerprint.digest)
         self.recorded[checkpoint, key] = new
-        gates = self._default_gates(recording)
+        gates = self._default_gates(recording, measurement)
         entry = Entry(
             checkpoint=checkpoint,
             key=key,
@@ -173,23 +220,70 @@ class _Update:
         ]
         return entry, changes
 
-    def _default_gates(self, recording: Recording) -> dict[str, Plain]:
+    def _fingerprint_entry(self, recording: Recording) -> Entry | None:
+        """The fingerprint of a checkpoint; None where the recorded one is the same."""
+        checkpoint, fingerprint = recording.checkpoint, recording.fingerprint
+        assert fingerprint is not None
+        self.printed.add(checkpoint)
+        name = f"{self.path.stem}/{checkpoint}"
+        new, content = encode_fingerprint(
+            name, fingerprint, date=self.today.isoformat()
+        )
+        old = self.fingerprints.get(checkpoint)
+        if old is not None and old.digest == new.digest:
+            if self._is_recorded(old, fingerprint):
+                return None
+            new = replace(new, date=old.date)
+        if old is not None:
+            self.replaced.add(old.evidence)
+        self.evidence[new.evidence] = content
+        self.fingerprints[checkpoint] = new
+        return Entry(
+            checkpoint=checkpoint,
+            key=FINGERPRINT,
+            recorded=Block(asdict(new)),
+            path=recording.path,
+        )
+
+    def _is_recorded(self, old: RecordedFingerprint, new: Fingerprint) -> bool:
+        """Whether the evidence of ``old`` says of ``new`` all that is exact."""
+        try:
+            recorded = read_fingerprint(self.path.parent, old, where=str(self.path))
+        except BaselineError:  # lost or damaged: it is written anew
+            return False
+        return _exact(recorded) == _exact(new)
+
+    def _default_gates(
+        self, recording: Recording, measurement: Measurement
+    ) -> dict[str, Plain]:
         """Gates for what has none, in the file or through an earlier recording."""
-        checkpoint, key = recording.checkpoint, recording.measurement.key
+        checkpoint, key = recording.checkpoint, measurement.key
         present = self.gates.get(checkpoint, Gates())
         gates: dict[str, Plain] = {}
-        metrics = _gated_metrics(recording.measurement)
+        metrics = _gated_metrics(measurement)
         if metrics and key not in present.metrics:
             gates[key] = {metric: {"rel": DEFAULT_REL} for metric in metrics}
-        share = recording.sparsity
-        if share is not None and share > SPARSE_FROM and present.sparsity is None:
-            gates["sparsity"] = {
-                "fraction": round(share, 6),
-                "abs": DEFAULT_SPARSITY_ABS,
-            }
+        if recording.sparsity is not None and present.sparsity is None:
+            gates["sparsity"] = _sparsity_as_written(recording.sparsity)
         new = {k: v for k, v in gates.items() if (checkpoint, k) not in self.gated}
         self.gated |= {(checkpoint, k) for k in new}
         return new
+
+
+def _exact(fingerprint: Fingerprint) -> Fingerprint:
+    """Without the sums, which machines round differently."""
+    tensors = {
+        name: replace(facts, sum=0.0, norm=0.0, peak=0.0)
+        for name, facts in fingerprint.tensors.items()
+    }
+    return replace(fingerprint, tensors=tensors)
+
+
+def _sparsity_as_written(gate: SparsityGate) -> dict[str, Plain]:
+    fields: dict[str, Plain] = asdict(gate)
+    if gate.scope == "total":
+        del fields["scope"]
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _refuse_another_text(name: str, measurement: Measurement) -> None:
@@ -281,12 +375,11 @@ def _as_written(recorded: Recorded) -> Block:
 
 def _evidence_of(baseline: BaselineFile) -> set[str]:
     entries: list[CheckpointEntry] = list(baseline.checkpoints.values())
-    return {
-        recorded.evidence
-        for entry in entries
-        for recorded in entry.recorded.values()
-        if recorded.evidence is not None
+    names = {
+        recorded.evidence for entry in entries for recorded in entry.recorded.values()
     }
+    names |= {entry.fingerprint.evidence for entry in entries if entry.fingerprint}
+    return {name for name in names if name is not None}
 
 
 def _number(value: Scalar) -> float | None:

@@ -159,23 +159,28 @@ def update(
     journal: JournalFolder = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
+    fingerprint: Annotated[
+        bool,
+        typer.Option(
+            "--fingerprint", help="Record only what the weights are, measure nothing"
+        ),
+    ] = False,
 ) -> None:
-    """Measure a checkpoint and record it as a baseline.
+    """Measure a checkpoint and record it as a baseline, with its fingerprint.
 
     Without --method, --window and --limit: everything that the entry already gates or
     records; for a new entry both methods on WikiText-2.
     """
     from .measure import Wanted
-    from .update import update_checkpoint
+    from .update import update_checkpoint, update_fingerprint
 
     wanted = Wanted.parse(method, window=window, limit=limit, corpora=corpus)
     options = _options(
         wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
         trust_remote_code,
     )  # fmt: skip
-    update_checkpoint(
-        model, wanted, options, folder=baselines, checkpoint=checkpoint, base=base
-    )
+    run = update_fingerprint if fingerprint else update_checkpoint
+    run(model, wanted, options, folder=baselines, checkpoint=checkpoint, base=base)
 
 
 @app.command()

@@ -6,10 +6,11 @@ import json
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
-from ..checkpoints import Loaded, measure_sparsity
+from ..checkpoints import Loaded, Sparsity, fingerprint, measure_sparsity
 from ..corpora import open_corpus
 from ..errors import UsageError
 from ..journal import discard
@@ -24,7 +25,7 @@ from ..options import Options, Target
 from ..protocols import PROTOCOLS, check_key, get_protocol
 from ..report import measurements_document, number, watch_lines, watch_live
 from ..report.progress import ScorerProgress
-from ..values import Key, Measurement
+from ..values import Fingerprint, Key, Measurement
 
 _LONGEST_DEFAULT_WINDOW = 4096
 
@@ -140,13 +141,23 @@ class Checkpoint:
         for journal in self._store.take_complete_journals():
             discard(journal)
 
-    def sparsity(self) -> float:
-        """Share of zeros in the linear weights of the decoder layers."""
+    def sparsity(self, pattern: tuple[int, int] | None = None) -> Sparsity:
+        """Zeros in the linear weights of the decoder layers."""
         return measure_sparsity(
             self.located,
-            model=lambda: self._store.loaded(self._name).model,
+            model=self._model,
             allow_pickle=self._options.allow_pickle,
-        ).fraction
+            pattern=pattern,
+        )
+
+    def fingerprint(self) -> Fingerprint:
+        """What its weights are."""
+        return fingerprint(
+            self.located, model=self._model, allow_pickle=self._options.allow_pickle
+        )
+
+    def _model(self) -> Any:
+        return self._store.loaded(self._name).model
 
 
 def measure_model(

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..baselines import baseline_paths, read_baseline
 from ..errors import UsageError
 from ..report import number
-from ..values import CheckpointEntry, Recorded, near_matches
+from ..values import CheckpointEntry, Recorded, RecordedFingerprint, near_matches
 
 
 def show_baselines(folder: Path, name: str | None) -> None:
@@ -43,6 +43,8 @@ def show_baselines(folder: Path, name: str | None) -> None:
 
 def _lines(name: str, entry: CheckpointEntry) -> list[str]:
     lines = [f"{name:<40} {'value':>12}  gate"]
+    if entry.fingerprint is not None:
+        lines.append(fingerprint_line(entry.fingerprint))
     for key, recorded in entry.recorded.items():
         lines.append(f"  {key} ({_source(recorded)})")
         gated = entry.gates.metrics.get(key, {})
@@ -55,6 +57,14 @@ def _lines(name: str, entry: CheckpointEntry) -> list[str]:
         if key not in entry.recorded:
             lines.append(f"  {key} (gated, not recorded yet)")
     return lines
+
+
+def fingerprint_line(recorded: RecordedFingerprint) -> str:
+    """What is recorded of the weights."""
+    zeros = f"{recorded.share * 100:.2f} % zeros, " if recorded.linear else ""
+    return (
+        f"  fingerprint ({recorded.tensors} tensors, {zeros}recorded {recorded.date})"
+    )
 
 
 def _published(recorded: Recorded, metric: str) -> str:

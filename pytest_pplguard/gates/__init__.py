@@ -2,6 +2,7 @@
 
 from .bounds import Bounds, bounds, published_bounds
 from .comparable import differences
+from .defaults import default_sparsity
 from .judge import (
     DEFAULT_MEASURED,
     DEFAULT_PUBLISHED,
@@ -18,6 +19,7 @@ __all__ = [
     "Bounds",
     "MetricGate",
     "bounds",
+    "default_sparsity",
     "differences",
     "judge_metric",
     "judge_relative",

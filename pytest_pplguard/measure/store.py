@@ -54,6 +54,7 @@ class Store:
         self._batch_size = batch_size
         self._journals = journals
         self._resident: tuple[str, Loaded] | None = None
+        self._from_files: set[str] = set()
         self._digest: str | None = None
         self._model_digest: str | None = None
         self._corpora: dict[str, Corpus] = {}
@@ -83,7 +84,13 @@ class Store:
             self._failed[name, None] = _untraced(error)
             raise
         self._resident = (name, loaded)
+        if loaded.from_files:
+            self._from_files.add(name)
         return loaded
+
+    def came_from_files(self, name: str) -> bool:
+        """Whether the checkpoint was loaded from its files, and not by a hook."""
+        return name in self._from_files
 
     def load(self, target: Target) -> Loaded:
         """Load any checkpoint; it does not become the resident one."""

@@ -157,8 +157,9 @@ class Controller:
         )
         self._notices |= dict.fromkeys(outbox.notices)
         for recording in outbox.recordings:
-            entry = (recording.file, recording.checkpoint, recording.measurement.key)
-            self._recordings[entry] = recording
+            measured = recording.measurement
+            key = "" if measured is None else measured.key
+            self._recordings[recording.file, recording.checkpoint, key] = recording
         self._journals += map(Path, outbox.journals)
 
     def _path(self, nodeid: str, verdict: Verdict) -> str:
@@ -226,9 +227,13 @@ class Controller:
         problems = len(self._problems)
         with self._collecting_problems():
             if self._recordings:
+                notices: list[str] = []
                 self._changes = record(
-                    list(self._recordings.values()), today=datetime.date.today()
+                    list(self._recordings.values()),
+                    today=datetime.date.today(),
+                    tell=notices.append,
                 )
+                self._notices |= dict.fromkeys(notices)
         for path in self._options.reports:
             with self._collecting_problems():
                 write_report(path, self.results())

@@ -9,13 +9,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from ..baselines import split_name
-from ..checkpoints import Loaded, measure_sparsity
-from ..errors import InvalidLossError, PplguardError, UsageError
+from ..checkpoints import Loaded, fingerprint, measure_sparsity
+from ..errors import CheckpointError, InvalidLossError, PplguardError, UsageError
 from ..gates import (
     MetricGate,
     judge_metric,
@@ -27,6 +27,7 @@ from ..options import Options, Target
 from ..protocols import PROTOCOLS, check_key, get_protocol
 from ..values import (
     CheckpointEntry,
+    Fingerprint,
     Key,
     Measurement,
     Outcome,
@@ -43,6 +44,9 @@ from .outbox import Outbox
 
 if TYPE_CHECKING:
     from ..measure import Store
+
+FromFiles = tuple[Target, Callable[[], Any]]
+"""A checkpoint that was measured as its files are, and what gives its model."""
 
 
 class Guard:
@@ -66,6 +70,7 @@ class Guard:
         self._make_store = make_store
         self._store: Store | None = None
         self._told: set[str] = set()
+        self._fingerprints: dict[Target, Fingerprint | CheckpointError] = {}
         # Tests may change the folder; places are told from where the run began.
         self._start = Path.cwd()
 
@@ -97,8 +102,14 @@ class Guard:
             recorded_in=self._recorded_in(name, entry, key),
             command=self._command(name, nodeid),
         )
+        measured = self.measured(name, key)
         return self._settle(
-            name, key, gate, self.measured(name, key), entry.recorded.get(str(key))
+            name,
+            key,
+            gate,
+            measured,
+            entry.recorded.get(str(key)),
+            from_files=self._files_of(name),
         )
 
     def judge_relative(self, name: str, gate: RelativeGate) -> Verdict:
@@ -223,10 +234,12 @@ class Guard:
             key = resolve_key(method, entry, name, request)
             if what is None or self._is_itself(name, what, tokenizer):
                 measured = self.measured(name, key)
+                from_files = self._files_of(name)
             else:
                 if loaded is None:
                     loaded = self._as_loaded(what, tokenizer, name)
                 measured = self._measured_now(loaded, key, name)
+                from_files = _files_of_loaded(name, what, loaded)
             gated = entry.gates.metrics.get(str(key), {})
             for metric in gated or PROTOCOLS[key.method].metrics[:1]:
                 tolerance = request.tolerance or gated.get(metric)
@@ -250,6 +263,7 @@ class Guard:
                         gate,
                         measured,
                         entry.recorded.get(str(key)),
+                        from_files=from_files,
                         window_asked=request.window,
                     )
                 )
@@ -336,6 +350,44 @@ class Guard:
         self._tell(*measured.notices)
         return measured
 
+    # -------------------------------------------------------------------- fingerprints
+
+    def fingerprint(self, name: str) -> Fingerprint:
+        """What the weights in the files of a checkpoint are, taken once.
+
+        Raises:
+            CheckpointError: they cannot be read; the same error every time.
+        """
+        return self._fingerprint(self.targets[name], lambda: self._own_model(name))
+
+    def _fingerprint(self, target: Target, model: Callable[[], Any]) -> Fingerprint:
+        from ..measure import locate_target
+
+        if target not in self._fingerprints:
+            try:
+                self._fingerprints[target] = fingerprint(
+                    locate_target(target, self.options),
+                    model=model,
+                    allow_pickle=self.options.allow_pickle,
+                )
+            except CheckpointError as error:
+                # Without its frames, which would keep the model in memory.
+                self._fingerprints[target] = CheckpointError(str(error))
+        taken = self._fingerprints[target]
+        if isinstance(taken, CheckpointError):
+            raise taken
+        return taken
+
+    def _own_model(self, name: str) -> Any:
+        self.reclaim()
+        return self.store.loaded(name).model
+
+    def _files_of(self, name: str) -> FromFiles | None:
+        """A checkpoint that was loaded from its files; None for what a hook brought."""
+        if not self.store.came_from_files(name):
+            return None
+        return self.targets[name], lambda: self._own_model(name)
+
     def reclaim(self) -> None:
         """Take a lent model back; tell the user if it came back changed."""
         changed = None if self._store is None else self._store.reclaim()
@@ -366,6 +418,7 @@ class Guard:
         measured: Measurement | InvalidLossError,
         recorded: Recorded | None,
         *,
+        from_files: FromFiles | None,
         window_asked: int | None = None,
     ) -> Verdict:
         """Judge one metric, or record it if that is what the run is for."""
@@ -387,7 +440,7 @@ class Guard:
             self.options.update == "new" and recorded is None
         )
         if recording:
-            return self._keep(self._record(name, gate, measured, recorded))
+            return self._keep(self._record(name, gate, measured, recorded, from_files))
         protocol = (
             self.files.protocol_of(name, key, recorded)
             if recorded is not None
@@ -410,6 +463,7 @@ class Guard:
         gate: MetricGate,
         measured: Measurement,
         recorded: Recorded | None,
+        from_files: FromFiles | None,
     ) -> Verdict:
         stem, _ = split_name(name)
         path = self.files.path(name)
@@ -418,6 +472,7 @@ class Guard:
             checkpoint=split_name(name)[1],
             measurement=measured,
             base=None if stem in self.files.paths else name,
+            fingerprint=self._fingerprint_to_record(name, from_files),
         )
         if recording not in self.outbox.recordings:
             self.outbox.recordings.append(recording)
@@ -436,6 +491,17 @@ class Guard:
             windows=measured.windows,
             seconds=measured.seconds,
         )
+
+    def _fingerprint_to_record(
+        self, name: str, from_files: FromFiles | None
+    ) -> Fingerprint | None:
+        if from_files is None:
+            return None
+        try:
+            return self._fingerprint(*from_files)
+        except CheckpointError as error:
+            self._tell(f"{name}: recorded without a fingerprint: {error}")
+            return None
 
     def _other_window(self, name: str, verdict: Verdict, key: Key) -> Verdict:
         """A window asked for in code differs from the recorded ones: say so."""
@@ -480,3 +546,10 @@ class Guard:
             spec = name if target.spec == recorded else f"{name}={target.spec}"
             words += ["--ppl-model", spec]
         return shlex.join([*words, *self.options.typed, "--ppl-update"])
+
+
+def _files_of_loaded(name: str, what: object, loaded: Loaded) -> FromFiles | None:
+    """The files of what a test gave; None for a model."""
+    if not isinstance(what, str | Path) or not loaded.from_files:
+        return None
+    return Target(name=name, spec=str(what)), lambda: loaded.model

@@ -23,17 +23,20 @@ from pytest_pplguard.baselines import (
     Change,
     read_baseline,
     read_evidence,
+    read_fingerprint,
     record,
     store,
 )
 from pytest_pplguard.errors import BaselineError, UsageError
 from pytest_pplguard.values import (
     BaselineFile,
+    Fingerprint,
     Measurement,
     Recorded,
     Recording,
     Source,
     SparsityGate,
+    TensorFacts,
     Tolerance,
     WindowScore,
 )
@@ -43,6 +46,8 @@ LATER = datetime.date(2027, 1, 2)
 DIGEST = "sha256:" + "1" * 64
 KEY = "wanda/wikitext2:4096"
 LM_EVAL = "lm-eval/wikitext+demo:256"
+HALF = SparsityGate(fraction=0.5, abs=0.001)
+UP = "model.layers.0.mlp.up_proj.weight"
 
 
 def measured(value: float = 5.5, key: str = KEY, **changes: Any) -> Measurement:
@@ -76,7 +81,15 @@ def checked(file: Path) -> BaselineFile:
             if recorded.evidence is not None:
                 evidence = read_evidence(file.parent, recorded, where=key)
                 assert evidence.metrics == recorded.metrics
+        if entry.fingerprint is not None:
+            read_fingerprint(file.parent, entry.fingerprint, where=entry.name)
     return baseline
+
+
+def printed(number: int = 0, **facts: Any) -> Fingerprint:
+    """A fingerprint of weights that ``number`` tells from others."""
+    tensor = TensorFacts("F32", (4, 4), f"{number:032x}", 8, "cd" * 16, 0.5, 1.5, 1.0)
+    return Fingerprint({UP: msgspec.structs.replace(tensor, **facts)}, linear=(UP,))
 
 
 def evidence_files(folder: Path) -> set[str]:
@@ -89,7 +102,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_new_file(file: Path) -> None:
-    changes = record([recording(file, path="out/m", sparsity=0.50000012)], today=TODAY)
+    changes = record([recording(file, path="out/m", sparsity=HALF)], today=TODAY)
     recorded = checked(file).checkpoints["dense"].recorded[KEY]
     assert file.read_text() == dedent(
         f"""\
@@ -166,9 +179,9 @@ def test_recording_the_same_again_changes_nothing(file: Path) -> None:
 def test_two_records_of_one_call_share_what_they_add(file: Path) -> None:
     changes = record(
         [
-            recording(file, sparsity=0.5),
-            recording(file, 8.0, LM_EVAL, sparsity=0.5),
-            recording(file, 6.0, sparsity=0.5),
+            recording(file, sparsity=HALF),
+            recording(file, 8.0, LM_EVAL, sparsity=HALF),
+            recording(file, 6.0, sparsity=HALF),
         ],
         today=TODAY,
     )
@@ -193,7 +206,7 @@ def test_default_gates_only_where_there_is_none(file: Path) -> None:
     words = measured(key=LM_EVAL, metrics=metrics)
     record(
         [
-            recording(file, sparsity=0.005),
+            recording(file, sparsity=None),
             Recording(str(file), "dense", words),
         ],
         today=TODAY,
@@ -207,10 +220,182 @@ def test_default_gates_only_where_there_is_none(file: Path) -> None:
             "byte_perplexity": Tolerance(rel=0.005),
         },
     }
-    record([recording(file, sparsity=1 / 3)], today=TODAY)
-    assert read_baseline(file).checkpoints["dense"].gates.sparsity == SparsityGate(
-        fraction=0.333333, abs=0.001
+    record([recording(file, sparsity=HALF)], today=TODAY)
+    third = SparsityGate(fraction=1 / 3)
+    record([recording(file, sparsity=third)], today=TODAY)
+    assert read_baseline(file).checkpoints["dense"].gates.sparsity == HALF
+
+
+@pytest.mark.parametrize(
+    ("gate", "written"),
+    [
+        (SparsityGate(0.5, 0.001), "{fraction: 0.5, abs: 0.001}"),
+        (
+            SparsityGate(0.5, 0.001, "2:4", "tensor"),
+            '{fraction: 0.5, abs: 0.001, pattern: "2:4", scope: tensor}',
+        ),
+        (SparsityGate(None, 0.001, scope="tensor"), "{abs: 0.001, scope: tensor}"),
+    ],
+)
+def test_sparsity_gates_as_they_are_written(
+    file: Path, gate: SparsityGate, written: str
+) -> None:
+    record([recording(file, sparsity=gate)], today=TODAY)
+    assert f"\n      sparsity: {written}\n" in file.read_text()
+    assert read_baseline(file).checkpoints["dense"].gates.sparsity == gate
+
+
+# ------------------------------------------------------------------------ fingerprints
+
+
+def test_a_fingerprint_stands_beside_what_was_measured(file: Path) -> None:
+    record([recording(file, fingerprint=printed())], today=TODAY)
+    entry = checked(file).checkpoints["dense"]
+    assert entry.fingerprint is not None
+    digest = printed().digest
+    assert entry.recorded[KEY].weights_digest == digest
+    fields = f"        corpus_digest: {DIGEST}\n        weights_digest: {digest}\n"
+    assert fields in file.read_text()
+    assert file.read_text().endswith(
+        f"""\
+      fingerprint:
+        digest: {digest}
+        tensors: 1
+        linear: 1
+        weights: 16
+        zeros: 8
+        evidence: {entry.fingerprint.evidence}
+        date: 2026-11-23
+"""
     )
+    assert evidence_files(file.parent) == {
+        entry.recorded[KEY].evidence,
+        entry.fingerprint.evidence,
+    }
+
+
+def test_the_same_weights_leave_the_fingerprint_alone(file: Path) -> None:
+    record([recording(file, fingerprint=printed())], today=TODAY)
+    before = file.read_bytes()
+    files = evidence_files(file.parent)
+    # Another machine rounds the sums in another way.
+    again = printed(sum=0.5000001, norm=1.4999, peak=1.0)
+    record([recording(file, fingerprint=again)], today=LATER)
+    assert file.read_bytes() == before
+    assert evidence_files(file.parent) == files
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        printed(dtype="BF16"),
+        msgspec.structs.replace(printed(), config={"rope_theta": 5e5}),
+        msgspec.structs.replace(printed(), tokenizer={"vocabulary": "1" * 32}),
+    ],
+    ids=["dtype", "config", "tokenizer"],
+)
+def test_what_else_changed_is_recorded_with_the_date_of_the_weights(
+    file: Path, changed: Fingerprint
+) -> None:
+    record([recording(file, fingerprint=printed())], today=TODAY)
+    before = file.read_text().splitlines()
+    files = evidence_files(file.parent)
+    record([recording(file, fingerprint=changed)], today=LATER)
+    fingerprint = checked(file).checkpoints["dense"].fingerprint
+    assert fingerprint is not None
+    assert read_fingerprint(file.parent, fingerprint, where="") == changed
+    after = file.read_text().splitlines()
+    moved = [line for line in after if line not in before]
+    assert moved == [f"        evidence: {fingerprint.evidence}"]
+    assert evidence_files(file.parent) - files == {fingerprint.evidence}
+    assert len(evidence_files(file.parent)) == 2
+
+
+def test_lost_evidence_of_the_same_weights_is_written_again(file: Path) -> None:
+    record([recording(file, fingerprint=printed())], today=TODAY)
+    before = file.read_bytes()
+    fingerprint = checked(file).checkpoints["dense"].fingerprint
+    assert fingerprint is not None
+    (file.parent / fingerprint.evidence).unlink()
+    record([recording(file, fingerprint=printed())], today=LATER)
+    assert checked(file).checkpoints["dense"].fingerprint == fingerprint
+    assert file.read_bytes() == before
+
+
+def test_other_weights_replace_it_and_name_the_keys_of_the_old_ones(
+    file: Path,
+) -> None:
+    said: list[str] = []
+    other = "wanda/demo:128"
+    record(
+        [
+            recording(file, fingerprint=printed(1)),
+            recording(file, 8.0, LM_EVAL, fingerprint=printed(1)),
+            recording(file, 9.0, other),  # on weights that nobody knows
+        ],
+        today=TODAY,
+        tell=said.append,
+    )
+    assert said == []
+    record([recording(file, fingerprint=printed(2))], today=LATER, tell=said.append)
+    assert said == [
+        "m/dense: other weights than those that are recorded now were measured for "
+        f"{LM_EVAL}: record these keys again too"
+    ]
+    entry = checked(file).checkpoints["dense"]
+    assert entry.fingerprint is not None
+    assert entry.fingerprint.digest == printed(2).digest
+    assert entry.fingerprint.date == "2027-01-02"
+    assert {key: at.weights_digest for key, at in entry.recorded.items()} == {
+        KEY: printed(2).digest,
+        LM_EVAL: printed(1).digest,
+        other: None,
+    }
+    assert len(evidence_files(file.parent)) == 4
+    del said[:]
+    record(
+        [recording(file, 8.0, LM_EVAL, fingerprint=printed(2))],
+        today=LATER,
+        tell=said.append,
+    )
+    assert said == []
+
+
+def test_only_the_fingerprint(file: Path) -> None:
+    record([recording(file)], today=TODAY)
+    before = file.read_text()
+    alone = Recording(str(file), "dense", fingerprint=printed())
+    assert record([alone], today=LATER) == []
+    assert file.read_text().startswith(before)
+    added = file.read_text().removeprefix(before)
+    assert added.startswith(f"      fingerprint:\n        digest: {printed().digest}\n")
+    assert checked(file).checkpoints["dense"].recorded[KEY].weights_digest is None
+    new = Recording(str(file), "new", path="out/new", fingerprint=printed(3))
+    record([new], today=LATER)
+    entry = checked(file).checkpoints["new"]
+    assert (entry.path, entry.recorded, entry.gates.metrics) == ("out/new", {}, {})
+    assert entry.fingerprint is not None
+
+
+def test_recording_without_a_fingerprint_keeps_the_one_that_is_there(
+    file: Path,
+) -> None:
+    record([recording(file, fingerprint=printed())], today=TODAY)
+    old = checked(file).checkpoints["dense"].fingerprint
+    record([recording(file, 5.75)], today=LATER)
+    entry = checked(file).checkpoints["dense"]
+    assert entry.fingerprint == old
+    assert entry.recorded[KEY].weights_digest is None
+
+
+def test_a_fingerprint_with_a_number_that_is_not_finite(file: Path) -> None:
+    broken = msgspec.structs.replace(printed(), config={"rope_theta": math.nan})
+    assert refusal([recording(file, fingerprint=broken)]) == (
+        "m/dense, fingerprint: config.rope_theta is nan: a number that is not finite "
+        "cannot be recorded; correct the checkpoint"
+    )
+    assert not file.exists()
+    assert evidence_files(file.parent) == set()
 
 
 PUBLISHED = f"""\
@@ -384,7 +569,7 @@ def test_a_file_that_is_wrong_stays_as_it_is(
 
 def test_a_record_that_could_not_be_read_back_is_not_written(file: Path) -> None:
     short = recording(file)
-    broken = msgspec.structs.replace(short.measurement, windows_digest="sha256:1")
+    broken = measured(windows_digest="sha256:1")
     message = refusal([msgspec.structs.replace(short, measurement=broken)])
     assert "windows_digest: 'sha256:1' is no digest" in message
     assert not file.exists()
@@ -481,13 +666,14 @@ def test_what_a_crash_left_is_no_obstacle(file: Path) -> None:
 WRITER = """
 import datetime, sys
 from pathlib import Path
-from tests.unit.test_baselines_store import recording
+from tests.unit.test_baselines_store import printed, recording
 from pytest_pplguard.baselines import record
 
 file, entry, first, last, key = sys.argv[1:]
 for number in range(int(first), int(last)):
     key_now = key.replace("NUMBER", str(number))
-    made = recording(Path(file), float(number), key_now, entry)
+    more = {"fingerprint": printed(int(number))}
+    made = recording(Path(file), float(number), key_now, entry, **more)
     record([made], today=datetime.date(2026, 11, 23))
     print(number, flush=True)
 """
@@ -523,11 +709,15 @@ def test_eight_processes_lose_nothing(file: Path) -> None:
         for n in range(8)
         for number in range(1, 11)
     }
-    assert len(evidence_files(file.parent)) == 80
+    last = {entry.fingerprint for entry in baseline.checkpoints.values()}
+    assert {fingerprint.digest for fingerprint in last if fingerprint} == {
+        printed(10).digest
+    }
+    assert len(evidence_files(file.parent)) == 80 + 8
 
 
 def test_a_killed_writer_leaves_the_old_or_the_new_file(file: Path) -> None:
-    record([recording(file, 1.0)], today=TODAY)
+    record([recording(file, 1.0, fingerprint=printed(1))], today=TODAY)
     moments = random.Random(7)
     last = 1
     for _ in range(15):
@@ -538,9 +728,13 @@ def test_a_killed_writer_leaves_the_old_or_the_new_file(file: Path) -> None:
         process.send_signal(signal.SIGKILL)
         output, _ = process.communicate(timeout=60)
         done = int(output.split()[-1]) if output.split() else last + 1
-        recorded = checked(file).checkpoints["dense"].recorded[KEY]
+        entry = checked(file).checkpoints["dense"]
+        recorded = entry.recorded[KEY]
         assert recorded.metrics["token_perplexity"] in (done, done + 1)
         last = int(recorded.metrics["token_perplexity"])
+        assert entry.fingerprint is not None
+        assert entry.fingerprint.digest == printed(last).digest
+        assert recorded.weights_digest == printed(last).digest
     record([recording(file, 0.5)], today=TODAY)
     assert checked(file).checkpoints["dense"].recorded[KEY].first == {
         "token_perplexity": 1.0,
