@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -10,10 +11,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
-from pytest_pplguard.baselines import baseline_paths, read_baseline, read_evidence
-from pytest_pplguard.values import Recorded, SparsityGate, Tolerance
+from pytest_pplguard.baselines import (
+    baseline_paths,
+    read_baseline,
+    read_evidence,
+    read_fingerprint,
+)
+from pytest_pplguard.values import (
+    Recorded,
+    RecordedFingerprint,
+    SparsityGate,
+    Tolerance,
+)
+
+from .test_checkpoints_fingerprint import digest_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "baselines"
@@ -22,6 +36,12 @@ RECORDED = {
     for path in baseline_paths(FOLDER)
     for checkpoint in read_baseline(path).checkpoints.values()
     for key, entry in checkpoint.recorded.items()
+}
+FINGERPRINTS = {
+    f"{path.stem}/{checkpoint.name}": checkpoint.fingerprint
+    for path in baseline_paths(FOLDER)
+    for checkpoint in read_baseline(path).checkpoints.values()
+    if checkpoint.fingerprint is not None
 }
 MEASURED = [
     pytest.param(entry, id=name)
@@ -47,6 +67,53 @@ def test_values_follow_from_their_evidence(recorded: Recorded) -> None:
     assert recorded.metrics == pytest.approx(expected, rel=1e-12)
 
 
+def test_every_measured_checkpoint_has_a_fingerprint() -> None:
+    assert list(FINGERPRINTS) == [
+        "demo/dense",
+        "demo/wanda-50",
+        "smollm2-135m/dense",
+        "smollm2-135m/magnitude-50",
+        "smollm2-135m/wanda-50",
+        "smollm2-135m/wanda-2of4",
+    ]
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_fingerprints_are_those_of_their_evidence(name: str) -> None:
+    fingerprint = read_fingerprint(FOLDER, FINGERPRINTS[name], where=name)
+    text = (FOLDER / FINGERPRINTS[name].evidence).read_text(encoding="utf-8")
+    assert json.loads(text)["checkpoint"] == name
+    assert all(facts.bad == 0 for facts in fingerprint.tensors.values())
+
+
+@pytest.mark.parametrize("name", ["demo/dense", "demo/wanda-50"])
+def test_the_demos_fingerprints_are_those_of_the_shipped_weights(name: str) -> None:
+    """Read by hand: a header's length, the header, then float16 numbers."""
+    data = (ROOT / "pytest_pplguard" / name / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    recorded: RecordedFingerprint = FINGERPRINTS[name]
+    facts = read_fingerprint(FOLDER, recorded, where=name).tensors
+    assert set(facts) == set(header) - {"__metadata__"}
+    lines, zeros, weights = [], 0, 0
+    for tensor in sorted(facts):
+        first, last = header[tensor]["data_offsets"]
+        values = numpy.frombuffer(data[start + first : start + last], "<f2")
+        digest = digest_of(values.astype("<f4"))
+        mask = hashlib.sha256(numpy.packbits(values != 0).tobytes()).hexdigest()[:32]
+        assert facts[tensor].dtype == header[tensor]["dtype"] == "F16"
+        assert list(facts[tensor].shape) == header[tensor]["shape"]
+        assert (facts[tensor].values, facts[tensor].mask) == (digest, mask)
+        assert facts[tensor].sum == pytest.approx(values.sum(dtype="f8"), abs=1e-3)
+        lines.append(f"{tensor} {header[tensor]['shape']} {digest}\n")
+        if "_proj." in tensor:
+            weights += values.size
+            zeros += int((values == 0).sum())
+    sha = hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert recorded.digest == f"sha256:{sha}"
+    assert (recorded.zeros, recorded.weights) == (zeros, weights)
+
+
 @pytest.mark.parametrize("path", baseline_paths(FOLDER), ids=lambda path: path.stem)
 def test_no_file_names_a_machine(path: Path) -> None:
     for checkpoint in read_baseline(path).checkpoints.values():
@@ -55,6 +122,7 @@ def test_no_file_names_a_machine(path: Path) -> None:
 
 def test_every_evidence_file_belongs_to_an_entry() -> None:
     named = {entry.evidence for entry in RECORDED.values()} - {None}
+    named |= {fingerprint.evidence for fingerprint in FINGERPRINTS.values()}
     on_disk = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.json")}
     assert on_disk == named
 
