@@ -166,7 +166,7 @@ def update(
         ),
     ] = False,
 ) -> None:
-    """Measure a checkpoint and record it as a baseline, with its fingerprint.
+    """Measure a checkpoint and record it as a baseline.
 
     Without --method, --window and --limit: everything that the entry already gates or
     records; for a new entry both methods on WikiText-2.

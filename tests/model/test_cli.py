@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pytest_pplguard.baselines import read_baseline
+from pytest_pplguard.values import SparsityGate
 from tests.model.originals import wanda_perplexity, wanda_window_losses
 from tests.model.tiny import save_tiny
 
@@ -138,6 +139,12 @@ def test_the_life_of_a_baseline(tmp_path: Path, text: Path) -> None:
         "lm-eval/wikitext+mine:32:first1",
     ]
     assert entry.gates.sparsity is None
+    assert entry.fingerprint is not None
+    digest = entry.fingerprint.digest
+    assert {at.weights_digest for at in entry.recorded.values()} == {digest}
+    assert first.stdout.splitlines()[-3] == (
+        f"fingerprint (21 tensors, 0.00 % zeros, recorded {entry.fingerprint.date})"
+    )
     assert run_pytest(command, tmp_path).returncode == 0
     red = run_pytest(command.replace("=out/one", "=out/two"), tmp_path)
     assert red.returncode == 1
@@ -158,6 +165,8 @@ def test_the_life_of_a_baseline(tmp_path: Path, text: Path) -> None:
     )
     entry = read_baseline(file).checkpoints["two"]
     assert list(entry.recorded) == ["wanda/mine:32:first1"]
+    assert entry.fingerprint is not None
+    assert entry.fingerprint.digest != digest
     assert run_pytest(f"{command} --ppl-model tiny/two", tmp_path).returncode == 0
 
 
@@ -222,6 +231,8 @@ def test_a_published_value_becomes_a_measured_one(tmp_path: Path, text: Path) ->
     assert value == pytest.approx(measured, rel=1e-6)
     assert pplguard("show", "tiny/d", cwd=tmp_path).stdout == (
         "tiny/d                                          value  gate\n"
+        "  fingerprint (21 tensors, 0.00 % zeros, recorded "
+        f"{recorded.first['date']})\n"
         f"  wanda/mine:32:first2 (2 windows, first recorded {recorded.first['date']})\n"
         f"    token_perplexity                     {value:>12.6g}  gated\n"
         f"      published                          {float(printed):>12.6g}"
@@ -255,8 +266,83 @@ def test_a_pruned_checkpoint_gets_a_sparsity_gate(tmp_path: Path, text: Path) ->
     )  # fmt: skip
     assert "added the default gate sparsity" in done.stdout.splitlines()
     gates = read_baseline(tmp_path / "baselines" / "x.yaml").checkpoints["w"].gates
-    assert gates.sparsity is not None
-    assert gates.sparsity.fraction == 0.5
+    assert gates.sparsity == SparsityGate(0.5, 0.001, scope="tensor")
+
+
+def test_the_sparsity_gate_is_the_strictest_that_holds(tmp_path: Path) -> None:
+    """2:4 in every group; then a share of its own for every tensor."""
+    file = save_tiny(tmp_path / "m") / "model.safetensors"
+    weights = load_file(file)
+    linear = [name for name in weights if re.search(r"layers\..*_proj", name)]
+    for name in linear:
+        weights[name].view(-1, 4)[:, ::2] = 0
+    save_file(weights, file, metadata={"format": "pt"})
+    assert _default_sparsity(tmp_path, "pattern") == SparsityGate(
+        0.5, 0.001, "2:4", "tensor"
+    )
+    for index, name in enumerate(linear):
+        weights[name].view(-1, 4)[: 4 * index, 1] = 0
+    save_file(weights, file, metadata={"format": "pt"})
+    gate = _default_sparsity(tmp_path, "uneven")
+    assert gate == SparsityGate(None, 0.001, gate.pattern if gate else "", "tensor")
+
+
+def _default_sparsity(folder: Path, name: str) -> SparsityGate | None:
+    (folder / "mine.txt").write_text("The ship sailed at noon. " * 120)
+    done = pplguard(
+        "update", "m", "--checkpoint", f"x/{name}", "--base", "me/x", "--corpus",
+        "mine=mine.txt", "--method", "wanda", "--window", "32", "--limit", "1",
+        cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return (
+        read_baseline(folder / "baselines" / "x.yaml").checkpoints[name].gates.sparsity
+    )
+
+
+def test_only_the_fingerprint_of_a_re_saved_checkpoint(
+    tmp_path: Path, text: Path
+) -> None:
+    """Another dtype holds the same weights; other weights name the keys of the old."""
+    file = save_tiny(tmp_path / "m", dtype="bfloat16") / "model.safetensors"
+    update = ("update", "m", "--checkpoint", "x/m")
+    first = pplguard(
+        *update, "--base", "me/x", "--corpus", "mine=mine.txt", "--method", "wanda",
+        "--window", "32", "--limit", "1", cwd=tmp_path,
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    path = tmp_path / "baselines" / "x.yaml"
+    before = path.read_bytes()
+    evidence = set(path.parent.rglob("*.json"))
+    same = pplguard(*update, "--fingerprint", cwd=tmp_path)
+    assert same.returncode == 0, same.stderr
+    assert path.read_bytes() == before
+    assert set(path.parent.rglob("*.json")) == evidence
+
+    old = read_baseline(path).checkpoints["m"].fingerprint
+    weights = {name: weight.float() for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    assert pplguard(*update, "--fingerprint", cwd=tmp_path).stderr == ""
+    new = read_baseline(path).checkpoints["m"].fingerprint
+    assert old is not None
+    assert new is not None
+    assert (new.digest, new.date) == (old.digest, old.date)
+
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, file, metadata={"format": "pt"})
+    other = pplguard(*update, "--fingerprint", cwd=tmp_path)
+    assert other.stderr == (
+        "pplguard: x/m: other weights than those that are recorded now were measured "
+        "for wanda/mine:32:first1: record these keys again too\n"
+    )
+    entry = read_baseline(path).checkpoints["m"]
+    assert entry.fingerprint is not None
+    assert other.stdout == (
+        f"fingerprint (21 tensors, 0.00 % zeros, recorded {entry.fingerprint.date})\n"
+        "recorded in baselines/x.yaml; review it\n"
+    )
+    assert entry.fingerprint.digest != old.digest
+    assert entry.recorded["wanda/mine:32:first1"].weights_digest == old.digest
 
 
 def test_update_leaves_keys_of_later_versions_alone(tmp_path: Path, text: Path) -> None:
@@ -307,8 +393,11 @@ def test_show_lists_what_is_recorded() -> None:
         for metric, value in recorded.metrics.items()
     }
     date = entry.recorded["wanda/demo:256"].first["date"]
+    assert entry.fingerprint is not None
     assert done.stdout == (
         f"demo/dense                                      value  gate\n"
+        "  fingerprint (38 tensors, 0.00 % zeros, recorded "
+        f"{entry.fingerprint.date})\n"
         f"  wanda/demo:256 (64 windows, first recorded {date})\n"
         f"    token_perplexity                     "
         f"{values['token_perplexity']:>12.6g}  gated\n"
@@ -348,6 +437,22 @@ def test_show_lists_what_is_recorded() -> None:
             2,
             "baselines/x.yaml does not exist; for a new file say what the base model "
             "is: --checkpoint x/y --base MODEL",
+        ),
+        (
+            [
+                "update",
+                "demo/dense",
+                "--checkpoint",
+                "x/y",
+                "--base",
+                "me/x",
+                "--fingerprint",
+                "--window",
+                "32",
+            ],
+            2,
+            "--fingerprint measures nothing: leave out --method, --window, --limit "
+            "and --corpus",
         ),
         (
             ["show"],
@@ -409,4 +514,5 @@ def options_of(help_text: str) -> set[str]:
 def test_update_takes_what_measure_takes(tmp_path: Path) -> None:
     shared = options_of(pplguard("measure", "--help", cwd=tmp_path).stdout) - {"--json"}
     update: Any = options_of(pplguard("update", "--help", cwd=tmp_path).stdout)
-    assert update - shared == {"--checkpoint", "--base", "--baselines"}
+    own = {"--checkpoint", "--base", "--baselines", "--fingerprint"}
+    assert update - shared == own

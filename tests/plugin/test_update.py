@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_pplguard.baselines import read_baseline
+from pytest_pplguard.baselines import read_baseline, read_fingerprint
+from pytest_pplguard.checkpoints import fingerprint, locate
+from pytest_pplguard.errors import CheckpointError
+from pytest_pplguard.session import guard
+from tests.model.tiny import save_tiny
 
 from .project import LM_EVAL, WANDA, Project, section
 
@@ -28,6 +32,16 @@ def values(path: Path, name: str = "w50") -> dict[str, float]:
     }
 
 
+def digests(path: Path, name: str = "w50") -> dict[str, str | None]:
+    """The weights that each key was measured on, and those of the fingerprint."""
+    entry = read_baseline(path).checkpoints[name]
+    fingerprint = entry.fingerprint
+    return {
+        **{key: recorded.weights_digest for key, recorded in entry.recorded.items()},
+        "fingerprint": fingerprint.digest if fingerprint is not None else None,
+    }
+
+
 def test_what_ran_is_recorded_and_the_next_run_is_green(
     project: Project, plugin_args: tuple[str, ...]
 ) -> None:
@@ -37,6 +51,7 @@ def test_what_ran_is_recorded_and_the_next_run_is_green(
     result.assert_outcomes(passed=3)
     assert values(path)[WANDA] == 8
     assert set(values(path)) == {WANDA, LM_EVAL}
+    assert digests(path) == {WANDA: None, LM_EVAL: None, "fingerprint": None}
     assert "# kept" in path.read_text()
     text = section(result)
     assert "  token_perplexity  -  8  -  recorded\n" in text
@@ -167,3 +182,86 @@ def test_marked_tests_record_too(project: Project) -> None:
     result = project.run("test_it.py", *project.give(w50="ppl:8"), "--ppl-update")
     result.assert_outcomes(passed=2)
     assert values(path) == {"wanda/tiny:32": 8, WANDA: 9}
+
+
+def test_a_checkpoint_in_files_is_recorded_with_its_fingerprint(
+    project: Project, plugin_args: tuple[str, ...]
+) -> None:
+    folder = save_tiny(project.path / "out")
+    path = project.baseline(KEYS)
+    given = project.give(w50="out")
+    result = project.run(*given, "--ppl-update", *plugin_args)
+    result.assert_outcomes(passed=3)
+    expected = fingerprint(locate(str(folder)))
+    everything = {WANDA, LM_EVAL, "fingerprint"}
+    assert digests(path) == dict.fromkeys(everything, expected.digest)
+    recorded = read_baseline(path).checkpoints["w50"].fingerprint
+    assert recorded is not None
+    assert read_fingerprint(path.parent, recorded, where="") == expected
+    before = path.read_bytes()
+    project.run(*given, "--ppl-update", *plugin_args).assert_outcomes(passed=3)
+    assert path.read_bytes() == before
+    assert len(list(path.parent.rglob("fingerprint-*.json"))) == 1
+
+
+def test_keys_of_other_weights_are_named(project: Project) -> None:
+    save_tiny(project.path / "one", seed=1)
+    save_tiny(project.path / "two", seed=2)
+    path = project.baseline(KEYS)
+    project.run(*project.give(w50="one"), "--ppl-update").assert_outcomes(passed=3)
+    old = digests(path)[LM_EVAL]
+    result = project.run(*project.give(w50="two"), "--ppl-update", "-k", "wanda")
+    result.assert_outcomes(passed=1, deselected=2)
+    new = fingerprint(locate(str(project.path / "two"))).digest
+    assert digests(path) == {WANDA: new, LM_EVAL: old, "fingerprint": new}
+    assert section(result).splitlines()[-1] == (
+        "note: llama/w50: other weights than those that are recorded now were measured "
+        f"for {LM_EVAL}: record these keys again too"
+    )
+
+
+def test_what_a_test_brings(project: Project) -> None:
+    """A path has weights in files; a model may be anything."""
+    save_tiny(project.path / "given", seed=1)
+    save_tiny(project.path / "brought", seed=2)
+    path = project.baseline(KEYS)
+    project.test(
+        """
+        from tests.plugin.stub import make
+
+        @pytest.mark.ppl("wanda", window=32)
+        def test_path():
+            return "brought"
+
+        @pytest.mark.ppl("wanda", window=24)
+        def test_model():
+            return make("ppl:9")
+        """
+    )
+    given = project.give(w50="given")
+    project.run("test_it.py", *given, "--ppl-update").assert_outcomes(passed=2)
+    digest = fingerprint(locate(str(project.path / "brought"))).digest
+    assert digests(path) == {
+        "wanda/tiny:32": digest,
+        "wanda/tiny:24": None,
+        "fingerprint": digest,
+    }
+
+
+def test_a_fingerprint_that_cannot_be_taken_is_a_notice(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise CheckpointError("out/model.safetensors cannot be read")
+
+    monkeypatch.setattr(guard, "fingerprint", refuse)
+    save_tiny(project.path / "out")
+    path = project.baseline(KEYS)
+    result = project.run(*project.give(w50="out"), "--ppl-update")
+    result.assert_outcomes(passed=3)
+    assert digests(path) == {WANDA: None, LM_EVAL: None, "fingerprint": None}
+    notes = [line for line in section(result).splitlines() if "fingerprint" in line]
+    assert notes == [
+        "note: llama/w50: recorded without a fingerprint: out/model.safetensors cannot "
+        "be read"
+    ]
