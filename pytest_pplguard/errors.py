@@ -41,4 +41,17 @@ class MeasurementError(PplguardError):
 
 
 class InvalidLossError(MeasurementError):
-    """A window's loss is NaN, infinite or empty: the number would mean nothing."""
+    """A window's loss is NaN, infinite or empty: the number would mean nothing.
+
+    ``window`` is its index, None where the losses are finite and their sum says too
+    much.
+    """
+
+    window: int | None = None
+
+    @classmethod
+    def at(cls, window: int, message: str) -> InvalidLossError:
+        """The error of one window."""
+        error = cls(message)
+        error.window = window
+        return error

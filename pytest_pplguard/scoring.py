@@ -92,7 +92,9 @@ class Scorer:
         """
         for index, window in enumerate(windows):
             if not window.targets:
-                raise InvalidLossError(f"{_place(index, windows)} scores no token")
+                raise InvalidLossError.at(
+                    index, f"{_place(index, windows)} scores no token"
+                )
         scores = {} if kept is None else dict(kept.finished)
         tell = _Tally(len(windows), self._progress)
         tell(scores)
@@ -237,7 +239,9 @@ class _Tally:
 
 def _window_score(nll_sum: float, index: int, windows: Sequence[Window]) -> WindowScore:
     if not math.isfinite(nll_sum):
-        raise InvalidLossError(f"the loss of {_place(index, windows)} is {nll_sum}")
+        raise InvalidLossError.at(
+            index, f"the loss of {_place(index, windows)} is {nll_sum}"
+        )
     window = windows[index]
     return WindowScore(nll_sum, len(window.targets), window.page)
 

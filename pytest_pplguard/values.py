@@ -149,6 +149,19 @@ class WindowScore(Struct, frozen=True, gc=False):
     page: int | None = None
 
 
+class WindowPlace(Struct, frozen=True):
+    """Where one of ``windows`` windows is in the text, for people.
+
+    ``page`` (from 0) is where it begins, None where that is not known; ``title`` is
+    that page's first line. ``words`` are the first ones of the window.
+    """
+
+    windows: int
+    page: int | None = None
+    title: str = ""
+    words: str = ""
+
+
 class Measurement(Struct, frozen=True):
     """One checkpoint measured by one key: values, and everything they rest on.
 
@@ -413,7 +426,8 @@ class Verdict(Struct, frozen=True):
     and ``reference`` where, also where the baseline is the published value itself.
     ``file`` and ``line`` (from 1) are where the gate stands: in a baseline file, or a
     test; ``path`` is the checkpoint that a gate of a baseline file measured, as it was
-    given. The controller fills these in.
+    given. The controller fills these in. ``explanation`` says, a fact a line, where a
+    change is and what it is.
     """
 
     checkpoint: str
@@ -439,6 +453,7 @@ class Verdict(Struct, frozen=True):
     file: str = ""
     line: int | None = None
     path: str = ""
+    explanation: tuple[str, ...] = ()
 
 
 class Remark(Struct, frozen=True):

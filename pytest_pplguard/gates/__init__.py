@@ -12,12 +12,15 @@ from .judge import (
     judge_sparsity,
     not_built,
 )
+from .paired import Paired, WindowChange, paired
 
 __all__ = [
     "DEFAULT_MEASURED",
     "DEFAULT_PUBLISHED",
     "Bounds",
     "MetricGate",
+    "Paired",
+    "WindowChange",
     "bounds",
     "default_sparsity",
     "differences",
@@ -25,5 +28,6 @@ __all__ = [
     "judge_relative",
     "judge_sparsity",
     "not_built",
+    "paired",
     "published_bounds",
 ]

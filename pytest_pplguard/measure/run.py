@@ -129,7 +129,7 @@ class _Run:
     def lm_eval(self, corpus: Corpus) -> tuple[dict[str, float], dict[str, int]]:
         from ..lm_eval_bridge import evaluate_wikitext
 
-        result = evaluate_wikitext(_first(corpus, self._key), self._loglikelihoods)
+        result = evaluate_wikitext(first_pages(corpus, self._key), self._loglikelihoods)
         return result.metrics, result.units
 
     def _loglikelihoods(self, texts: list[str]) -> list[float]:
@@ -158,7 +158,12 @@ class _Run:
         self.notices += self._scorer.notices
 
 
-def _first(corpus: Corpus, key: Key) -> tuple[str, ...]:
+def first_pages(corpus: Corpus, key: Key) -> tuple[str, ...]:
+    """The pages that a method reads which works page by page.
+
+    Raises:
+        CorpusError: there are fewer than the key asks for.
+    """
     if key.first is None:
         return corpus.pages
     if key.first > len(corpus.pages):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from ..corpora import Corpus
 from ..errors import PplguardError
 from ..journal import Identity, Journal, Journals
 from ..options import Target
-from ..protocols import check_key, get_protocol
+from ..protocols import Tokenizer, check_key, get_protocol
 from ..scoring import Progress
-from ..values import Key, Measurement, Scalar, Window
+from ..values import Key, Measurement, Scalar, Window, WindowPlace
+from .places import window_places
 from .run import OpenJournal, measure_loaded
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
@@ -210,6 +211,22 @@ class Store:
                 raise
         return self._corpora[name]
 
+    def places(
+        self,
+        indices: Iterable[int],
+        tokenizer: Tokenizer,
+        key: Key,
+        *,
+        digest: str | None = None,
+    ) -> dict[int, WindowPlace]:
+        """Where some windows of a measurement by ``key`` are in the text.
+
+        Raises:
+            PplguardError: the text cannot be cut as it was.
+        """
+        corpus = self.corpus(get_protocol(key.method).corpus(key))
+        return window_places(indices, tokenizer, corpus, key, digest=digest)
+
     def evict(self) -> None:
         """Give the resident checkpoint's memory back."""
         if self._resident is None:
@@ -224,4 +241,6 @@ class Store:
 
 def _untraced(error: PplguardError) -> PplguardError:
     """The error without its frames, which would keep the model in memory."""
-    return type(error)(str(error))
+    untraced = type(error)(str(error))
+    vars(untraced).update(vars(error))
+    return untraced

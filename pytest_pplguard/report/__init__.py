@@ -7,6 +7,7 @@ from .json import measurements_document, plain, results_document
 from .markdown import markdown_blocks
 from .progress import watch_lines, watch_live
 from .text import brief, change_text, changes_table, failure_text, number, summary_lines
+from .where import place_line, where_lines
 
 __all__ = [
     "annotation_commands",
@@ -20,10 +21,12 @@ __all__ = [
     "markdown_blocks",
     "measurements_document",
     "number",
+    "place_line",
     "plain",
     "results_document",
     "summary_lines",
     "watch_lines",
     "watch_live",
+    "where_lines",
     "write_report",
 ]

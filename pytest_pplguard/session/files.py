@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..baselines import (
+    Evidence,
     baseline_paths,
     looks_like_baseline,
     read_baseline,
@@ -19,7 +20,6 @@ from ..values import (
     CheckpointEntry,
     Key,
     Recorded,
-    Scalar,
     near_matches,
 )
 
@@ -112,10 +112,8 @@ class BaselineFiles:
         stem, _ = split_name(name)
         return self.paths.get(stem, self.folder / f"{stem}.yaml")
 
-    def protocol_of(
-        self, name: str, key: Key, recorded: Recorded
-    ) -> dict[str, Scalar] | None:
-        """What the evidence says of how a baseline was measured; None if published.
+    def evidence_of(self, name: str, key: Key, recorded: Recorded) -> Evidence | None:
+        """What a baseline's values rest on; None if published.
 
         The recorded values must follow from the evidence: a value that was changed by
         hand is no measurement.
@@ -137,7 +135,7 @@ class BaselineFiles:
                     "value is never edited by hand: restore it, change the gate, or "
                     "record anew with --ppl-update"
                 )
-        return evidence.protocol
+        return evidence
 
 
 def shown_path(path: Path, start: Path) -> str:

@@ -24,7 +24,7 @@ from ..gates import (
     not_built,
 )
 from ..options import Options, Target
-from ..protocols import PROTOCOLS, check_key, get_protocol
+from ..protocols import PROTOCOLS, Tokenizer, check_key, get_protocol
 from ..values import (
     CheckpointEntry,
     Fingerprint,
@@ -39,6 +39,7 @@ from ..values import (
     Verdict,
 )
 from .files import BaselineFiles, shown_path
+from .localising import Localiser
 from .marker import Request, resolve_key
 from .outbox import Outbox
 
@@ -69,6 +70,7 @@ class Guard:
         self.outbox = Outbox()
         self._make_store = make_store
         self._store: Store | None = None
+        self._localiser = Localiser(lambda: self.store)
         self._told: set[str] = set()
         self._fingerprints: dict[Target, Fingerprint | CheckpointError] = {}
         # Tests may change the folder; places are told from where the run began.
@@ -110,6 +112,7 @@ class Guard:
             measured,
             entry.recorded.get(str(key)),
             from_files=self._files_of(name),
+            tokenizer=self._tokenizer(name),
         )
 
     def judge_relative(self, name: str, gate: RelativeGate) -> Verdict:
@@ -232,14 +235,17 @@ class Guard:
         loaded: Loaded | None = None
         for method in request.methods:
             key = resolve_key(method, entry, name, request)
+            tokenizer_used: Tokenizer | None
             if what is None or self._is_itself(name, what, tokenizer):
                 measured = self.measured(name, key)
                 from_files = self._files_of(name)
+                tokenizer_used = self._tokenizer(name)
             else:
                 if loaded is None:
                     loaded = self._as_loaded(what, tokenizer, name)
                 measured = self._measured_now(loaded, key, name)
                 from_files = _files_of_loaded(name, what, loaded)
+                tokenizer_used = loaded.tokenizer
             gated = entry.gates.metrics.get(str(key), {})
             for metric in gated or PROTOCOLS[key.method].metrics[:1]:
                 tolerance = request.tolerance or gated.get(metric)
@@ -264,6 +270,7 @@ class Guard:
                         measured,
                         entry.recorded.get(str(key)),
                         from_files=from_files,
+                        tokenizer=tokenizer_used,
                         window_asked=request.window,
                     )
                 )
@@ -388,6 +395,10 @@ class Guard:
             return None
         return self.targets[name], lambda: self._own_model(name)
 
+    def _tokenizer(self, name: str) -> Tokenizer | None:
+        """The checkpoint's tokenizer, if that needs no loading."""
+        return self.store.loaded(name).tokenizer if self.resident == name else None
+
     def reclaim(self) -> None:
         """Take a lent model back; tell the user if it came back changed."""
         changed = None if self._store is None else self._store.reclaim()
@@ -419,6 +430,7 @@ class Guard:
         recorded: Recorded | None,
         *,
         from_files: FromFiles | None,
+        tokenizer: Tokenizer | None,
         window_asked: int | None = None,
     ) -> Verdict:
         """Judge one metric, or record it if that is what the run is for."""
@@ -432,6 +444,7 @@ class Guard:
                     passed=False,
                     recorded_in=gate.recorded_in,
                     reasons=(str(measured),),
+                    explanation=self._localiser.of_window(measured, key, tokenizer),
                 )
             )
         # A metric that its baseline lacks is not new: recording the key again would
@@ -441,8 +454,8 @@ class Guard:
         )
         if recording:
             return self._keep(self._record(name, gate, measured, recorded, from_files))
-        protocol = (
-            self.files.protocol_of(name, key, recorded)
+        evidence = (
+            self.files.evidence_of(name, key, recorded)
             if recorded is not None
             else None
         )
@@ -450,11 +463,17 @@ class Guard:
             gate,
             measured,
             recorded,
-            recorded_protocol=protocol,
+            recorded_protocol=None if evidence is None else evidence.protocol,
             published=self.options.published,
         )
         if verdict.outcome is Outcome.MISSING and window_asked is not None:
             verdict = self._other_window(name, verdict, key)
+        moved = verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED)
+        if moved and not verdict.passed and evidence is not None:
+            lines = self._localiser.of_change(
+                measured, evidence.windows, key, tokenizer
+            )
+            verdict = replace(verdict, explanation=lines)
         return self._keep(verdict)
 
     def _record(

@@ -406,6 +406,9 @@ llama/w50 wanda/tiny:16: token_perplexity regressed by 12.50 %
   measured     9
   allowed      7.9602 .. 8.04 (rel 0.005, baselines/llama.yaml:7)
   recorded in  baselines/llama.yaml:9
+  where        the whole text moved: 11 of 11 windows are worse, by 0.12 +- 0 nats a \
+token
+  where        window 1 of 11 moved most: +0.12 nats a token, at "?"
   to accept    {command}
 ================================== perplexity ==================================
 llama/broken                   baseline   measured     change  outcome

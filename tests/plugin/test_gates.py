@@ -70,12 +70,15 @@ def test_regressed(project: Project, local_args: tuple[str, ...]) -> None:
     result = project.run(*project.give(w50="ppl:9"), *local_args)
     result.assert_outcomes(failed=1)
     assert result.ret == 1
-    assert failure(result, TITLE).splitlines()[-6:] == [
+    assert failure(result, TITLE).splitlines()[-8:] == [
         "llama/w50 wanda/tiny:16: token_perplexity regressed by 12.50 %",
         "  baseline     8 (measured)",
         "  measured     9",
         "  allowed      7.9602 .. 8.04 (rel 0.005, baselines/llama.yaml:7)",
         "  recorded in  baselines/llama.yaml:9",
+        "  where        the whole text moved: 11 of 11 windows are worse, by 0.12 +- 0 "
+        "nats a token",
+        '  where        window 1 of 11 moved most: +0.12 nats a token, at "?"',
         f"  to accept    pytest {ITEM} --ppl-model llama/w50=ppl:9 --ppl-update",
     ]
     assert section(result) == (
@@ -98,6 +101,9 @@ def test_improved_fails_where_it_should_stay_within(project: Project) -> None:
         "  measured     6\n"
         "  allowed      7.9602 .. 8.04 (rel 0.005, baselines/llama.yaml:7)\n"
         "  recorded in  baselines/llama.yaml:9\n"
+        "  where        the whole text moved: 11 of 11 windows are better, by 0.29 +- "
+        "0 nats a token\n"
+        '  where        window 1 of 11 moved most: -0.29 nats a token, at "?"\n'
         "  look for     a lost mask, another model or text; if it really is better: "
         "accept, or gate with direction: no-worse\n"
         f"  to accept    pytest {ITEM} --ppl-model llama/w50=ppl:6 --ppl-update\n"
@@ -236,6 +242,9 @@ def test_a_published_value_stays_beside_the_measured_one(project: Project) -> No
         "  first        7.3 (+9.59 % since)\n"
         "  published    7.26 (Wanda, table 3; +10.19 % here)\n"
         "  recorded in  baselines/llama.yaml:9\n"
+        "  where        the whole text moved: 11 of 11 windows are worse, by 0.078 +- "
+        "0 nats a token\n"
+        '  where        window 1 of 11 moved most: +0.078 nats a token, at "?"\n'
         f"  to accept    pytest {ITEM} --ppl-model llama/w50=ppl:8 --ppl-update\n"
     )
 
@@ -398,6 +407,7 @@ def test_nan_is_invalid_and_fails_instead_of_an_error(project: Project) -> None:
     assert failure(result, TITLE) == (
         "llama/w50 wanda/tiny:16: token_perplexity is invalid\n"
         "  recorded in  baselines/llama.yaml:9\n"
+        '  where        window 3 of 11, at "...?"\n'
         "  because      the loss of window 3 of 11 is nan\n"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 
 import pytest
@@ -61,10 +62,44 @@ def test_what_is_returned_is_judged(
     assert "llama/w50 wanda/tiny:16: token_perplexity regressed by 12.50 %\n" in text
     assert "  allowed      7.9602 .. 8.04 (rel 0.005, baselines/llama.yaml:7)\n" in text
     assert (
+        '  where        window 1 of 11 moved most: +0.12 nats a token, at "?"\n' in text
+    )
+    assert (
         "to accept    pytest test_it.py::test_it --ppl-model llama/w50=ppl:8 "
         "--ppl-update\n" in text
     )
     assert "Traceback" not in text
+
+
+def test_what_cannot_be_located_does_not_hide_the_failure(
+    project: Project, given: list[str]
+) -> None:
+    project.test(
+        f"""
+        {MAKE}
+        model, tokenizer = make("ppl:9")
+
+        class Mute(type(tokenizer)):
+            def decode(self, ids, **_):
+                raise RuntimeError("mute")
+
+        @pytest.mark.ppl("wanda")
+        def test_it():
+            return model, Mute()
+        """
+    )
+    result = project.run(*given, "--ppl-report=r.json")
+    result.assert_outcomes(failed=1)
+    lines = [
+        "the whole text moved: 11 of 11 windows are worse, by 0.12 +- 0 nats a token",
+        "window 1 of 11 moved most: +0.12 nats a token",
+        "no place in the text: the text could not be cut again: RuntimeError: mute",
+    ]
+    assert "".join(f"  where        {line}\n" for line in lines) in failure(
+        result, "test_it"
+    )
+    (verdict,) = json.loads((project.path / "r.json").read_text())["verdicts"]
+    assert verdict["explanation"] == lines
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ def test_the_document_of_results_has_every_field(tmp_path: Path) -> None:
                 "file": "",
                 "line": None,
                 "path": "",
+                "explanation": [],
             }
         ],
         "problems": [

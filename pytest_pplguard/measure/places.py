@@ -1,0 +1,144 @@
+"""Where in a text a window is: its page, that page's title, and the first words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..corpora import Corpus
+from ..corpora.wikitext import is_heading
+from ..errors import MeasurementError, PplguardError
+from ..protocols import PROTOCOLS, Tokenizer, windows_digest
+from ..values import Key, Window, WindowPlace
+from .run import first_pages
+
+_SHOWN = 60
+"""Characters of a snippet or a title, dots included."""
+
+_TOKENS = 48
+"""More than enough to fill a snippet."""
+
+_DOTS = "..."
+
+
+def window_places(
+    indices: Iterable[int],
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    key: Key,
+    *,
+    digest: str | None = None,
+) -> dict[int, WindowPlace]:
+    """The places of some windows; the text is cut again, as it was to measure ``key``.
+
+    Args:
+        indices: of the windows, from 0.
+        tokenizer: of the model that was measured.
+        corpus: the text that was measured.
+        key: what was measured.
+        digest: of the windows that were measured, None where it is not known.
+
+    Raises:
+        MeasurementError: the tokenizer fails, or cuts other windows than before.
+    """
+    try:
+        windows = cut_windows(tokenizer, corpus, key)
+        if digest is not None and windows_digest(windows) != digest:
+            raise MeasurementError(
+                "cut again, the text has other token windows than were measured"
+            )
+        return {
+            index: _place(index, windows, tokenizer, corpus, key) for index in indices
+        }
+    except PplguardError:
+        raise
+    # Tokenizers, and what users bring in their place, raise anything.
+    except Exception as error:
+        raise MeasurementError(
+            f"the text could not be cut again: {type(error).__name__}: "
+            f"{next(iter(str(error).splitlines()), '')}"
+        ) from error
+
+
+def cut_windows(tokenizer: Tokenizer, corpus: Corpus, key: Key) -> list[Window]:
+    """The windows that measuring ``key`` reads.
+
+    Raises:
+        CorpusError: the text is too short for the key.
+    """
+    texts: Sequence[str] = corpus.rows
+    if key.method == "lm-eval":
+        from ..lm_eval_bridge import detokenised
+
+        texts = detokenised(first_pages(corpus, key))
+    return PROTOCOLS[key.method].windows(texts, tokenizer, key, recipe=corpus.recipe)
+
+
+def _place(
+    index: int,
+    windows: Sequence[Window],
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    key: Key,
+) -> WindowPlace:
+    page = windows[index].page
+    if page is None:
+        page = _page_of_start(windows[:index], tokenizer, corpus)
+        opens = index == 0
+    else:
+        opens = index == 0 or windows[index - 1].page != page
+    return WindowPlace(
+        windows=len(windows),
+        page=page,
+        title="" if page is None else shorten(_first_line(corpus.pages[page])),
+        words=_snippet(windows[index], tokenizer, opens=opens),
+    )
+
+
+def _snippet(window: Window, tokenizer: Tokenizer, *, opens: bool) -> str:
+    """The first words that are scored; dots where the text goes on."""
+    ids = list(window.targets[:_TOKENS])
+    words = shorten(str(tokenizer.decode(ids, skip_special_tokens=True)))
+    if not words:
+        return ""
+    start = "" if opens else _DOTS
+    end = "" if words.endswith(_DOTS) or len(ids) == len(window.targets) else _DOTS
+    return shorten(f"{start}{words}{end}")
+
+
+def _page_of_start(
+    before: Sequence[Window], tokenizer: Tokenizer, corpus: Corpus
+) -> int | None:
+    """The page in which a window begins that stands behind ``before``.
+
+    Told by the headings in the text before it, as the corpus cuts pages; None where
+    there are none, or where the tokenizer does not give the last one back as it was.
+    """
+    titles = [_first_line(page) for page in corpus.pages]
+    if len(titles) < 2 or not any(map(is_heading, titles)):
+        return None
+    ids = [id_ for window in before for id_ in window.ids]
+    text = str(tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+    headings = [line for line in text.split("\n") if is_heading(line)]
+    if not headings:
+        return 0
+    preamble = not is_heading(titles[0])
+    page = len(headings) - 1 + preamble
+    same = page < len(titles) and "".join(headings[-1].split()) == "".join(
+        titles[page].split()
+    )
+    return page if same else None
+
+
+def _first_line(page: str) -> str:
+    return next((line.strip() for line in page.splitlines() if line.strip()), "")
+
+
+def shorten(text: str) -> str:
+    """One line of at most 60 characters, everything in it printable."""
+    line = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in " ".join(text.split())
+    )
+    if len(line) <= _SHOWN:
+        return line
+    return line[: _SHOWN - len(_DOTS)].rstrip() + _DOTS
