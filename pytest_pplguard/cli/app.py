@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..options import Options, parse_batch_size, parse_corpora
+from ..options import JOURNAL_OFF, Options, parse_batch_size, parse_corpora
 
 app = typer.Typer(
     name="pplguard",
@@ -195,6 +195,55 @@ def show(
     from .show import show_baselines
 
     show_baselines(baselines, name)
+
+
+@app.command()
+def noise(
+    model: Model,
+    variations: Annotated[
+        int,
+        typer.Option(
+            "-n",
+            metavar="N",
+            min=1,
+            help="Variations that are measured beside the first run: the same again, "
+            "another number of threads, batch size, attention kernel and dtype, then "
+            "several of these together",
+        ),
+    ] = 5,
+    method: Methods = None,
+    window: Window = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Only the first N windows, or pages for lm-eval (default: so many "
+            "that all runs take about a minute)",
+        ),
+    ] = None,
+    corpus: Corpora = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = "1",
+    attention: Attention = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Write JSON to a file, or to stdout"),
+    ] = None,
+) -> None:
+    """Measure how numbers move without any change; propose a tolerance."""
+    from .measure import Wanted
+    from .noise import measure_noise
+
+    wanted = Wanted.parse(method, window=window, limit=limit, corpora=corpus)
+    options = _options(
+        wanted.files, device, dtype, batch_size, attention, JOURNAL_OFF, allow_pickle,
+        trust_remote_code,
+    )  # fmt: skip
+    measure_noise(model, wanted, options, variations=variations, json_path=json)
 
 
 def _options(

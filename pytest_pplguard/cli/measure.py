@@ -113,22 +113,14 @@ class Checkpoint:
             {self._name: target},
             load=load,
             open_corpus=lambda corpus: open_corpus(corpus, options.corpora),
-            watch=_watch,
+            watch=watching,
             batch_size=options.batch_size,
             journals=journals_of(options),
         )
 
     def default_window(self) -> int:
-        """The model's own maximum, but never silently, and at most 4,096 tokens."""
-        limit = max_positions(self._store.loaded(self._name).model)
-        if limit is None:
-            raise UsageError(
-                f"{self._name}: its config has no max_position_embeddings; "
-                "give --window TOKENS"
-            )
-        window = min(limit, _LONGEST_DEFAULT_WINDOW)
-        say(f"window {window} (the model's maximum is {limit}; --window changes it)")
-        return window
+        """The window where none was typed."""
+        return default_window(self._name, self._store.loaded(self._name).model)
 
     def measure(self, key: Key) -> Measurement:
         """One measurement."""
@@ -160,6 +152,22 @@ class Checkpoint:
         return self._store.loaded(self._name).model
 
 
+def default_window(name: str, model: Any) -> int:
+    """The model's own maximum, but never silently, and at most 4,096 tokens.
+
+    Raises:
+        UsageError: its config does not say.
+    """
+    limit = max_positions(model)
+    if limit is None:
+        raise UsageError(
+            f"{name}: its config has no max_position_embeddings; give --window TOKENS"
+        )
+    window = min(limit, _LONGEST_DEFAULT_WINDOW)
+    say(f"window {window} (the model's maximum is {limit}; --window changes it)")
+    return window
+
+
 def measure_model(
     spec: str, wanted: Wanted, options: Options, *, json_path: str | None
 ) -> None:
@@ -177,17 +185,10 @@ def print_measurements(
     model: str, measurements: list[Measurement], *, json_path: str | None
 ) -> None:
     """The values as a table, and as JSON where a path was given (``-``: only JSON)."""
-    document = json.dumps(measurements_document(measurements), allow_nan=False)
-    if json_path == "-":
-        print(document)
-        return
     if json_path is not None:
-        try:
-            Path(json_path).write_text(document + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"--json: {json_path} cannot be written: {error}"
-            ) from error
+        write_json(measurements_document(measurements), json_path)
+    if json_path == "-":
+        return
     print(model)
     for measurement in measurements:
         units = ", ".join(f"{n} {unit}" for unit, n in measurement.units.items())
@@ -199,13 +200,30 @@ def print_measurements(
             print(f"    {metric:<20} {number(value):>12}")
 
 
+def write_json(document: dict[str, Any], path: str) -> None:
+    """Into a file, or for ``-`` to stdout.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    text = json.dumps(document, allow_nan=False)
+    if path == "-":
+        print(text)
+        return
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--json: {path} cannot be written: {error}") from error
+
+
 def say(*lines: str) -> None:
     """Remarks go to stderr, so that ``--json -`` stays JSON."""
     for line in lines:
         print(f"pplguard: {line}", file=sys.stderr)
 
 
-def _watch(label: str) -> AbstractContextManager[ScorerProgress]:
+def watching(label: str) -> AbstractContextManager[ScorerProgress]:
+    """Show progress on stderr: a bar on a terminal, else a line now and then."""
     if sys.stderr.isatty():
         return watch_live(label, stderr=True)
     return watch_lines(label, lambda line: print(line, file=sys.stderr))

@@ -504,6 +504,7 @@ def test_help_in_full(tmp_path: Path) -> None:
         "  measure  Measure a checkpoint; no baseline is read or written.\n"
         "  update   Measure a checkpoint and record it as a baseline.\n"
         "  show     List recorded baselines.\n"
+        "  noise    Measure how numbers move without any change; propose a tolerance.\n"
     )
 
 
@@ -516,3 +517,11 @@ def test_update_takes_what_measure_takes(tmp_path: Path) -> None:
     update: Any = options_of(pplguard("update", "--help", cwd=tmp_path).stdout)
     own = {"--checkpoint", "--base", "--baselines", "--fingerprint"}
     assert update - shared == own
+
+
+def test_noise_takes_what_measure_takes(tmp_path: Path) -> None:
+    """But no journal: a run that goes on would hide what has changed meanwhile."""
+    measure = options_of(pplguard("measure", "--help", cwd=tmp_path).stdout)
+    noise = pplguard("noise", "--help", cwd=tmp_path).stdout
+    assert options_of(noise) == measure - {"--journal"}
+    assert "  -n N  " in noise
