@@ -5,6 +5,7 @@ Importing this package imports no torch and no transformers.
 
 from __future__ import annotations
 
+from ..tensornames import layer_of
 from .compare import Comparison, compare_streams
 from .device import (
     DeviceChoice,
@@ -18,7 +19,7 @@ from .files import TensorInfo, digest, read_config, saved_dtype, tensor_index
 from .fingerprint import fingerprint, tensor_facts
 from .load import Loaded, load
 from .locate import Located, locate
-from .sparsity import Sparsity, Zeros, layer_of, measure_sparsity
+from .sparsity import Sparsity, Zeros, measure_sparsity
 from .state import model_digest, state_digest
 from .streams import Stream, model_streams, stored_streams
 

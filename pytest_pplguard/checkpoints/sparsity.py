@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec import Struct
 
 from ..errors import CheckpointError
+from ..tensornames import IN_LAYER, layer_of
 from .files import read_config
 from .jsonfiles import section
 from .locate import Located
@@ -26,10 +27,6 @@ from .streams import Model, Stream, model_streams, stored_streams
 if TYPE_CHECKING:
     import numpy
 
-_IN_LAYER = re.compile(
-    r"(?P<before>.*?)(?:^|\.)(?:layers|layer|h|blocks|block|blk)\."
-    r"(?P<number>[0-9]+)\.(?P<rest>.+)"
-)
 _OTHER_STACKS = re.compile(r"vision|visual|audio|speech|encoder")
 _NOT_LINEAR = re.compile(
     r"norm|(^|\.)ln_?[0-9a-z]*\.|embed|conv([12]d)?\.weight$|relative_attention"
@@ -163,12 +160,6 @@ def linear_weights(streams: Iterable[Stream], config: Mapping[str, Any]) -> list
     return sorted(stream.name for stream in linear)
 
 
-def layer_of(name: str) -> str | None:
-    """``layers.3`` of a tensor inside a decoder layer; None for one outside of them."""
-    match = _IN_LAYER.fullmatch(name)
-    return None if match is None else name[: -len(match["rest"]) - 1]
-
-
 def _stored(
     located: Located, config: Mapping[str, Any], *, allow_pickle: bool
 ) -> tuple[list[Stream], str]:
@@ -211,7 +202,7 @@ def _split(
 
 def _rest(name: str, layers: int | None) -> str | None:
     """The name inside its decoder layer; None if it is in none that counts."""
-    match = _IN_LAYER.fullmatch(name)
+    match = IN_LAYER.fullmatch(name)
     if match is None or _OTHER_STACKS.search(match["before"]):
         return None
     if layers is not None and int(match["number"]) >= layers:

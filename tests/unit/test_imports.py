@@ -17,7 +17,7 @@ PACKAGE = Path(pytest_pplguard.__file__).parent
 
 LEVELS = (
     ("errors",),
-    ("values",),
+    ("tensornames", "values"),
     (
         "baselines",
         "checkpoints",
