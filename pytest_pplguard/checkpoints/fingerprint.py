@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from ..values import Fingerprint, TensorFacts
+from .describe import describe_config, describe_tokenizer
 from .files import read_config
 from .locate import Located
 from .numbers import as_float32
@@ -56,6 +57,8 @@ def fingerprint(
     return Fingerprint(
         tensors={name: tensors[name] for name in sorted(tensors)},
         linear=tuple(linear_weights(streams, read_config(located))),
+        config=describe_config(located),
+        tokenizer=describe_tokenizer(located),
     )
 
 
@@ -101,6 +104,7 @@ def _float_facts(stream: Stream) -> TensorFacts:
         norm=tally.squares**0.5,
         peak=tally.peak,
         bad=tally.bad,
+        parity=tally.parity,
     )
 
 
@@ -114,7 +118,7 @@ class _Tally:
     """
 
     def __init__(self) -> None:
-        self.zeros = self.bad = 0
+        self.zeros = self.bad = self.parity = 0
         self.sum = self.squares = self.peak = 0.0
         self.mask = hashlib.sha256()
         self._high = hashlib.sha256()
@@ -166,6 +170,7 @@ class _Tally:
         self.zeros += values.size - int(numpy.count_nonzero(nonzero))
         self.mask.update(numpy.packbits(nonzero).data)
         words = values.view("<u4")
+        self.parity ^= int(numpy.bitwise_xor.reduce(words))
         self._high.update((words >> 16).astype("<u2").data)
         if has_low:
             low = words.astype("<u2")

@@ -22,6 +22,7 @@ LEVELS = (
         "baselines",
         "checkpoints",
         "corpora",
+        "diff",
         "gates",
         "journal",
         "options",

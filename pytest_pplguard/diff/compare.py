@@ -1,0 +1,187 @@
+"""Compares two fingerprints, tensor by tensor and setting by setting."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+from ..tensornames import natural
+from ..values import Fingerprint, TensorFacts
+from . import recognise
+from .names import match
+from .settings import SettingChange, compare_config, compare_tokenizers
+
+Kind = Literal[
+    "bad", "huge", "zeroed", "gone", "new", "reshaped", "mask", "values", "retyped"
+]
+Looks = Literal[
+    "", "scaled", "reordered", "transposed", "copied", "little", "tied", "untied"
+]
+
+
+class Exact(Struct, frozen=True):
+    """Counts of one tensor's weights, where both checkpoints can be read.
+
+    ``lost`` zeros are none any more, ``gained`` ones are new, ``moved`` weights are no
+    zero in either; ``largest`` is the largest change.
+    """
+
+    lost: int
+    gained: int
+    moved: int
+    largest: float
+
+
+class Change(Struct, frozen=True):
+    """A tensor that differs; ``name`` is the recorded one.
+
+    ``bad``: NaN or infinity are new. ``huge``: few weights are far beyond all others.
+    ``zeroed``: all are zero now. ``mask``: zeros are elsewhere, more or fewer.
+    ``values``: other numbers. ``retyped``: the same numbers in another dtype.
+    ``looks`` is a guess by the facts: ``scaled`` by ``factor``, ``copied`` from the
+    tensor that was called ``source``, ``little`` moved, a head that is ``tied`` now.
+    """
+
+    name: str
+    kind: Kind
+    before: TensorFacts | None = None
+    now: TensorFacts | None = None
+    looks: Looks = ""
+    factor: float | None = None
+    source: str | None = None
+    exact: Exact | None = None
+
+
+class Difference(Struct, frozen=True):
+    """What differs between two fingerprints.
+
+    ``tensors`` maps the recorded names, and those of new tensors, to numbers of
+    weights; ``linear`` are those in which sparsity is counted. ``renamed`` maps
+    recorded names to others that the tensors have now.
+    """
+
+    tensors: dict[str, int]
+    linear: tuple[str, ...]
+    changes: tuple[Change, ...] = ()
+    config: tuple[SettingChange, ...] = ()
+    tokenizer: tuple[SettingChange, ...] = ()
+    renamed: dict[str, str] = {}
+
+    @property
+    def matters(self) -> bool:
+        """Whether anything differs that may move a number."""
+        return any(change.kind != "retyped" for change in self.changes) or any(
+            change.decides != "no" for change in (*self.config, *self.tokenizer)
+        )
+
+
+def compare(
+    recorded: Fingerprint,
+    now: Fingerprint,
+    *,
+    exact: Mapping[str, Exact] | None = None,
+) -> Difference:
+    """What differs from ``recorded``.
+
+    Args:
+        recorded: the baseline's fingerprint.
+        now: that of the checkpoint.
+        exact: counts by the names of ``now``, for tensors that could be read twice.
+    """
+    before, after = recorded.weights, now.weights
+    names = match(before, after)
+    recorded_name = {name: names.get(name, name) for name in after}
+    owners = _owners(before)
+    changes = [
+        change
+        for name, facts in after.items()
+        if (
+            change := _change(
+                recorded_name[name],
+                before[names[name]] if name in names else None,
+                facts,
+                owners=owners,
+                exact=(exact or {}).get(name),
+                untied=name in recorded.tensors,
+            )
+        )
+    ]
+    matched = set(names.values())
+    changes += [
+        Change(name, "gone", before=facts, looks="tied" if name in now.tensors else "")
+        for name, facts in before.items()
+        if name not in matched
+    ]
+    return Difference(
+        tensors={recorded_name[name]: facts.size for name, facts in after.items()}
+        | {name: facts.size for name, facts in before.items()},
+        linear=recorded.linear,
+        changes=tuple(sorted(changes, key=lambda change: natural(change.name))),
+        config=tuple(compare_config(recorded.config, now.config)),
+        tokenizer=tuple(compare_tokenizers(recorded.tokenizer, now.tokenizer)),
+        renamed={old: new for new, old in sorted(names.items()) if old != new},
+    )
+
+
+def _owners(tensors: Mapping[str, TensorFacts]) -> dict[str, str]:
+    """Which tensor holds what; left out is what several hold, like norms of ones."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, facts in tensors.items():
+        names[facts.values].append(name)
+    return {values: found[0] for values, found in names.items() if len(found) == 1}
+
+
+def _change(
+    name: str,
+    before: TensorFacts | None,
+    now: TensorFacts,
+    *,
+    owners: Mapping[str, str],
+    exact: Exact | None,
+    untied: bool,
+) -> Change | None:
+    """What became of one tensor; None if nothing did."""
+    source = owners.get(now.values)
+    if source == name or (before is not None and before.values == now.values):
+        source = None
+    if before is None:
+        looks: Looks = "copied" if source else "untied" if untied else ""
+        return Change(name, "new", now=now, looks=looks, source=source)
+    if before.shape == now.shape and before.values == now.values:
+        same = before.dtype == now.dtype
+        return None if same else Change(name, "retyped", before, now)
+    kind, looks, factor = _recognise(before, now)
+    if source is not None and kind != "bad":
+        looks, factor = "copied", None
+    return Change(name, kind, before, now, looks, factor, source, exact)
+
+
+def _recognise(
+    before: TensorFacts, now: TensorFacts
+) -> tuple[Kind, Looks, float | None]:
+    """The kind of a change, what it looks like, and the factor it is scaled by."""
+    plain = bool(before.mask and now.mask)
+    if now.bad > before.bad:
+        return "bad", "", None
+    if before.shape != now.shape:
+        turned = plain and before.shape == now.shape[::-1]
+        if turned and recognise.reordered(before, now):
+            return "reshaped", "transposed", None
+        return "reshaped", "", None
+    if not plain:
+        return "values", "", None
+    if now.zeros == now.size:
+        return "zeroed", "", None
+    if recognise.reordered(before, now):
+        return "values", "reordered", None
+    if (factor := recognise.scaled_by(before, now)) is not None:
+        return "values", "scaled", factor
+    if recognise.huge_weights(before, now):
+        return "huge", "", None
+    looks: Looks = "little" if recognise.little(before, now) else ""
+    if before.mask != now.mask and not recognise.is_incidental(before, now):
+        return "mask", looks, None
+    return "values", looks, None

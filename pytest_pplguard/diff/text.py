@@ -1,0 +1,388 @@
+"""Says what differs, in lines for people: the most likely cause first."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ..tensornames import group
+from ..values import TensorFacts
+from .compare import Change, Difference, Exact
+from .layers import tell_copies
+from .recognise import huge_weights
+from .settings import config_line, tokenizer_line
+
+_MOST_LOST = 0.02
+"""A mask is lost if no more than this part of its zeros is left."""
+_NEARLY_ALL = 0.9
+_SEVERAL = 4
+_UNLIKE = 0.3
+
+
+class _Line(NamedTuple):
+    """A line, and its place: by the likelihood that it is the cause, then by size."""
+
+    rank: int
+    weight: float
+    text: str
+
+
+# Places of lines, the most likely cause of another number first.
+_BAD, _BASE, _TENSORS, _COPIES, _CONFIG = range(5)
+_TOKENIZER, _MASKS, _VALUES, _PERHAPS, _QUIET = range(5, 10)
+
+
+def lines(
+    difference: Difference,
+    *,
+    limit: int | None = None,
+    command: str = "pplguard diff A B --all",
+    before: str = "the baseline",
+) -> list[str]:
+    """What differs, the most likely cause of another number first.
+
+    Args:
+        difference: from :func:`~.compare.compare`.
+        limit: the most lines; None for all.
+        command: shows all; named where there are more lines than ``limit``.
+        before: what it was compared with.
+    """
+    found = [
+        *_tensor_lines(difference),
+        *(
+            _Line(_rank(change.decides, _CONFIG), 0, config_line(change))
+            for change in difference.config
+        ),
+        *_tokenizer_lines(difference),
+        *_renamed(difference),
+    ]
+    # The order of lines of one place and weight is that of the tensors.
+    texts = [line.text for line in sorted(found, key=lambda x: (x.rank, -x.weight))]
+    if not texts:
+        return [
+            f"weights, config and tokenizer are those of {before} to the bit: look at "
+            "the environment (dtype, device, versions, attention)"
+        ]
+    if rest := _the_rest(difference):
+        texts.append(rest)
+    if limit is None or len(texts) <= limit:
+        return texts
+    shown = texts[: max(1, limit - 1)]
+    return [*shown, f"and {len(texts) - len(shown)} more: {command}"]
+
+
+def _rank(decides: str, rank: int) -> int:
+    return {"yes": rank, "perhaps": _PERHAPS}.get(decides, _QUIET)
+
+
+def _tokenizer_lines(difference: Difference) -> Iterable[_Line]:
+    by_name = {change.name: change for change in difference.tokenizer}
+    for change in difference.tokenizer:
+        # Other tokens have other ids.
+        if change.name == "token ids" and "vocabulary" in by_name:
+            continue
+        text = tokenizer_line(change, by_name)
+        yield _Line(_rank(change.decides, _TOKENIZER), 0, text)
+
+
+def _renamed(difference: Difference) -> Iterable[_Line]:
+    for old, new in list(difference.renamed.items())[:1]:
+        count = len(difference.renamed)
+        more = f" and {count - 1} more" if count > 1 else ""
+        yield _Line(_QUIET, 1, f"other names, the same tensors: {old} -> {new}{more}")
+
+
+def _the_rest(difference: Difference) -> str:
+    """What is the same, where something differs."""
+    changed = {change.name for change in difference.changes}
+    same = len(set(difference.tensors) - changed)
+    weights = f"all other weights ({same} tensors)" if changed else "all weights"
+    parts = [
+        *([weights] if same else []),
+        *([] if difference.config else ["the config"]),
+        *([] if difference.tokenizer else ["the tokenizer"]),
+    ]
+    if not parts:
+        return ""
+    verb = "are" if len(parts) > 1 or same else "is"
+    listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
+    return f"{listed} {verb} the same"
+
+
+# --------------------------------------------------------------------------- tensors
+
+
+def _tensor_lines(difference: Difference) -> Iterable[_Line]:
+    changes = difference.changes
+    if headline := _other_base(difference):
+        yield headline
+    copies = {
+        change.name: change.source
+        for change in changes
+        if change.source and change.kind != "gone"
+    }
+    told: set[str] = set()
+    for copy in tell_copies(copies, known=difference.tensors):
+        told.update(copy.names)
+        yield _Line(_COPIES, len(copy.names), copy.text)
+    buckets: dict[tuple[object, ...], list[Change]] = defaultdict(list)
+    for change in changes:
+        if change.name not in told:
+            buckets[_bucket(change)].append(change)
+    for alike in buckets.values():
+        by_name = {change.name: change for change in alike}
+        for found in group(by_name, known=difference.tensors, linear=difference.linear):
+            members = [by_name[name] for name in found.names]
+            yield _Line(
+                _place(members),
+                _weight(members),
+                f"{found.text}: {_words(members, difference)}",
+            )
+
+
+def _bucket(change: Change) -> tuple[object, ...]:
+    """Changes that have one line if their tensors have one name together."""
+    before, now = change.before, change.now
+    if before is None or now is None:
+        return change.kind, change.looks, change.source
+    if change.kind == "reshaped":
+        return change.kind, change.looks, before.shape, now.shape
+    if change.kind == "retyped":
+        return change.kind, before.dtype, now.dtype
+    if change.kind == "mask":
+        return change.kind, _mask_words(before.share, now.share), change.looks
+    if change.kind == "values":
+        factor = change.factor and f"{change.factor:.2g}"
+        return change.kind, change.looks, factor, _size_class(before, now)
+    return (change.kind,)
+
+
+def _size_class(before: TensorFacts, now: TensorFacts) -> int:
+    """Tells apart norms that hardly moved, and those that moved by other amounts."""
+    if not before.norm or not now.norm:
+        return 99
+    return round(math.log(now.norm / before.norm) / math.log(1.25))
+
+
+def _place(changes: Sequence[Change]) -> int:
+    kind = changes[0].kind
+    if kind in ("bad", "huge"):
+        return _BAD
+    if kind in ("zeroed", "gone", "new", "reshaped"):
+        return _TENSORS
+    return {"mask": _MASKS, "values": _VALUES}.get(kind, _QUIET)
+
+
+def _weight(changes: Sequence[Change]) -> float:
+    """How much a change weighs among those of its place."""
+    kind = changes[0].kind
+    if kind == "mask":
+        before, now = _share(changes, 0), _share(changes, 1)
+        return abs(now - before)
+    if kind == "values":
+        return max(
+            abs(_size_class(change.before, change.now))
+            for change in changes
+            if change.before and change.now
+        ) + 0.5 * (changes[0].looks != "little")
+    return 0
+
+
+def _words(changes: Sequence[Change], difference: Difference) -> str:
+    """What happened to tensors of one bucket."""
+    first = changes[0]
+    before, now = first.before, first.now
+    if first.kind == "gone":
+        return "repeats the embedding now" if first.looks == "tied" else "gone"
+    if now is None or before is None:
+        return (
+            "new: repeats the embedding no more" if first.looks == "untied" else "new"
+        )
+    counts = _exact_words([each for change in changes if (each := change.exact)])
+    if first.kind == "bad":
+        bad = sum(change.now.bad for change in changes if change.now)
+        what = "weights are" if bad > 1 else "weight is"
+        return f"{bad:,} {what} NaN or infinite"
+    if first.kind == "huge":
+        return _huge_words(changes)
+    if first.kind == "zeroed":
+        return "all zeros now"
+    if first.kind == "reshaped":
+        guess = " (transposed)" if first.looks == "transposed" else ""
+        return f"shape {list(before.shape)} -> {list(now.shape)}{guess}"
+    if first.kind == "retyped":
+        return f"{before.dtype} -> {now.dtype}, the same numbers"
+    if first.kind == "mask":
+        return _mask_line(changes, difference) + counts
+    return _value_words(changes) + counts
+
+
+def _huge_words(changes: Sequence[Change]) -> str:
+    peak = max(change.now.peak for change in changes if change.now)
+    was = max(change.before.peak for change in changes if change.before)
+    count = sum(
+        huge_weights(change.before, change.now)
+        for change in changes
+        if change.before and change.now
+    )
+    what = "one weight is" if count == 1 else f"{count} weights are about"
+    return f"{what} {peak:.2g} in magnitude, the largest was {was:.2g}"
+
+
+def _share(changes: Iterable[Change], side: int) -> float:
+    facts = [
+        each
+        for change in changes
+        if (each := (change.before, change.now)[side]) is not None
+    ]
+    return sum(each.zeros for each in facts) / max(1, sum(each.size for each in facts))
+
+
+def _mask_words(before: float, now: float) -> str:
+    if now == before:
+        return "zeros elsewhere"
+    if now > before:
+        return "more zeros"
+    return "mask lost" if now <= _MOST_LOST * before else "zeros lost"
+
+
+def _mask_line(changes: Sequence[Change], difference: Difference) -> str:
+    before, now = _share(changes, 0), _share(changes, 1)
+    what = _mask_words(before, now)
+    guess = _mask_guess(what, changes, difference)
+    if what == "zeros elsewhere":
+        return f"{what}, {_percent(before)} as before{guess}"
+    return f"{what}, {_percent(before)} -> {_percent(now)}{guess}"
+
+
+def _mask_guess(what: str, changes: Sequence[Change], difference: Difference) -> str:
+    """What the change of a mask looks like, where it is seen in all linear weights."""
+    touched = {change.name for change in changes}
+    if len(touched) < 2 or not touched >= set(difference.linear):
+        return ""
+    if what == "more zeros":
+        return " (pruned?)"
+    if what == "zeros elsewhere":
+        return " (pruned anew?)"
+    others = [
+        change
+        for change in difference.changes
+        if change.kind != "retyped" and change.name not in touched
+    ]
+    norms = _norms(changes)
+    if what == "mask lost" and norms and min(norms) > 1.01 and not others:
+        return " (is this the dense checkpoint?)"
+    return " (an adapter merged, or trained without the mask?)"
+
+
+def _norms(changes: Iterable[Change]) -> list[float]:
+    return [
+        change.now.norm / change.before.norm
+        for change in changes
+        if change.before and change.now and change.before.norm
+    ]
+
+
+def _value_words(changes: Sequence[Change]) -> str:
+    first = changes[0]
+    before, now = first.before, first.now
+    if before is None or now is None:
+        return "other values"
+    if first.looks == "reordered":
+        return "the same values in another order"
+    if not before.mask or not now.mask:
+        return "other values"
+    if first.looks == "scaled" and first.factor is not None:
+        return (
+            f"values moved, norm x{abs(first.factor):.4g} "
+            f"(scaled by {first.factor:.4g}?)"
+        )
+    text = f"values moved{' a little' * (first.looks == 'little')}"
+    if norms := _norms(changes):
+        low, high = f"{min(norms):.4g}", f"{max(norms):.4g}"
+        text += f", norm x{low}" + (f" to x{high}" if high != low else "")
+    else:
+        text += ", all were zeros"
+    if len(changes) == 1:
+        if now.zeros != before.zeros:
+            text += f", zeros {before.zeros:,} -> {now.zeros:,}"
+        if not math.isclose(now.peak, before.peak, rel_tol=0.2):
+            text += f", largest {before.peak:.3g} -> {now.peak:.3g}"
+    if first.looks == "little" and before.dtype != now.dtype:
+        text += f" (rounded, {before.dtype} -> {now.dtype}?)"
+    return text
+
+
+def _exact_words(exact: Sequence[Exact]) -> str:
+    """Counts of weights, if they are known."""
+    if not exact:
+        return ""
+    lost, gained, moved = (
+        sum(getattr(each, name) for each in exact)
+        for name in ("lost", "gained", "moved")
+    )
+    parts = [
+        f"{count:,} {what}"
+        for count, what in (
+            (lost, "zeros lost"),
+            (gained, "zeros gained"),
+            (moved, "other weights moved" if lost or gained else "weights moved"),
+        )
+        if count
+    ]
+    largest = max(each.largest for each in exact)
+    return f"; {', '.join(parts)}, by {largest:.3g} at most"
+
+
+def _percent(share: float) -> str:
+    """A share with enough digits to tell it from none and from all."""
+    percent = 100 * share
+    digits = 1
+    while (
+        digits < 6
+        and share not in (0, 1)
+        and float(f"{percent:.{digits}f}") in (0, 100)
+    ):
+        digits += 1
+    return f"{percent:.{digits}f} %"
+
+
+# ------------------------------------------------------------------------ other base
+
+
+def _other_base(difference: Difference) -> _Line | None:
+    """A line of its own where nearly all weights differ, embeddings too."""
+    moved = [
+        change
+        for change in difference.changes
+        if change.kind in ("values", "mask") and _norms([change])
+    ]
+    large = [
+        change for change in moved if change.before and len(change.before.shape) > 1
+    ]
+    count = sum(difference.tensors[change.name] for change in moved)
+    total = sum(difference.tensors.values())
+    outside = {change.name for change in large} - set(difference.linear)
+    if len(large) < _SEVERAL or not outside or count < _NEARLY_ALL * total:
+        return None
+    apart = sorted(map(_distance, large))[len(large) // 2]
+    guess = ""
+    if apart > _UNLIKE:
+        guess = ", and by much: another model, or one trained anew?"
+    elif all(change.looks == "little" for change in large):
+        guess = ", all by little: trained further, or rounded to another dtype?"
+    share = f"{len(moved)} tensors, {_percent(count / total)} of the weights"
+    return _Line(_BASE, 0, f"nearly everything differs ({share}){guess}")
+
+
+def _distance(change: Change) -> float:
+    """How unlike two tensors are: about 0.7 for two that have nothing in common.
+
+    Sums of n independent weights around zero differ by about what their norms are.
+    """
+    before, now = change.before, change.now
+    if before is None or now is None:
+        return 0.0
+    return abs(now.sum - before.sum) / math.hypot(now.norm, before.norm)
