@@ -128,9 +128,12 @@ def _implied(settings: Mapping[str, Any]) -> Iterator[str]:
     heads, hidden = settings.get("num_attention_heads"), settings.get("hidden_size")
     if settings.get("num_key_value_heads") == heads:
         yield "num_key_value_heads"
-    if isinstance(heads, int) and isinstance(hidden, int):
-        if settings.get("head_dim") == hidden // max(1, heads):
-            yield "head_dim"
+    if (
+        isinstance(heads, int)
+        and isinstance(hidden, int)
+        and settings.get("head_dim") == hidden // max(1, heads)
+    ):
+        yield "head_dim"
     if settings.get("use_sliding_window") is False:
         yield from ("sliding_window", "max_window_layers")
     kinds = settings.get("layer_types")

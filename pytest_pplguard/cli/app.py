@@ -184,6 +184,42 @@ def update(
 
 
 @app.command()
+def diff(
+    one: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="A checkpoint, or a recorded baseline FILE/NAME"
+        ),
+    ],
+    other: Annotated[str, typer.Argument(metavar="B", help="What to compare with it")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="All lines, and not a screen of them")
+    ] = False,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Write JSON to a file, or to stdout"),
+    ] = None,
+    baselines: Baselines = Path("baselines"),
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Say what differs between two checkpoints, or from a baseline.
+
+    The exit status is 0 if nothing that matters differs, 1 if something does, and 2 if
+    they cannot be compared.
+    """
+    from .diff import diff as run
+
+    options = Options(
+        device="cpu", allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    )
+    differs = run(
+        one, other, options, folder=baselines, everything=everything, json_path=json
+    )
+    raise typer.Exit(int(differs))
+
+
+@app.command()
 def show(
     name: Annotated[
         str | None,

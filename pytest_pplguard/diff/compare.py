@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..tensornames import natural
 from ..values import Fingerprint, TensorFacts
@@ -77,20 +78,16 @@ class Difference(Struct, frozen=True):
             change.decides != "no" for change in (*self.config, *self.tokenizer)
         )
 
+    def counted(self, counts: Mapping[str, Exact]) -> Difference:
+        """The same with counts of weights, by the recorded names of changed tensors."""
+        changes = tuple(
+            replace(change, exact=counts.get(change.name)) for change in self.changes
+        )
+        return replace(self, changes=changes)
 
-def compare(
-    recorded: Fingerprint,
-    now: Fingerprint,
-    *,
-    exact: Mapping[str, Exact] | None = None,
-) -> Difference:
-    """What differs from ``recorded``.
 
-    Args:
-        recorded: the baseline's fingerprint.
-        now: that of the checkpoint.
-        exact: counts by the names of ``now``, for tensors that could be read twice.
-    """
+def compare(recorded: Fingerprint, now: Fingerprint) -> Difference:
+    """What differs from the ``recorded`` fingerprint, by the facts of both."""
     before, after = recorded.weights, now.weights
     names = match(before, after)
     recorded_name = {name: names.get(name, name) for name in after}
@@ -104,7 +101,6 @@ def compare(
                 before[names[name]] if name in names else None,
                 facts,
                 owners=owners,
-                exact=(exact or {}).get(name),
                 untied=name in recorded.tensors,
             )
         )
@@ -140,7 +136,6 @@ def _change(
     now: TensorFacts,
     *,
     owners: Mapping[str, str],
-    exact: Exact | None,
     untied: bool,
 ) -> Change | None:
     """What became of one tensor; None if nothing did."""
@@ -156,7 +151,7 @@ def _change(
     kind, looks, factor = _recognise(before, now)
     if source is not None and kind != "bad":
         looks, factor = "copied", None
-    return Change(name, kind, before, now, looks, factor, source, exact)
+    return Change(name, kind, before, now, looks, factor, source)
 
 
 def _recognise(

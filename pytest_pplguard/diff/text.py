@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..tensornames import group
+from ..tensornames import group, layer_of
 from ..values import TensorFacts
-from .compare import Change, Difference, Exact
+from .compare import Change, Difference
 from .layers import tell_copies
 from .recognise import huge_weights
 from .settings import config_line, tokenizer_line
@@ -180,7 +180,7 @@ def _weight(changes: Sequence[Change]) -> float:
     kind = changes[0].kind
     if kind == "mask":
         before, now = _share(changes, 0), _share(changes, 1)
-        return abs(now - before)
+        return abs(now - before) + (now < before)
     if kind == "values":
         return max(
             abs(_size_class(change.before, change.now))
@@ -200,13 +200,12 @@ def _words(changes: Sequence[Change], difference: Difference) -> str:
         return (
             "new: repeats the embedding no more" if first.looks == "untied" else "new"
         )
-    counts = _exact_words([each for change in changes if (each := change.exact)])
+    counts = _exact_words(changes)
     if first.kind == "bad":
         bad = sum(change.now.bad for change in changes if change.now)
-        what = "weights are" if bad > 1 else "weight is"
-        return f"{bad:,} {what} NaN or infinite"
+        return f"{_count(bad, 'weight')} {'is' if bad == 1 else 'are'} NaN or infinite"
     if first.kind == "huge":
-        return _huge_words(changes)
+        return _huge_words(changes) + counts
     if first.kind == "zeroed":
         return "all zeros now"
     if first.kind == "reshaped":
@@ -260,7 +259,7 @@ def _mask_line(changes: Sequence[Change], difference: Difference) -> str:
 def _mask_guess(what: str, changes: Sequence[Change], difference: Difference) -> str:
     """What the change of a mask looks like, where it is seen in all linear weights."""
     touched = {change.name for change in changes}
-    if len(touched) < 2 or not touched >= set(difference.linear):
+    if not difference.linear or not touched >= set(difference.linear):
         return ""
     if what == "more zeros":
         return " (pruned?)"
@@ -315,25 +314,27 @@ def _value_words(changes: Sequence[Change]) -> str:
     return text
 
 
-def _exact_words(exact: Sequence[Exact]) -> str:
+def _exact_words(changes: Sequence[Change]) -> str:
     """Counts of weights, if they are known."""
+    exact = [change.exact for change in changes if change.exact]
     if not exact:
         return ""
-    lost, gained, moved = (
-        sum(getattr(each, name) for each in exact)
-        for name in ("lost", "gained", "moved")
-    )
+    lost = sum(each.lost for each in exact)
+    gained = sum(each.gained for each in exact)
+    moved = sum(each.moved for each in exact)
     parts = [
-        f"{count:,} {what}"
-        for count, what in (
-            (lost, "zeros lost"),
-            (gained, "zeros gained"),
-            (moved, "other weights moved" if lost or gained else "weights moved"),
-        )
-        if count
+        *([f"{_count(lost, 'zero')} lost"] if lost else []),
+        *([f"{_count(gained, 'zero')} gained"] if gained else []),
     ]
     largest = max(each.largest for each in exact)
-    return f"; {', '.join(parts)}, by {largest:.3g} at most"
+    by = f" by up to {largest:.3g}" if largest else ""
+    other = "other weight" if parts else "weight"
+    parts.append(f"{_count(moved, other)} moved{by}" if moved else f"no {other} moved")
+    return f"; {', '.join(parts)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _percent(share: float) -> str:
@@ -364,7 +365,7 @@ def _other_base(difference: Difference) -> _Line | None:
     ]
     count = sum(difference.tensors[change.name] for change in moved)
     total = sum(difference.tensors.values())
-    outside = {change.name for change in large} - set(difference.linear)
+    outside = [change for change in large if layer_of(change.name) is None]
     if len(large) < _SEVERAL or not outside or count < _NEARLY_ALL * total:
         return None
     apart = sorted(map(_distance, large))[len(large) // 2]

@@ -90,10 +90,10 @@ def test_the_file_is_strict_json_with_a_tensor_a_line() -> None:
         '"tensors": {\n'
         f'"{UP}": {{"dtype": "F32", "shape": [2, 3], "values": "{"ab" * 16}", '
         f'"zeros": 3, "mask": "{"cd" * 16}", "sum": 0.5, "norm": 1.25, "peak": 1.0, '
-        '"bad": 0},\n'
+        '"bad": 0, "parity": 0},\n'
         f'"{NORM}": {{"dtype": "BF16", "shape": [3], "values": "{"ef" * 16}", '
         f'"zeros": 1, "mask": "{"01" * 16}", "sum": 2.0, "norm": 1.5, "peak": 1.0, '
-        '"bad": 2}\n'
+        '"bad": 2, "parity": 0}\n'
         "}\n"
         "}\n"
     )

@@ -1,0 +1,201 @@
+"""``pplguard diff``: what differs between two checkpoints, or from a baseline."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..baselines import read_baseline, read_fingerprint
+from ..checkpoints import (
+    Located,
+    Stream,
+    compare_streams,
+    fingerprint,
+    model_streams,
+    stored_streams,
+)
+from ..diff import Difference, Exact, compare, lines
+from ..errors import PplguardError, UsageError
+from ..measure import load_target, locate_target
+from ..options import Options, Target
+from ..values import Fingerprint
+from .measure import say
+
+SCREEN = 20
+"""Lines that are printed without ``--all``."""
+_COUNTED = ("bad", "huge", "zeroed", "mask", "values")
+
+
+def diff(
+    one: str,
+    other: str,
+    options: Options,
+    *,
+    folder: Path,
+    everything: bool,
+    json_path: str | None,
+) -> bool:
+    """Print what differs from ``one`` to ``other``; returns whether it matters.
+
+    Each is a checkpoint, or ``FILE/NAME`` of the baseline ``folder``. Of two
+    checkpoints the weights that differ are counted one by one.
+
+    Raises:
+        UsageError: one of them is not there or cannot be read, or they are of two
+            kinds.
+    """
+    try:
+        sides = _side(one, options, folder), _side(other, options, folder)
+        _refuse_two_kinds(*sides)
+        difference = compare(sides[0].fingerprint, sides[1].fingerprint)
+        difference = _counted(difference, *sides)
+    # As of diff: 1 says that they differ, and every trouble is 2.
+    except PplguardError as error:
+        raise UsageError(str(error)) from error
+    words = ["pplguard", "diff", one, other, "--all"]
+    if folder != Path("baselines"):
+        words += ["--baselines", str(folder)]
+    texts = lines(
+        difference,
+        limit=None if everything else SCREEN,
+        command=shlex.join(words),
+        before=one,
+    )
+    _write_json(json_path, difference, one, other)
+    if json_path != "-":
+        print(f"{one} -> {other}")
+        for line in texts:
+            print(f"  {line}")
+    return difference.matters
+
+
+class _Recorded:
+    """A baseline: its fingerprint is all there is."""
+
+    kind = None
+
+    def __init__(self, recorded: Fingerprint) -> None:
+        self.fingerprint = recorded
+
+
+class _Checkpoint:
+    """A checkpoint: read from its files, or loaded if those do not hold its weights."""
+
+    def __init__(self, spec: str, options: Options) -> None:
+        self._options = options
+        self._target = Target(name=spec, spec=spec)
+        self.located: Located = locate_target(self._target, options)
+
+    @property
+    def kind(self) -> str:
+        """What its tensors are named after."""
+        return "a GGUF file" if self.located.gguf else "a folder"
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        return fingerprint(
+            self.located,
+            model=lambda: self._model,
+            allow_pickle=self._options.allow_pickle,
+        )
+
+    def streams(self) -> dict[str, Stream]:
+        """Its tensors by their names."""
+        found = (
+            []
+            if self.located.base
+            else stored_streams(self.located, allow_pickle=self._options.allow_pickle)
+        )
+        return {stream.name: stream for stream in found or model_streams(self._model)}
+
+    @cached_property
+    def _model(self) -> Any:
+        return load_target(self._target, self._options, tell=say).model
+
+
+def _side(spec: str, options: Options, folder: Path) -> _Recorded | _Checkpoint:
+    """A path that exists or a name of the demo is a checkpoint, else a baseline."""
+    found = _baseline(spec, folder)
+    is_path = Path(spec).expanduser().exists() or spec.startswith("demo/")
+    if found is None or (is_path and found[0].parent == folder):
+        return _Checkpoint(spec, options)
+    path, name = found
+    entries = read_baseline(path).checkpoints
+    if name not in entries:
+        raise UsageError(f"{path} has no {name}; it has: {', '.join(entries)}")
+    recorded = entries[name].fingerprint
+    if recorded is None:
+        raise UsageError(
+            f"{spec} has no recorded fingerprint ({path}): record it with "
+            f"`pplguard update MODEL --checkpoint {path.stem}/{name}`, or give the "
+            "checkpoint itself"
+        )
+    where = f"{path.stem}/{name}, fingerprint"
+    return _Recorded(read_fingerprint(path.parent, recorded, where=where))
+
+
+def _baseline(spec: str, folder: Path) -> tuple[Path, str] | None:
+    """File and entry of ``FILE/NAME`` or ``PATH.yaml/NAME``, if there is the file."""
+    before, _, name = spec.rpartition("/")
+    if not before:
+        return None
+    if before.endswith((".yaml", ".yml")) and Path(before).is_file():
+        return Path(before), name
+    path = folder / f"{before}.yaml"
+    return (path, name) if path.is_file() else None
+
+
+def _refuse_two_kinds(
+    one: _Recorded | _Checkpoint, other: _Recorded | _Checkpoint
+) -> None:
+    if one.kind and other.kind and one.kind != other.kind:
+        raise UsageError(
+            f"one is {one.kind} and the other is {other.kind}: their tensors have "
+            "other names and other layouts; compare two of one kind"
+        )
+
+
+def _counted(
+    difference: Difference, one: _Recorded | _Checkpoint, other: _Recorded | _Checkpoint
+) -> Difference:
+    """With counts of the weights that differ, where both can be read."""
+    wanted = [change.name for change in difference.changes if change.kind in _COUNTED]
+    if not (isinstance(one, _Checkpoint) and isinstance(other, _Checkpoint) and wanted):
+        return difference
+    before, now = one.streams(), other.streams()
+
+    def count(name: str) -> Exact:
+        found = compare_streams(before[name], now[difference.renamed.get(name, name)])
+        return Exact(found.lost, found.gained, found.moved, found.largest)
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        return difference.counted(
+            dict(zip(wanted, pool.map(count, wanted), strict=True))
+        )
+
+
+def _write_json(path: str | None, difference: Difference, one: str, other: str) -> None:
+    if path is None:
+        return
+    document = {
+        "one": one,
+        "other": other,
+        "differs": difference.matters,
+        "lines": lines(difference, before=one),
+        **msgspec.to_builtins(difference),
+    }
+    text = json.dumps(document, allow_nan=False)
+    if path == "-":
+        print(text)
+        return
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--json: {path} cannot be written: {error}") from error
