@@ -19,6 +19,7 @@ from .files import TensorInfo, digest, read_config, saved_dtype, tensor_index
 from .fingerprint import fingerprint, tensor_facts
 from .load import Loaded, load
 from .locate import Located, locate
+from .places import changed_places
 from .sparsity import Sparsity, Zeros, measure_sparsity
 from .state import model_digest, state_digest
 from .streams import Stream, model_streams, stored_streams
@@ -34,6 +35,7 @@ __all__ = [
     "Stream",
     "TensorInfo",
     "Zeros",
+    "changed_places",
     "choose_device",
     "choose_dtype",
     "compare_streams",

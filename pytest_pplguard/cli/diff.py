@@ -16,6 +16,7 @@ from ..baselines import read_baseline, read_fingerprint
 from ..checkpoints import (
     Located,
     Stream,
+    changed_places,
     compare_streams,
     fingerprint,
     model_streams,
@@ -172,8 +173,18 @@ def _counted(
     before, now = one.streams(), other.streams()
 
     def count(name: str) -> Exact:
-        found = compare_streams(before[name], now[difference.renamed.get(name, name)])
-        return Exact(found.lost, found.gained, found.moved, found.largest)
+        one, other = before[name], now[difference.renamed.get(name, name)]
+        found = compare_streams(one, other)
+        counts = found.lost, found.gained, found.moved, found.largest
+        if sum(counts[:3]) > found.total // 2:
+            return Exact(*counts)
+        rows, columns = changed_places(one, other)
+        height, width = one.shape[0], found.total // one.shape[0]
+        return Exact(
+            *counts,
+            rows=rows if len(rows) <= height // 2 else (),
+            columns=columns if len(columns) <= width // 2 else (),
+        )
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         return difference.counted(

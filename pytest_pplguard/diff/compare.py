@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,7 +19,16 @@ Kind = Literal[
     "bad", "huge", "zeroed", "gone", "new", "reshaped", "mask", "values", "retyped"
 ]
 Looks = Literal[
-    "", "scaled", "reordered", "transposed", "copied", "little", "tied", "untied"
+    "",
+    "constant",
+    "scaled",
+    "shifted",
+    "reordered",
+    "transposed",
+    "copied",
+    "little",
+    "tied",
+    "untied",
 ]
 
 
@@ -27,13 +36,16 @@ class Exact(Struct, frozen=True):
     """Counts of one tensor's weights, where both checkpoints can be read.
 
     ``lost`` zeros are none any more, ``gained`` ones are new, ``moved`` weights are no
-    zero in either; ``largest`` is the largest change.
+    zero in either; ``largest`` is the largest change. ``rows`` and ``columns`` are
+    where they are, empty if nearly everywhere.
     """
 
     lost: int
     gained: int
     moved: int
     largest: float
+    rows: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
 
 
 class Change(Struct, frozen=True):
@@ -42,8 +54,9 @@ class Change(Struct, frozen=True):
     ``bad``: NaN or infinity are new. ``huge``: few weights are far beyond all others.
     ``zeroed``: all are zero now. ``mask``: zeros are elsewhere, more or fewer.
     ``values``: other numbers. ``retyped``: the same numbers in another dtype.
-    ``looks`` is a guess by the facts: ``scaled`` by ``factor``, ``copied`` from the
-    tensor that was called ``source``, ``little`` moved, a head that is ``tied`` now.
+    ``looks`` is a guess by the facts: ``scaled`` or ``shifted`` by ``factor``, all
+    ``constant`` at it, ``copied`` from the tensor that was called ``source``,
+    ``little`` moved, a head that is ``tied`` to the embedding now.
     """
 
     name: str
@@ -61,7 +74,8 @@ class Difference(Struct, frozen=True):
 
     ``tensors`` maps the recorded names, and those of new tensors, to numbers of
     weights; ``linear`` are those in which sparsity is counted. ``renamed`` maps
-    recorded names to others that the tensors have now.
+    recorded names to others that the tensors have now. ``head`` is the width of an
+    attention head, if the config says it.
     """
 
     tensors: dict[str, int]
@@ -70,6 +84,7 @@ class Difference(Struct, frozen=True):
     config: tuple[SettingChange, ...] = ()
     tokenizer: tuple[SettingChange, ...] = ()
     renamed: dict[str, str] = {}
+    head: int | None = None
 
     @property
     def matters(self) -> bool:
@@ -119,7 +134,17 @@ def compare(recorded: Fingerprint, now: Fingerprint) -> Difference:
         config=tuple(compare_config(recorded.config, now.config)),
         tokenizer=tuple(compare_tokenizers(recorded.tokenizer, now.tokenizer)),
         renamed={old: new for new, old in sorted(names.items()) if old != new},
+        head=_head(recorded.config),
     )
+
+
+def _head(config: Mapping[str, Any]) -> int | None:
+    """The width of an attention head."""
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    width = config.get("head_dim")
+    if width is None and isinstance(hidden, int) and isinstance(heads, int) and heads:
+        width = hidden // heads
+    return width if isinstance(width, int) and width > 1 else None
 
 
 def _owners(tensors: Mapping[str, TensorFacts]) -> dict[str, str]:
@@ -170,10 +195,14 @@ def _recognise(
         return "values", "", None
     if now.zeros == now.size:
         return "zeroed", "", None
+    if (value := recognise.constant(now)) is not None:
+        return "values", "constant", value
     if recognise.reordered(before, now):
         return "values", "reordered", None
     if (factor := recognise.scaled_by(before, now)) is not None:
         return "values", "scaled", factor
+    if (shift := recognise.shifted_by(before, now)) is not None:
+        return "values", "shifted", shift
     if recognise.huge_weights(before, now):
         return "huge", "", None
     looks: Looks = "little" if recognise.little(before, now) else ""

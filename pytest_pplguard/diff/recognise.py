@@ -51,6 +51,35 @@ def scaled_by(before: TensorFacts, now: TensorFacts) -> float | None:
     return factor if same_sum and same_peak else None
 
 
+def shifted_by(before: TensorFacts, now: TensorFacts) -> float | None:
+    """What looks added to all weights, as to norms that count from 0 or from 1."""
+    if now.bad or before.zeros or now.zeros or not before.size > 1:
+        return None
+    shift = (now.sum - before.sum) / now.size
+    step = max(_STEP[before.dtype], _STEP[now.dtype])
+    if abs(shift) <= max(4 * step, 0.01) * before.peak:
+        return None
+    squares = before.norm**2, now.norm**2
+    expected = squares[0] + 2 * shift * before.sum + now.size * shift**2
+    same_norm = abs(expected - squares[1]) <= (step / 8 + _NOISE) * sum(squares)
+    # Where signs differ or turn, the smallest weight may become the largest.
+    peaks = abs(before.peak + shift), abs(before.peak - shift)
+    slack = (step + _NOISE) * max(before.peak, now.peak)
+    same_peak = now.peak < before.peak or any(
+        abs(now.peak - peak) <= slack for peak in peaks
+    )
+    return shift if same_norm and same_peak else None
+
+
+def constant(facts: TensorFacts) -> float | None:
+    """The value of all weights, where all are one other than zero."""
+    if facts.bad or facts.zeros or facts.size < 2:
+        return None
+    mean = facts.sum / facts.size
+    same = math.isclose(abs(mean), facts.peak, rel_tol=1e-6)
+    return math.copysign(facts.peak, mean) if same else None
+
+
 def reordered(before: TensorFacts, now: TensorFacts) -> bool:
     """Whether it holds the same numbers in another order, or as another shape."""
     return (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..tensornames import group, layer_of
+from ..tensornames import group, layer_of, ranges
 from ..values import TensorFacts
 from .compare import Change, Difference
 from .layers import tell_copies
@@ -18,6 +19,7 @@ _MOST_LOST = 0.02
 """A mask is lost if no more than this part of its zeros is left."""
 _NEARLY_ALL = 0.9
 _SEVERAL = 4
+_LONGEST_RANGES = 40
 _UNLIKE = 0.3
 
 
@@ -152,18 +154,21 @@ def _bucket(change: Change) -> tuple[object, ...]:
     if change.kind == "retyped":
         return change.kind, before.dtype, now.dtype
     if change.kind == "mask":
-        return change.kind, _mask_words(before.share, now.share), change.looks
+        return change.kind, _mask_words(before.share, now.share)
     if change.kind == "values":
-        factor = change.factor and f"{change.factor:.2g}"
-        return change.kind, change.looks, factor, _size_class(before, now)
+        factor = change.factor and f"{change.factor:.3g}"
+        alike = _size_class(before, now) if factor is None else 0
+        return change.kind, change.looks, factor, alike
     return (change.kind,)
 
 
 def _size_class(before: TensorFacts, now: TensorFacts) -> int:
     """Tells apart norms that hardly moved, and those that moved by other amounts."""
     if not before.norm or not now.norm:
-        return 99
-    return round(math.log(now.norm / before.norm) / math.log(1.25))
+        return 9
+    ratio = now.norm / before.norm
+    sign = 1 if ratio > 1 else -1
+    return sign * sum(max(ratio, 1 / ratio) > bound for bound in (1.25, 4, 100))
 
 
 def _place(changes: Sequence[Change]) -> int:
@@ -172,6 +177,8 @@ def _place(changes: Sequence[Change]) -> int:
         return _BAD
     if kind in ("zeroed", "gone", "new", "reshaped"):
         return _TENSORS
+    if changes[0].looks == "constant":
+        return _TENSORS
     return {"mask": _MASKS, "values": _VALUES}.get(kind, _QUIET)
 
 
@@ -179,7 +186,7 @@ def _weight(changes: Sequence[Change]) -> float:
     """How much a change weighs among those of its place."""
     kind = changes[0].kind
     if kind == "mask":
-        before, now = _share(changes, 0), _share(changes, 1)
+        before, now = _shares(changes)
         return abs(now - before) + (now < before)
     if kind == "values":
         return max(
@@ -200,10 +207,12 @@ def _words(changes: Sequence[Change], difference: Difference) -> str:
         return (
             "new: repeats the embedding no more" if first.looks == "untied" else "new"
         )
-    counts = _exact_words(changes)
+    where = _where(changes, difference)
+    counts = _exact_words(changes, where)
     if first.kind == "bad":
         bad = sum(change.now.bad for change in changes if change.now)
-        return f"{_count(bad, 'weight')} {'is' if bad == 1 else 'are'} NaN or infinite"
+        are = "is" if bad == 1 else "are"
+        return f"{_count(bad, 'weight')} {are} NaN or infinite{where}"
     if first.kind == "huge":
         return _huge_words(changes) + counts
     if first.kind == "zeroed":
@@ -215,7 +224,7 @@ def _words(changes: Sequence[Change], difference: Difference) -> str:
         return f"{before.dtype} -> {now.dtype}, the same numbers"
     if first.kind == "mask":
         return _mask_line(changes, difference) + counts
-    return _value_words(changes) + counts
+    return _value_words(changes, difference) + counts
 
 
 def _huge_words(changes: Sequence[Change]) -> str:
@@ -230,13 +239,18 @@ def _huge_words(changes: Sequence[Change]) -> str:
     return f"{what} {peak:.2g} in magnitude, the largest was {was:.2g}"
 
 
-def _share(changes: Iterable[Change], side: int) -> float:
-    facts = [
-        each
-        for change in changes
-        if (each := (change.before, change.now)[side]) is not None
-    ]
-    return sum(each.zeros for each in facts) / max(1, sum(each.size for each in facts))
+def _zeros(changes: Iterable[Change]) -> tuple[int, int]:
+    """How many zeros there were, and are."""
+    pairs = [(c.before, c.now) for c in changes if c.before and c.now]
+    return sum(one.zeros for one, _ in pairs), sum(other.zeros for _, other in pairs)
+
+
+def _shares(changes: Iterable[Change]) -> tuple[float, float]:
+    """Which share was zero, and is."""
+    changes = list(changes)
+    size = max(1, sum(change.now.size for change in changes if change.now))
+    before, now = _zeros(changes)
+    return before / size, now / size
 
 
 def _mask_words(before: float, now: float) -> str:
@@ -248,11 +262,14 @@ def _mask_words(before: float, now: float) -> str:
 
 
 def _mask_line(changes: Sequence[Change], difference: Difference) -> str:
-    before, now = _share(changes, 0), _share(changes, 1)
+    before, now = _shares(changes)
     what = _mask_words(before, now)
     guess = _mask_guess(what, changes, difference)
     if what == "zeros elsewhere":
         return f"{what}, {_percent(before)} as before{guess}"
+    if _percent(before) == _percent(now):
+        zeros = _zeros(changes)
+        return f"{what}, {zeros[0]:,} -> {zeros[1]:,}{guess}"
     return f"{what}, {_percent(before)} -> {_percent(now)}{guess}"
 
 
@@ -284,20 +301,22 @@ def _norms(changes: Iterable[Change]) -> list[float]:
     ]
 
 
-def _value_words(changes: Sequence[Change]) -> str:
+def _value_words(changes: Sequence[Change], difference: Difference) -> str:
+    first, factor = changes[0], changes[0].factor or 0.0
+    recognised = {
+        "reordered": "the same values in another order",
+        "constant": f"all weights are {factor:.6g} now",
+        "scaled": f"values moved, norm x{abs(factor):.4g} (scaled by {factor:.4g}?)",
+        "shifted": f"values moved (all by {factor:+.4g}?)",
+    }
+    return recognised.get(first.looks) or _moved_words(changes, difference)
+
+
+def _moved_words(changes: Sequence[Change], difference: Difference) -> str:
     first = changes[0]
     before, now = first.before, first.now
-    if before is None or now is None:
+    if before is None or now is None or not before.mask or not now.mask:
         return "other values"
-    if first.looks == "reordered":
-        return "the same values in another order"
-    if not before.mask or not now.mask:
-        return "other values"
-    if first.looks == "scaled" and first.factor is not None:
-        return (
-            f"values moved, norm x{abs(first.factor):.4g} "
-            f"(scaled by {first.factor:.4g}?)"
-        )
     text = f"values moved{' a little' * (first.looks == 'little')}"
     if norms := _norms(changes):
         low, high = f"{min(norms):.4g}", f"{max(norms):.4g}"
@@ -309,13 +328,18 @@ def _value_words(changes: Sequence[Change]) -> str:
             text += f", zeros {before.zeros:,} -> {now.zeros:,}"
         if not math.isclose(now.peak, before.peak, rel_tol=0.2):
             text += f", largest {before.peak:.3g} -> {now.peak:.3g}"
-    if first.looks == "little" and before.dtype != now.dtype:
-        text += f" (rounded, {before.dtype} -> {now.dtype}?)"
+    if first.looks != "little":
+        return text
+    if before.dtype != now.dtype:
+        return f"{text} (rounded, {before.dtype} -> {now.dtype}?)"
+    names = {change.name for change in changes}
+    if difference.linear and names == set(difference.linear):
+        return f"{text} (rounded, quantised and back, or trained further?)"
     return text
 
 
-def _exact_words(changes: Sequence[Change]) -> str:
-    """Counts of weights, if they are known."""
+def _exact_words(changes: Sequence[Change], where: str) -> str:
+    """Counts of weights, if they are known, and where they are."""
     exact = [change.exact for change in changes if change.exact]
     if not exact:
         return ""
@@ -328,9 +352,44 @@ def _exact_words(changes: Sequence[Change]) -> str:
     ]
     largest = max(each.largest for each in exact)
     by = f" by up to {largest:.3g}" if largest else ""
+    if not moved and parts:
+        return f"; {', '.join(parts)}{where}, no other weight moved"
     other = "other weight" if parts else "weight"
-    parts.append(f"{_count(moved, other)} moved{by}" if moved else f"no {other} moved")
-    return f"; {', '.join(parts)}"
+    return f"; {', '.join([*parts, f'{_count(moved, other)} moved'])}{by}{where}"
+
+
+def _where(changes: Sequence[Change], difference: Difference) -> str:
+    """Rows and columns in which weights differ, if it is not nearly everywhere."""
+    first = changes[0]
+    places = {
+        (change.exact.rows, change.exact.columns) for change in changes if change.exact
+    }
+    if len(places) != 1 or first.now is None:
+        return ""
+    rows, columns = places.pop()
+    if len(rows) == len(columns) == 1 and len(first.now.shape) > 1:
+        return f" at [{rows[0]}, {columns[0]}]"
+    if len(first.now.shape) == 1:
+        columns = ()
+    parts = [
+        f"{what}{'s' * (len(found) > 1)} {shown}"
+        + _heads(first.name, what, found, difference)
+        for what, found in (("row", rows), ("column", columns))
+        if found and len(shown := ranges(found)) <= _LONGEST_RANGES
+    ]
+    return f" in {', '.join(parts)}" if parts else ""
+
+
+def _heads(name: str, what: str, found: Sequence[int], difference: Difference) -> str:
+    """The attention heads that rows or columns are, if they are whole ones."""
+    width = difference.head
+    ours = r"\.o_proj\." if what == "column" else r"\.[qkv]_proj\."
+    if not width or not re.search(ours, name):
+        return ""
+    heads = sorted({place // width for place in found})
+    if len(found) != width * len(heads):
+        return ""
+    return f" (head{'s' * (len(heads) > 1)} {ranges(heads)})"
 
 
 def _count(number: int, what: str) -> str:

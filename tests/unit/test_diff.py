@@ -330,17 +330,44 @@ def test_layers_of_similar_norms_are_not_swapped() -> None:
 
 
 def test_what_many_hold_is_no_copy() -> None:
+    norm = PRUNED[at(5, "input_layernorm")]
     base = {**PRUNED} | {
-        at(layer, "input_layernorm"): numpy.ones(HIDDEN, "f4")
-        for layer in range(1, LAYERS)
+        at(layer, "input_layernorm"): norm for layer in range(1, LAYERS)
     }
 
     def damage(weights: Weights) -> None:
-        weights[at(0, "input_layernorm")] = numpy.ones(HIDDEN, "f4")
+        weights[at(0, "input_layernorm")] = norm
 
-    assert damaged(damage, base)[0].startswith(
-        "layer 0, input_layernorm: values moved, norm x"
-    )
+    assert damaged(damage, base)[0].startswith("layer 0, input_layernorm: values moved")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda norm: norm + 1, "values moved (all by +1?)"),
+        (lambda norm: norm - 1, "values moved (all by -1?)"),
+        (lambda norm: 0 * norm + 1, "all weights are 1 now"),
+        (lambda norm: 0 * norm - 0.5, "all weights are -0.5 now"),
+    ],
+)
+def test_norms_shifted_and_reset(change: Callable[[Any], Any], line: str) -> None:
+    def damage(weights: Weights) -> None:
+        for layer in range(LAYERS):
+            weights[at(layer, "input_layernorm")] = change(
+                weights[at(layer, "input_layernorm")]
+            )
+
+    assert damaged(damage) == [
+        f"all 6 layers, input_layernorm: {line}",
+        f"all other weights (26 tensors){REST}",
+    ]
+
+
+def test_a_larger_sum_alone_is_no_shift() -> None:
+    def damage(weights: Weights) -> None:
+        weights[NORM][: HIDDEN // 2] += 2
+
+    assert damaged(damage)[0].startswith("model.norm.weight: values moved, norm x")
 
 
 # ----------------------------------------------------------------- new, gone, renamed
