@@ -252,6 +252,7 @@ class _Parser:
             gates["weights"] = self._typed(gate, where, kind)
         if gate := special.get("against"):
             gates["against"] = self._text(gate, where)
+            self._sibling(gate, gates["against"], where, entry, siblings)
         return Gates(metrics=metrics, **gates)
 
     def _is_gate_key(self, field: Field, where: str) -> bool:
@@ -311,17 +312,22 @@ class _Parser:
         self._number(fields["max_ratio"], where, low=0.0, open_low=True)
         if gate.metric is not None and not _METRIC.fullmatch(gate.metric):
             self._not_a_metric(gate.metric, fields["metric"].line, where)
+        self._sibling(fields["to"], gate.to, where, entry, siblings)
+        return gate
+
+    def _sibling(
+        self, field: Field, to: str, where: str, entry: str, siblings: tuple[str, ...]
+    ) -> None:
+        """Refuse a name that is no other checkpoint of the file."""
         others = [name for name in siblings if name != entry]
-        if gate.to not in others:
-            near = near_matches(gate.to, others)
+        if to not in others:
             known = ", ".join(others) or "there is none"
             self._fail(
-                fields["to"].line,
+                field.line,
                 where,
-                f"to: {gate.to!r} is not another checkpoint of this file{near}: "
-                f"expected one of: {known}",
+                f"{field.name}: {to!r} is not another checkpoint of this file"
+                f"{near_matches(to, others)}: expected one of: {known}",
             )
-        return gate
 
     def _sparsity(self, field: Field, entry: str) -> SparsityGate:
         where = f"checkpoint {entry}, gates, sparsity"

@@ -558,6 +558,18 @@ CASES = [
         'for example {fraction: 0.5, pattern: "2:4"}, or {scope: tensor} to hold each '
         "tensor to its recorded share",
     ),
+    (
+        "against: dense",
+        "against: dens",
+        f"21: {GATES}: against: 'dens' is not another checkpoint of this file (did "
+        "you mean 'dense'?): expected one of: dense",
+    ),
+    (
+        "against: dense",
+        "against: wanda-50",
+        f"21: {GATES}: against: 'wanda-50' is not another checkpoint of this file: "
+        "expected one of: dense",
+    ),
     # -- recorded
     (
         "token_perplexity: 6.3062154",
