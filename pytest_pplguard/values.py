@@ -117,6 +117,21 @@ def is_entry_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def is_derived(tensor: str) -> bool:
+    """Whether a tensor is a buffer that models compute themselves."""
+    return _DERIVED.search(tensor) is not None
+
+
+def is_embedding(tensor: str) -> bool:
+    """Whether a tensor is the input embedding."""
+    return _EMBEDDING.search(tensor) is not None
+
+
+def is_head(tensor: str) -> bool:
+    """Whether a tensor is the output head."""
+    return _HEAD.search(tensor) is not None
+
+
 def near_matches(word: str, known: Iterable[str]) -> str:
     """`` (did you mean 'wanda'?)`` where something known is close, else ``""``."""
     close = difflib.get_close_matches(word, list(known), n=2)
@@ -239,15 +254,13 @@ class Fingerprint(Struct, frozen=True):
         and a head that repeats the embedding it is tied to.
         """
         embeddings = {
-            facts.values
-            for name, facts in self.tensors.items()
-            if _EMBEDDING.search(name)
+            facts.values for name, facts in self.tensors.items() if is_embedding(name)
         }
         return {
             name: facts
             for name, facts in self.tensors.items()
-            if not _DERIVED.search(name)
-            and not (_HEAD.search(name) and facts.values in embeddings)
+            if not is_derived(name)
+            and not (is_head(name) and facts.values in embeddings)
         }
 
     @property
@@ -358,7 +371,13 @@ class RelativeGate(Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 class SparsityGate(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Bounds the share of zeros in the linear weights of the decoder layers."""
+    """Bounds the zeros in the linear weights of the decoder layers.
+
+    ``fraction``: their share is within ``fraction -+ abs``, in all weights together, in
+    every layer or in every tensor. Without it, ``scope: layer`` and ``scope: tensor``
+    hold each share to the recorded one. ``pattern`` is N:M: of every M weights along
+    the input dimension at most N are not zero.
+    """
 
     fraction: float | None = None
     abs: float = 0.001
@@ -411,6 +430,7 @@ class Outcome(enum.StrEnum):
     RECORDED = "recorded"
     REGRESSED = "regressed"
     IMPROVED = "improved"
+    CHANGED = "changed"
     MISSING = "missing"
     NOT_COMPARABLE = "not comparable"
     INVALID = "invalid"

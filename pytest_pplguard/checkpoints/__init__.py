@@ -6,6 +6,7 @@ Importing this package imports no torch and no transformers.
 from __future__ import annotations
 
 from ..tensornames import layer_of
+from .against import Survivors, compare_with_dense
 from .compare import Comparison, compare_streams
 from .device import (
     DeviceChoice,
@@ -20,7 +21,7 @@ from .fingerprint import fingerprint, tensor_facts
 from .load import Loaded, load
 from .locate import Located, locate
 from .places import changed_places
-from .sparsity import Sparsity, Zeros, measure_sparsity
+from .sparsity import Sparsity, Zeros, measure_sparsity, sparsity_of
 from .state import model_digest, state_digest
 from .streams import Stream, model_streams, stored_streams
 
@@ -33,12 +34,14 @@ __all__ = [
     "Located",
     "Sparsity",
     "Stream",
+    "Survivors",
     "TensorInfo",
     "Zeros",
     "changed_places",
     "choose_device",
     "choose_dtype",
     "compare_streams",
+    "compare_with_dense",
     "digest",
     "fingerprint",
     "layer_of",
@@ -50,6 +53,7 @@ __all__ = [
     "probe",
     "read_config",
     "saved_dtype",
+    "sparsity_of",
     "state_digest",
     "stored_streams",
     "tensor_facts",

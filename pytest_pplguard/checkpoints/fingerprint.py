@@ -9,14 +9,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
 from ..values import Fingerprint, TensorFacts
 from .describe import describe_config, describe_tokenizer
 from .files import read_config
 from .locate import Located
 from .numbers import as_float32
 from .sparsity import linear_weights
-from .streams import Model, Stream, model_streams, stored_streams
+from .streams import Model, Stream, weight_streams
 
 if TYPE_CHECKING:
     import numpy
@@ -45,14 +44,7 @@ def fingerprint(
         CheckpointError: the weights cannot be read, or only in a loaded model and
             ``model`` is None.
     """
-    streams = [] if located.base else stored_streams(located, allow_pickle=allow_pickle)
-    if not streams:
-        if model is None:
-            what = "is an adapter" if located.base else "has pickle weights"
-            raise CheckpointError(
-                f"{located.spec} {what}: its weights are only known once it is loaded"
-            )
-        streams = model_streams(model())
+    streams = weight_streams(located, model=model, allow_pickle=allow_pickle)
     tensors = tensor_facts(streams)
     return Fingerprint(
         tensors={name: tensors[name] for name in sorted(tensors)},

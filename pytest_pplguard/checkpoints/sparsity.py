@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from ..errors import CheckpointError
 from ..tensornames import IN_LAYER, layer_of
+from ..values import Fingerprint
 from .files import read_config
 from .jsonfiles import section
 from .locate import Located
@@ -98,6 +99,11 @@ class Sparsity(Struct, frozen=True):
             sums[layer] = Zeros(*map(sum, zip(known, tensor, strict=True)))
         return sums
 
+    def shares(self, scope: str) -> dict[str, float]:
+        """Share of zeros of each ``layer`` or ``tensor`` that has weights at all."""
+        zeros = self.layers() if scope == "layer" else self.tensors
+        return {name: one.share for name, one in zeros.items() if one.total}
+
 
 def measure_sparsity(
     located: Located,
@@ -148,10 +154,16 @@ def measure_sparsity(
             "like model.layers.0.mlp.up_proj.weight): its sparsity cannot be counted"
         )
     tensors = {
-        stream.name: Zeros(*_count_zeros(stream), *_groups(stream, pattern, located))
+        stream.name: Zeros(*count_zeros(stream), *_groups(stream, pattern, located))
         for stream in linear
     }
     return Sparsity(tensors, pattern)
+
+
+def sparsity_of(fingerprint: Fingerprint) -> Sparsity:
+    """The zeros that a fingerprint knows of."""
+    facts = {name: fingerprint.tensors[name] for name in fingerprint.linear}
+    return Sparsity({name: Zeros(one.zeros, one.size) for name, one in facts.items()})
 
 
 def linear_weights(streams: Iterable[Stream], config: Mapping[str, Any]) -> list[str]:
@@ -220,7 +232,7 @@ def _size(stream: Stream) -> int:
     return math.prod(stream.shape)
 
 
-def _count_zeros(stream: Stream) -> tuple[int, int]:
+def count_zeros(stream: Stream) -> tuple[int, int]:
     """Zeros and elements of one tensor."""
     nonzero = sum(_nonzero(chunk, stream.dtype) for chunk in stream.read())
     return _size(stream) - nonzero, _size(stream)

@@ -97,9 +97,33 @@ def stored_streams(located: Located, *, allow_pickle: bool = False) -> list[Stre
     ]
 
 
+def weight_streams(
+    located: Located, *, model: Model | None = None, allow_pickle: bool = False
+) -> list[Stream]:
+    """The tensors of a checkpoint's files, or of the model that is made of them.
+
+    That is so for an adapter, which is merged, and for pickles.
+
+    Raises:
+        CheckpointError: the files cannot be read, or ``model`` is needed and None.
+    """
+    streams = [] if located.base else stored_streams(located, allow_pickle=allow_pickle)
+    if streams:
+        return streams
+    if model is None:
+        what = "is an adapter" if located.base else "has pickle weights"
+        raise CheckpointError(
+            f"{located.spec} {what}: its weights are only known once it is loaded"
+        )
+    return model_streams(model())
+
+
 def model_streams(model: nn.Module) -> list[Stream]:
-    """The parameters and buffers of a loaded model, shared ones once."""
-    tensors = chain(model.named_parameters(), model.named_buffers())
+    """The parameters and buffers of a loaded model; a shared one under each name."""
+    tensors = chain(
+        model.named_parameters(remove_duplicate=False),
+        model.named_buffers(remove_duplicate=False),
+    )
     return [_memory_stream(name, tensor) for name, tensor in tensors]
 
 

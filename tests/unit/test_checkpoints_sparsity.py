@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy
 import pytest
 
-from pytest_pplguard.checkpoints import Located, measure_sparsity
+from pytest_pplguard.checkpoints import (
+    Located,
+    fingerprint,
+    measure_sparsity,
+    sparsity_of,
+)
 from pytest_pplguard.errors import CheckpointError
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -183,3 +188,35 @@ def test_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(CheckpointError, match=r"m\.gguf is truncated or no valid GGUF"):
         measure_sparsity(located)
+
+
+def test_shares(tmp_path: Path) -> None:
+    """All zeros, none, two names for one weight, and a tensor without elements."""
+    words = {
+        UP: [0.0, -0.0, 0.0, 0.0],
+        "model.layers.0.mlp.down_proj.weight": [1.0, 2.0, 3.0, 4.0],
+        "model.layers.1.mlp.up_proj.weight": [0.0, 0.0, 0.0, 1.0],
+        "model.layers.2.mlp.up_proj.weight": [0.0, 0.0, 0.0, 1.0],
+    }
+    tensors = {
+        name: ("F32", [2, 2], numpy.array(numbers, "<f4").tobytes())
+        for name, numbers in words.items()
+    }
+    tensors["model.layers.2.mlp.down_proj.weight"] = ("F32", [0, 2], b"")
+    located = save(tmp_path, tensors)
+    measured = measure_sparsity(located)
+    assert (measured.zeros, measured.total) == (10, 16)
+    assert measured.shares("tensor") == {
+        UP: 1.0,
+        "model.layers.0.mlp.down_proj.weight": 0.0,
+        "model.layers.1.mlp.up_proj.weight": 0.75,
+        "model.layers.2.mlp.up_proj.weight": 0.75,
+    }
+    assert measured.shares("layer") == {
+        "model.layers.0": 0.5,
+        "model.layers.1": 0.75,
+        "model.layers.2": 0.75,
+    }
+    assert sparsity_of(fingerprint(located)).shares("tensor") == (
+        measured.shares("tensor")
+    )
