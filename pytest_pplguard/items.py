@@ -79,15 +79,23 @@ class GateGroup(pytest.Collector):
             )
         elif self.name == "sparsity":
             assert gates.sparsity is not None
-            yield SparsityItem.from_parent(self, name="fraction", gate=gates.sparsity)
-        elif self.name in ("weights", "against"):
-            value = getattr(gates, self.name)
-            yield NotBuiltItem.from_parent(self, name=value)
+            yield from self._sparsity(gates.sparsity)
+        elif self.name == "weights":
+            yield WeightsItem.from_parent(self, name=gates.weights)
+        elif self.name == "against":
+            yield AgainstItem.from_parent(self, name=gates.against)
         else:
             for metric, tolerance in gates.metrics[self.name].items():
                 yield MetricItem.from_parent(
                     self, name=metric, key=Key.parse(self.name), tolerance=tolerance
                 )
+
+    def _sparsity(self, gate: SparsityGate) -> Iterator[GateItem]:
+        # The pattern first: the shares of zeros are known after the same pass.
+        if gate.pattern is not None:
+            yield PatternItem.from_parent(self, name="pattern", gate=gate)
+        if gate.fraction is not None or gate.scope != "total":
+            yield SparsityItem.from_parent(self, name="fraction", gate=gate)
 
 
 class GateItem(pytest.Item):
@@ -207,28 +215,55 @@ class RelativeItem(GateItem):
         return self.guard.judge_relative(self.checkpoint, self.gate)
 
 
-class SparsityItem(GateItem):
-    """The share of zeros in the saved files; needs no loaded model."""
+class FilesItem(GateItem):
+    """A gate of the weights themselves: their files are read, no model is loaded.
+
+    Unless the files do not hold the weights that run.
+    """
+
+    def checkpoints(self) -> tuple[str, ...]:
+        return ()
+
+
+class SparsityItem(FilesItem):
+    """The share of zeros."""
 
     def __init__(self, *, gate: SparsityGate, **options: Any) -> None:
         super().__init__(**options)
         self.gate = gate
 
-    def checkpoints(self) -> tuple[str, ...]:
-        return ()
+    def judge(self) -> Verdict:
+        return self.guard.judge_sparsity(
+            self.checkpoint, self.gate, nodeid=self.group.nodeid
+        )
+
+
+class PatternItem(SparsityItem):
+    """The groups of an N:M pattern."""
+
+    def title(self) -> tuple[str, str]:
+        return self.group.name, str(self.gate.pattern)
 
     def judge(self) -> Verdict:
-        return self.guard.judge_sparsity(self.checkpoint, self.gate)
+        return self.guard.judge_pattern(self.checkpoint, self.gate)
 
 
-class NotBuiltItem(GateItem):
-    """A gate that the file format knows and this version does not check: an error."""
-
-    def checkpoints(self) -> tuple[str, ...]:
-        return ()
+class WeightsItem(FilesItem):
+    """The recorded fingerprint."""
 
     def judge(self) -> Verdict:
-        return self.guard.judge_not_built(self.checkpoint, self.group.name, self.name)
+        return self.guard.judge_weights(
+            self.checkpoint, self.name, nodeid=self.group.nodeid
+        )
+
+
+class AgainstItem(FilesItem):
+    """The weights of the dense checkpoint."""
+
+    def judge(self) -> Verdict:
+        return self.guard.judge_against(
+            self.checkpoint, self.name, nodeid=self.group.nodeid
+        )
 
 
 def remove_gates(

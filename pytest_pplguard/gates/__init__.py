@@ -9,10 +9,15 @@ from .judge import (
     MetricGate,
     judge_metric,
     judge_relative,
-    judge_sparsity,
-    not_built,
 )
 from .paired import Paired, WindowChange, paired
+from .weights import (
+    WeightsGate,
+    judge_against,
+    judge_pattern,
+    judge_sparsity,
+    judge_weights,
+)
 
 __all__ = [
     "DEFAULT_MEASURED",
@@ -20,13 +25,17 @@ __all__ = [
     "Bounds",
     "MetricGate",
     "Paired",
+    "WeightsGate",
     "WindowChange",
     "bounds",
     "default_sparsity",
     "differences",
+    "judge_against",
     "judge_metric",
+    "judge_pattern",
     "judge_relative",
     "judge_sparsity",
+    "judge_weights",
     "not_built",
     "paired",
     "published_bounds",

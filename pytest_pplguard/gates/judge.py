@@ -14,7 +14,6 @@ from ..values import (
     Recorded,
     RelativeGate,
     Scalar,
-    SparsityGate,
     Tolerance,
     Verdict,
 )
@@ -185,57 +184,6 @@ def judge_relative(
     if not value / reference <= gate.max_ratio:
         return replace(verdict, outcome=Outcome.REGRESSED, passed=False)
     return verdict
-
-
-def judge_sparsity(
-    checkpoint: str, gate: SparsityGate, fraction: float, *, origin: str
-) -> Verdict:
-    """Hold the share of zeros in the decoder layers' linear weights to its gate.
-
-    Fewer zeros than allowed is ``regressed`` (a mask was lost), more is ``regressed``
-    too: the number is a property of the checkpoint, not a score.
-    """
-    assert gate.fraction is not None
-    allowed = Bounds(gate.fraction - gate.abs, gate.fraction + gate.abs)
-    passed = not allowed.below(fraction) and not allowed.above(fraction)
-    return Verdict(
-        checkpoint=checkpoint,
-        key="sparsity",
-        metric="fraction",
-        outcome=Outcome.WITHIN if passed else Outcome.REGRESSED,
-        passed=passed,
-        baseline=gate.fraction,
-        measured=fraction,
-        change=fraction / gate.fraction - 1 if gate.fraction else None,
-        allowed=(allowed.low, allowed.high),
-        gate=f"abs {gate.abs:g}, {origin}",
-        reasons=()
-        if passed
-        else (
-            "zeros in the linear weights of the decoder layers: "
-            + (
-                "fewer than allowed; a mask was lost, or weights were merged or tuned"
-                if allowed.below(fraction)
-                else "more than allowed"
-            ),
-        ),
-    )
-
-
-def not_built(checkpoint: str, key: str, what: str, *, origin: str) -> Verdict:
-    """A gate that the file may hold but that this version cannot check: an error."""
-    return Verdict(
-        checkpoint=checkpoint,
-        key=key,
-        metric=what,
-        outcome=Outcome.ERROR,
-        passed=False,
-        gate=origin,
-        reasons=(
-            f"this version of pytest-pplguard cannot check the gate {what!r}; "
-            "remove it, or install a version that can",
-        ),
-    )
 
 
 def _without_baseline(

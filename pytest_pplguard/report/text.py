@@ -35,7 +35,7 @@ def failure_text(verdict: Verdict) -> str:
     lines = [*_first_reason(verdict), _headline(verdict)]
     facts = [
         ("baseline", _baseline(verdict)),
-        ("measured", _exact(verdict.measured)),
+        ("measured", _measured(verdict)),
         ("allowed", _allowed(verdict)),
         ("gate", _gate(verdict)),
         ("first", _drift(verdict)),
@@ -63,8 +63,8 @@ def brief(verdicts: Iterable[Verdict]) -> str:
 def _brief(verdict: Verdict) -> str:
     facts = list(verdict.reasons)
     if verdict.outcome in _JUDGED:
-        allowed = range_text(*verdict.allowed, repr)
-        facts.insert(0, f"measured {verdict.measured!r}, allowed {allowed}")
+        allowed = range_text(*verdict.allowed, _show(verdict))
+        facts.insert(0, f"measured {_measured(verdict)}, allowed {allowed}")
     return ": ".join([_headline(verdict), *(["; ".join(facts)] if facts else [])])
 
 
@@ -161,6 +161,7 @@ def _headline(verdict: Verdict) -> str:
         Outcome.REGRESSED: f"{verdict.metric} {_regressed(verdict)}",
         Outcome.IMPROVED: f"{verdict.metric} improved{_by(verdict)}, and should stay "
         "within",
+        Outcome.CHANGED: f"{verdict.metric}: {_changed(verdict)}",
         Outcome.MISSING: f"{verdict.metric} has no baseline",
         Outcome.NOT_COMPARABLE: f"{verdict.metric} is not comparable to its baseline",
         Outcome.INVALID: f"{verdict.metric} is invalid",
@@ -172,11 +173,34 @@ def _headline(verdict: Verdict) -> str:
 
 def _regressed(verdict: Verdict) -> str:
     """A value can be above ``max`` without being worse than its baseline."""
+    if _counts(verdict):
+        return f"is broken in {_many(verdict.measured, 'group')}"
     worse = verdict.change is None or round(verdict.change, 4) > 0
     # Of zeros there may also be too few.
     if worse or verdict.key == "sparsity":
         return f"regressed{_by(verdict)}"
     return "is above what is allowed"
+
+
+def _changed(verdict: Verdict) -> str:
+    """Of gates of the weights, which measure how many tensors are not as they were."""
+    many = _many(verdict.measured, "tensor")
+    if verdict.key == "against":
+        return f"weights that survived are not those of {verdict.metric}, in {many}"
+    if verdict.metric == "mask":
+        return f"zeros are not where they were recorded, in {many}"
+    return f"weights are not the recorded ones, in {many}"
+
+
+def _many(count: float | None, what: str) -> str:
+    return f"{count or 0:.0f} {what}{'' if count == 1 else 's'}"
+
+
+def _counts(verdict: Verdict) -> bool:
+    """Whether a verdict's numbers are whole: of tensors, or of groups."""
+    return verdict.key in ("weights", "against") or (
+        verdict.key == "sparsity" and verdict.metric != "fraction"
+    )
 
 
 def _by(verdict: Verdict) -> str:
@@ -208,12 +232,17 @@ def _baseline(verdict: Verdict) -> str:
     return f"{verdict.baseline!r} ({known})"
 
 
-def _exact(value: float | None) -> str:
-    return "" if value is None else repr(value)
+def _measured(verdict: Verdict) -> str:
+    return "" if verdict.measured is None else _show(verdict)(verdict.measured)
+
+
+def _show(verdict: Verdict) -> Callable[[float], str]:
+    """Every digit of a number; whole numbers without a point."""
+    return "{:.0f}".format if _counts(verdict) else repr
 
 
 def _allowed(verdict: Verdict) -> str:
-    text = range_text(*verdict.allowed, repr)
+    text = range_text(*verdict.allowed, _show(verdict))
     return f"{text} ({verdict.gate})" if text and verdict.gate else text
 
 

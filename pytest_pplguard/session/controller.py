@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from ..baselines import Change, record
+from ..baselines import Change, record, split_name
 from ..errors import PplguardError
 from ..journal import discard
 from ..options import Options, Target
@@ -190,6 +190,12 @@ class Controller:
 
     def _unmeasured(self) -> None:
         judged = {verdict.checkpoint for verdict in self.verdicts}
+        # What others were held to was read as well.
+        judged |= {
+            f"{split_name(verdict.checkpoint)[0]}/{verdict.metric}"
+            for verdict in self.verdicts
+            if verdict.key == "against" and verdict.outcome is not Outcome.ERROR
+        }
         lost = {gated_checkpoint(nodeid) for nodeid in self._unjudged}
         for name, target in self._targets.items():
             if name in judged:

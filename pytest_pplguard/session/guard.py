@@ -13,15 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from ..baselines import split_name
-from ..checkpoints import Loaded, fingerprint, measure_sparsity
+from ..baselines import read_fingerprint, split_name
+from ..checkpoints import (
+    Loaded,
+    Located,
+    Sparsity,
+    compare_with_dense,
+    fingerprint,
+    locate,
+    measure_sparsity,
+    sparsity_of,
+)
 from ..errors import CheckpointError, InvalidLossError, PplguardError, UsageError
 from ..gates import (
     MetricGate,
+    WeightsGate,
+    judge_against,
     judge_metric,
+    judge_pattern,
     judge_relative,
     judge_sparsity,
-    not_built,
+    judge_weights,
 )
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, Tokenizer, check_key, get_protocol
@@ -72,6 +84,7 @@ class Guard:
         self._store: Store | None = None
         self._localiser = Localiser(lambda: self.store)
         self._told: set[str] = set()
+        self._sparsities: dict[tuple[str, str | None], Sparsity] = {}
         self._fingerprints: dict[Target, Fingerprint | CheckpointError] = {}
         # Tests may change the folder; places are told from where the run began.
         self._start = Path.cwd()
@@ -167,35 +180,150 @@ class Guard:
             )
         return base
 
-    def judge_sparsity(self, name: str, gate: SparsityGate) -> Verdict:
-        """Judge the share of zeros in the weights that run."""
+    # -------------------------------------------------------------------------- weights
+
+    def judge_sparsity(self, name: str, gate: SparsityGate, *, nodeid: str) -> Verdict:
+        """Judge shares of zeros in the weights that run."""
+        found = self._sparsities.get((name, gate.pattern)) or self._sparsity(name)
+        then = None
+        if gate.fraction is None:
+            then = self._recorded_fingerprint(name)
+        verdict = judge_sparsity(
+            self._weights_gate(name, "sparsity", nodeid),
+            gate,
+            found.fraction,
+            found.shares(gate.scope),
+            recorded=None if then is None else sparsity_of(then).shares(gate.scope),
+            linear=found.tensors,
+        )
+        if gate.fraction is None:
+            verdict = self._accept(name, verdict)
+        return self._keep(verdict)
+
+    def judge_pattern(self, name: str, gate: SparsityGate) -> Verdict:
+        """Judge the groups of an N:M pattern."""
+        assert gate.pattern is not None
+        found = self._sparsity(name, gate.pattern)
+        groups = {
+            tensor: (zeros.broken, zeros.groups)
+            for tensor, zeros in found.tensors.items()
+        }
+        return self._keep(
+            judge_pattern(self._weights_gate(name, "sparsity"), gate.pattern, groups)
+        )
+
+    def judge_weights(self, name: str, kind: str, *, nodeid: str) -> Verdict:
+        """Judge whether the weights, or their zeros, are the recorded ones."""
+        verdict = judge_weights(
+            self._weights_gate(name, "weights", nodeid),
+            kind,
+            self.fingerprint(name),
+            self._recorded_fingerprint(name),
+        )
+        return self._keep(self._accept(name, verdict))
+
+    def judge_against(self, name: str, dense: str, *, nodeid: str) -> Verdict:
+        """Judge whether the surviving weights are those of the dense checkpoint."""
+        target, located = self._dense(name, dense, nodeid)
+        found = compare_with_dense(
+            self._located(name),
+            located,
+            model=lambda: self._own_model(name),
+            dense_model=lambda: self.store.load(target).model,
+            allow_pickle=self.options.allow_pickle,
+        )
+        return self._keep(
+            judge_against(
+                self._weights_gate(name, "against"),
+                dense,
+                moved=found.moved,
+                strange=found.strange,
+                known=found.known,
+                linear=found.linear,
+            )
+        )
+
+    def _sparsity(self, name: str, pattern: str | None = None) -> Sparsity:
+        """The zeros of a checkpoint, counted once."""
+        if (name, pattern) not in self._sparsities:
+            keep, _, size = (pattern or "").partition(":")
+            self._sparsities[name, pattern] = measure_sparsity(
+                self._located(name),
+                model=lambda: self._own_model(name),
+                allow_pickle=self.options.allow_pickle,
+                pattern=(int(keep), int(size)) if pattern else None,
+            )
+        return self._sparsities[name, pattern]
+
+    def _located(self, name: str) -> Located:
         from ..measure import locate_target
 
-        entry = self.files.entry(name)
-        origin = self._line(name, entry, "gates.sparsity")
-        unbuilt = [
-            f"sparsity {what}"
-            for what, asked in (
-                (f"pattern {gate.pattern}", gate.pattern is not None),
-                (f"scope {gate.scope}", gate.scope != "total"),
-            )
-            if asked
-        ]
-        if unbuilt or gate.fraction is None:
-            what = unbuilt[0] if unbuilt else "sparsity without fraction"
-            return self._keep(not_built(name, "sparsity", what, origin=origin))
-        located = locate_target(self.targets[name], self.options)
-        fraction = measure_sparsity(
-            located,
-            model=lambda: self.store.loaded(name).model,
-            allow_pickle=self.options.allow_pickle,
-        ).fraction
-        return self._keep(judge_sparsity(name, gate, fraction, origin=origin))
+        return locate_target(self.targets[name], self.options)
 
-    def judge_not_built(self, name: str, gate: str, value: str) -> Verdict:
-        """An error verdict for a gate of schema 1 that this version cannot check."""
-        origin = self._line(name, self.files.entry(name), f"gates.{gate}")
-        return self._keep(not_built(name, gate, f"{gate}: {value}", origin=origin))
+    def _dense(self, name: str, dense: str, nodeid: str) -> tuple[Target, Located]:
+        """The checkpoint that was pruned: what was given, else its ``path:``.
+
+        Raises:
+            UsageError: it was not given, and is not at its ``path:``.
+        """
+        base = f"{split_name(name)[0]}/{dense}"
+        if base in self.targets:
+            return self.targets[base], self._located(base)
+        path = self.files.entry(base).path
+        command = self._command(name, nodeid, f"{base}=PATH")
+        why = "has no `path:`"
+        if path is not None:
+            try:
+                # A gate fetches nothing that nobody asked for.
+                return Target(base, path), locate(path, offline=True)
+            except CheckpointError as error:
+                why = f"is not at its `path:` ({error})"
+        raise UsageError(
+            f"the gate against of {name} compares with {base}, which was not given and "
+            f"{why}: run {command}"
+        )
+
+    def _recorded_fingerprint(self, name: str) -> Fingerprint | None:
+        recorded = self.files.entry(name).fingerprint
+        if recorded is None:
+            return None
+        folder = self.files.path(name).parent
+        return read_fingerprint(folder, recorded, where=f"{name}, fingerprint")
+
+    def _accept(self, name: str, verdict: Verdict) -> Verdict:
+        """Record the fingerprint that a gate misses, or that is not the recorded one.
+
+        If that is what the run is for.
+        """
+        missing = verdict.outcome is Outcome.MISSING
+        update = self.options.update
+        if verdict.passed or not (update == "all" or (update == "new" and missing)):
+            return verdict
+        recording = Recording(
+            file=str(self.files.path(name)),
+            checkpoint=split_name(name)[1],
+            fingerprint=self.fingerprint(name),
+        )
+        if recording not in self.outbox.recordings:
+            self.outbox.recordings.append(recording)
+        return replace(
+            verdict,
+            outcome=Outcome.RECORDED,
+            passed=True,
+            reasons=(),
+            notes=verdict.notes + verdict.reasons,
+            command="",
+        )
+
+    def _weights_gate(self, name: str, gate: str, nodeid: str = "") -> WeightsGate:
+        entry = self.files.entry(name)
+        place = "recorded.fingerprint"
+        return WeightsGate(
+            checkpoint=name,
+            origin=self._line(name, entry, f"gates.{gate}"),
+            recorded_in=self._line(name, entry, place) if place in entry.lines else "",
+            command=self._command(name, nodeid) if nodeid else "",
+        )
 
     def error(self, name: str, key: str, metric: str, error: PplguardError) -> Verdict:
         """The verdict of a gate that could not be measured."""
@@ -556,15 +684,20 @@ class Guard:
         shown = shown_path(self.files.path(name), self._start)
         return f"{shown}:{entry.lines[place]}"
 
-    def _command(self, name: str, nodeid: str) -> str:
-        """The command line that measures this again and records it."""
+    def _command(self, name: str, nodeid: str, other: str = "") -> str:
+        """The command line that measures this again and records it.
+
+        With ``other``, one that gives this further checkpoint and records nothing.
+        """
         target = self.targets.get(name)
         words = ["pytest", nodeid]
         if target is not None:
             recorded = self.files.names().get(name)
             spec = name if target.spec == recorded else f"{name}={target.spec}"
             words += ["--ppl-model", spec]
-        return shlex.join([*words, *self.options.typed, "--ppl-update"])
+        words += ["--ppl-model", other] if other else []
+        words += self.options.typed
+        return shlex.join(words if other else [*words, "--ppl-update"])
 
 
 def _files_of_loaded(name: str, what: object, loaded: Loaded) -> FromFiles | None:

@@ -442,33 +442,6 @@ def test_a_path_that_does_not_exist_is_an_error(project: Project) -> None:
     assert "because      out/nowhere/at/all does not exist (looked at " in text
 
 
-@pytest.mark.parametrize(
-    ("gate", "item", "what"),
-    [
-        ("weights: same", "weights same", "weights: same"),
-        ("weights: mask", "weights mask", "weights: mask"),
-        ("against: dense", "against dense", "against: dense"),
-        ('sparsity: {pattern: "2:4"}', "sparsity fraction", "sparsity pattern 2:4"),
-        (
-            "sparsity: {fraction: 0.5, scope: layer}",
-            "sparsity fraction",
-            "sparsity scope layer",
-        ),
-    ],
-)
-def test_gates_that_are_not_built_are_errors_that_say_so(
-    project: Project, gate: str, item: str, what: str
-) -> None:
-    project.baseline(f"w50:\n  gates:\n    {gate}\n")
-    result = project.run(*project.give(w50="ppl:8"))
-    result.assert_outcomes(errors=1)
-    text = failure(result, f"ERROR at setup of llama/w50 {item}")
-    assert (
-        f"because      this version of pytest-pplguard cannot check the gate {what!r}; "
-        "remove it, or install a version that can\n"
-    ) in text
-
-
 def test_a_method_that_is_not_built_is_an_error(project: Project) -> None:
     project.baseline(
         """

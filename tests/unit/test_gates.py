@@ -15,8 +15,6 @@ from pytest_pplguard.gates import (
     bounds,
     judge_metric,
     judge_relative,
-    judge_sparsity,
-    not_built,
     published_bounds,
 )
 from pytest_pplguard.report import brief, failure_text
@@ -27,7 +25,6 @@ from pytest_pplguard.values import (
     RelativeGate,
     Scalar,
     Source,
-    SparsityGate,
     Tolerance,
     Verdict,
     WindowScore,
@@ -390,7 +387,7 @@ def test_drift_since_the_first_record_is_shown() -> None:
     assert "  first        5.0 (+30.00 % since)" in failure_text(verdict)
 
 
-# ---------------------------------------------------------------- relative and sparsity
+# ---------------------------------------------------------------- relative
 
 
 def relative(value: float, base: float, **changes: Any) -> Verdict:
@@ -425,47 +422,3 @@ def test_relative_to_other_windows_is_not_comparable() -> None:
 @pytest.mark.parametrize(("value", "base"), [(math.nan, 5.0), (5.0, math.inf)])
 def test_relative_of_what_is_not_finite(value: float, base: float) -> None:
     assert relative(value, base).outcome is Outcome.INVALID
-
-
-@pytest.mark.parametrize(
-    ("fraction", "outcome"),
-    [
-        (0.5, Outcome.WITHIN),
-        (0.4991, Outcome.WITHIN),
-        (0.4989, Outcome.REGRESSED),
-        (0.5011, Outcome.REGRESSED),
-        (0.327, Outcome.REGRESSED),
-        (math.nan, Outcome.REGRESSED),
-    ],
-)
-def test_sparsity(fraction: float, outcome: Outcome) -> None:
-    verdict = judge_sparsity(
-        "m/x", SparsityGate(fraction=0.5), fraction, origin="m.yaml:3"
-    )
-    assert verdict.outcome is outcome
-    assert verdict.passed is (outcome is Outcome.WITHIN)
-
-
-def test_lost_sparsity_in_full() -> None:
-    verdict = judge_sparsity(
-        "m/x", SparsityGate(fraction=0.4), 0.327, origin="m.yaml:3"
-    )
-    assert failure_text(verdict) == (
-        "m/x sparsity: fraction regressed by 18.25 %\n"
-        "  baseline     0.4\n"
-        "  measured     0.327\n"
-        "  allowed      0.399 .. 0.401 (abs 0.001, m.yaml:3)\n"
-        "  because      zeros in the linear weights of the decoder layers: fewer than "
-        "allowed; a mask was lost, or weights were merged or tuned"
-    )
-
-
-def test_a_gate_that_is_not_built_is_an_error() -> None:
-    verdict = not_built("m/x", "weights", "weights: same", origin="m.yaml:3")
-    assert (verdict.outcome, verdict.passed) == (Outcome.ERROR, False)
-    assert failure_text(verdict) == (
-        "m/x weights: weights: same could not be measured\n"
-        "  gate         m.yaml:3\n"
-        "  because      this version of pytest-pplguard cannot check the gate "
-        "'weights: same'; remove it, or install a version that can"
-    )
