@@ -23,6 +23,22 @@ w50:
 """
 
 
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders ``one`` and ``two``, of different weights.
+
+    Made before pytester looks what is imported: see conftest.
+    """
+    folder = tmp_path_factory.mktemp("checkpoints")
+    save_tiny(folder / "one", seed=1)
+    save_tiny(folder / "two", seed=2)
+    return folder
+
+
+def digest_of(checkpoint: Path) -> str:
+    return fingerprint(locate(str(checkpoint))).digest
+
+
 def values(path: Path, name: str = "w50") -> dict[str, float]:
     """The first metric of each recorded key, rounded."""
     entry = read_baseline(path).checkpoints[name]
@@ -185,14 +201,13 @@ def test_marked_tests_record_too(project: Project) -> None:
 
 
 def test_a_checkpoint_in_files_is_recorded_with_its_fingerprint(
-    project: Project, plugin_args: tuple[str, ...]
+    checkpoints: Path, project: Project, plugin_args: tuple[str, ...]
 ) -> None:
-    folder = save_tiny(project.path / "out")
     path = project.baseline(KEYS)
-    given = project.give(w50="out")
+    given = project.give(w50=str(checkpoints / "one"))
     result = project.run(*given, "--ppl-update", *plugin_args)
     result.assert_outcomes(passed=3)
-    expected = fingerprint(locate(str(folder)))
+    expected = fingerprint(locate(str(checkpoints / "one")))
     everything = {WANDA, LM_EVAL, "fingerprint"}
     assert digests(path) == dict.fromkeys(everything, expected.digest)
     recorded = read_baseline(path).checkpoints["w50"].fingerprint
@@ -204,43 +219,43 @@ def test_a_checkpoint_in_files_is_recorded_with_its_fingerprint(
     assert len(list(path.parent.rglob("fingerprint-*.json"))) == 1
 
 
-def test_keys_of_other_weights_are_named(project: Project) -> None:
-    save_tiny(project.path / "one", seed=1)
-    save_tiny(project.path / "two", seed=2)
+def test_keys_of_other_weights_are_named(checkpoints: Path, project: Project) -> None:
+    one, two = checkpoints / "one", checkpoints / "two"
     path = project.baseline(KEYS)
-    project.run(*project.give(w50="one"), "--ppl-update").assert_outcomes(passed=3)
-    old = digests(path)[LM_EVAL]
-    result = project.run(*project.give(w50="two"), "--ppl-update", "-k", "wanda")
+    result = project.run(*project.give(w50=str(one)), "--ppl-update")
+    result.assert_outcomes(passed=3)
+    result = project.run(*project.give(w50=str(two)), "--ppl-update", "-k", "wanda")
     result.assert_outcomes(passed=1, deselected=2)
-    new = fingerprint(locate(str(project.path / "two"))).digest
-    assert digests(path) == {WANDA: new, LM_EVAL: old, "fingerprint": new}
+    assert digests(path) == {
+        WANDA: digest_of(two),
+        LM_EVAL: digest_of(one),
+        "fingerprint": digest_of(two),
+    }
     assert section(result).splitlines()[-1] == (
         "note: llama/w50: other weights than those that are recorded now were measured "
         f"for {LM_EVAL}: record these keys again too"
     )
 
 
-def test_what_a_test_brings(project: Project) -> None:
+def test_what_a_test_brings(checkpoints: Path, project: Project) -> None:
     """A path has weights in files; a model may be anything."""
-    save_tiny(project.path / "given", seed=1)
-    save_tiny(project.path / "brought", seed=2)
     path = project.baseline(KEYS)
     project.test(
-        """
+        f"""
         from tests.plugin.stub import make
 
         @pytest.mark.ppl("wanda", window=32)
         def test_path():
-            return "brought"
+            return {str(checkpoints / "two")!r}
 
         @pytest.mark.ppl("wanda", window=24)
         def test_model():
             return make("ppl:9")
         """
     )
-    given = project.give(w50="given")
+    given = project.give(w50=str(checkpoints / "one"))
     project.run("test_it.py", *given, "--ppl-update").assert_outcomes(passed=2)
-    digest = fingerprint(locate(str(project.path / "brought"))).digest
+    digest = digest_of(checkpoints / "two")
     assert digests(path) == {
         "wanda/tiny:32": digest,
         "wanda/tiny:24": None,
@@ -249,19 +264,19 @@ def test_what_a_test_brings(project: Project) -> None:
 
 
 def test_a_fingerprint_that_cannot_be_taken_is_a_notice(
-    project: Project, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Path, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise CheckpointError("out/model.safetensors cannot be read")
+        raise CheckpointError("model.safetensors cannot be read")
 
     monkeypatch.setattr(guard, "fingerprint", refuse)
-    save_tiny(project.path / "out")
     path = project.baseline(KEYS)
-    result = project.run(*project.give(w50="out"), "--ppl-update")
+    given = project.give(w50=str(checkpoints / "one"))
+    result = project.run(*given, "--ppl-update")
     result.assert_outcomes(passed=3)
     assert digests(path) == {WANDA: None, LM_EVAL: None, "fingerprint": None}
     notes = [line for line in section(result).splitlines() if "fingerprint" in line]
     assert notes == [
-        "note: llama/w50: recorded without a fingerprint: out/model.safetensors cannot "
-        "be read"
+        "note: llama/w50: recorded without a fingerprint: model.safetensors cannot be "
+        "read"
     ]

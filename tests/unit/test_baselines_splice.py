@@ -405,7 +405,12 @@ class Line(Struct):
 
 
 NAMES = ("dense", "wanda-50", "sparsegpt-2.4", "no", "2026-11-23")
-KEYS = ("wanda/wikitext2:4096", "wanda/c4:128:first3", "lm-eval/wikitext+demo:256")
+KEYS = (
+    "wanda/wikitext2:4096",
+    "wanda/c4:128:first3",
+    "lm-eval/wikitext+demo:256",
+    "fingerprint",
+)
 PLACEHOLDERS = ("", " {}", " null", " ~", " { }")
 
 
