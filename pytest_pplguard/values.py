@@ -448,7 +448,8 @@ class Verdict(Struct, frozen=True):
     and ``reference`` where, also where the baseline is the published value itself.
     ``file`` and ``line`` (from 1) are where the gate stands: in a baseline file, or a
     test; ``path`` is the checkpoint that a gate of a baseline file measured, as it was
-    given. The controller fills these in. ``explanation`` says, a fact a line, where a
+    given. The controller fills these in. ``changes`` says, a fact a line, what differs
+    from the recorded checkpoint, and ``explanation`` says, a fact a line, where a
     change is and what it is.
     """
 
@@ -475,6 +476,7 @@ class Verdict(Struct, frozen=True):
     file: str = ""
     line: int | None = None
     path: str = ""
+    changes: tuple[str, ...] = ()
     explanation: tuple[str, ...] = ()
 
 

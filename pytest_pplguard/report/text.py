@@ -41,6 +41,7 @@ def failure_text(verdict: Verdict) -> str:
         ("first", _drift(verdict)),
         ("published", _published(verdict)),
         ("recorded in", verdict.recorded_in),
+        *(("checkpoint", line) for line in verdict.changes),
         *(("where", line) for line in verdict.explanation),
         *(("because", reason) for reason in _other_reasons(verdict)),
         *(("note", note) for note in verdict.notes),

@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from ..baselines import read_fingerprint, split_name
+from ..baselines import split_name
 from ..checkpoints import (
     Loaded,
     Located,
-    Sparsity,
     compare_with_dense,
-    fingerprint,
     locate,
-    measure_sparsity,
     sparsity_of,
 )
 from ..errors import CheckpointError, InvalidLossError, PplguardError, UsageError
@@ -54,12 +51,10 @@ from .files import BaselineFiles, shown_path
 from .localising import Localiser
 from .marker import Request, resolve_key
 from .outbox import Outbox
+from .weights import FromFiles, Weights
 
 if TYPE_CHECKING:
     from ..measure import Store
-
-FromFiles = tuple[Target, Callable[[], Any]]
-"""A checkpoint that was measured as its files are, and what gives its model."""
 
 
 class Guard:
@@ -84,8 +79,7 @@ class Guard:
         self._store: Store | None = None
         self._localiser = Localiser(lambda: self.store)
         self._told: set[str] = set()
-        self._sparsities: dict[tuple[str, str | None], Sparsity] = {}
-        self._fingerprints: dict[Target, Fingerprint | CheckpointError] = {}
+        self.weights = Weights(options, targets, files, self._own_model)
         # Tests may change the folder; places are told from where the run began.
         self._start = Path.cwd()
 
@@ -147,7 +141,8 @@ class Guard:
             measured = self.measured(checkpoint, key)
             if isinstance(measured, InvalidLossError):
                 return self._keep(
-                    replace(verdict, reasons=(f"{checkpoint}: {measured}",))
+                    replace(verdict, reasons=(f"{checkpoint}: {measured}",)),
+                    self._given(name),
                 )
             pair.append(measured)
         return self._keep(
@@ -158,7 +153,8 @@ class Guard:
                 measured=pair[1],
                 base=pair[0],
                 origin=origin,
-            )
+            ),
+            self._given(name),
         )
 
     def relative_metric(self, gate: RelativeGate) -> str:
@@ -184,10 +180,10 @@ class Guard:
 
     def judge_sparsity(self, name: str, gate: SparsityGate, *, nodeid: str) -> Verdict:
         """Judge shares of zeros in the weights that run."""
-        found = self._sparsities.get((name, gate.pattern)) or self._sparsity(name)
+        found = self.weights.sparsity(name)
         then = None
         if gate.fraction is None:
-            then = self._recorded_fingerprint(name)
+            then = self.weights.recorded(name)
         verdict = judge_sparsity(
             self._weights_gate(name, "sparsity", nodeid),
             gate,
@@ -198,18 +194,19 @@ class Guard:
         )
         if gate.fraction is None:
             verdict = self._accept(name, verdict)
-        return self._keep(verdict)
+        return self._keep(verdict, self._given(name))
 
     def judge_pattern(self, name: str, gate: SparsityGate) -> Verdict:
         """Judge the groups of an N:M pattern."""
         assert gate.pattern is not None
-        found = self._sparsity(name, gate.pattern)
+        found = self.weights.sparsity(name, gate.pattern)
         groups = {
             tensor: (zeros.broken, zeros.groups)
             for tensor, zeros in found.tensors.items()
         }
         return self._keep(
-            judge_pattern(self._weights_gate(name, "sparsity"), gate.pattern, groups)
+            judge_pattern(self._weights_gate(name, "sparsity"), gate.pattern, groups),
+            self._given(name),
         )
 
     def judge_weights(self, name: str, kind: str, *, nodeid: str) -> Verdict:
@@ -217,18 +214,18 @@ class Guard:
         verdict = judge_weights(
             self._weights_gate(name, "weights", nodeid),
             kind,
-            self.fingerprint(name),
-            self._recorded_fingerprint(name),
+            self.weights.fingerprint(name),
+            self.weights.recorded(name),
         )
-        return self._keep(self._accept(name, verdict))
+        return self._keep(self._accept(name, verdict), self._given(name))
 
     def judge_against(self, name: str, dense: str, *, nodeid: str) -> Verdict:
         """Judge whether the surviving weights are those of the dense checkpoint."""
         target, located = self._dense(name, dense, nodeid)
         found = compare_with_dense(
-            self._located(name),
+            self.weights.located(name),
             located,
-            model=lambda: self._own_model(name),
+            model=self.weights.model(name),
             dense_model=lambda: self.store.load(target).model,
             allow_pickle=self.options.allow_pickle,
         )
@@ -240,25 +237,9 @@ class Guard:
                 strange=found.strange,
                 known=found.known,
                 linear=found.linear,
-            )
+            ),
+            self._given(name),
         )
-
-    def _sparsity(self, name: str, pattern: str | None = None) -> Sparsity:
-        """The zeros of a checkpoint, counted once."""
-        if (name, pattern) not in self._sparsities:
-            keep, _, size = (pattern or "").partition(":")
-            self._sparsities[name, pattern] = measure_sparsity(
-                self._located(name),
-                model=lambda: self._own_model(name),
-                allow_pickle=self.options.allow_pickle,
-                pattern=(int(keep), int(size)) if pattern else None,
-            )
-        return self._sparsities[name, pattern]
-
-    def _located(self, name: str) -> Located:
-        from ..measure import locate_target
-
-        return locate_target(self.targets[name], self.options)
 
     def _dense(self, name: str, dense: str, nodeid: str) -> tuple[Target, Located]:
         """The checkpoint that was pruned: what was given, else its ``path:``.
@@ -268,7 +249,7 @@ class Guard:
         """
         base = f"{split_name(name)[0]}/{dense}"
         if base in self.targets:
-            return self.targets[base], self._located(base)
+            return self.targets[base], self.weights.located(base)
         path = self.files.entry(base).path
         command = self._command(name, nodeid, f"{base}=PATH")
         why = "has no `path:`"
@@ -283,13 +264,6 @@ class Guard:
             f"{why}: run {command}"
         )
 
-    def _recorded_fingerprint(self, name: str) -> Fingerprint | None:
-        recorded = self.files.entry(name).fingerprint
-        if recorded is None:
-            return None
-        folder = self.files.path(name).parent
-        return read_fingerprint(folder, recorded, where=f"{name}, fingerprint")
-
     def _accept(self, name: str, verdict: Verdict) -> Verdict:
         """Record the fingerprint that a gate misses, or that is not the recorded one.
 
@@ -302,7 +276,7 @@ class Guard:
         recording = Recording(
             file=str(self.files.path(name)),
             checkpoint=split_name(name)[1],
-            fingerprint=self.fingerprint(name),
+            fingerprint=self.weights.fingerprint(name),
         )
         if recording not in self.outbox.recordings:
             self.outbox.recordings.append(recording)
@@ -335,7 +309,8 @@ class Guard:
                 outcome=Outcome.ERROR,
                 passed=False,
                 reasons=(str(error),),
-            )
+            ),
+            self._given(name),
         )
 
     # ---------------------------------------------------------------------- test code
@@ -485,43 +460,19 @@ class Guard:
         self._tell(*measured.notices)
         return measured
 
-    # -------------------------------------------------------------------- fingerprints
-
-    def fingerprint(self, name: str) -> Fingerprint:
-        """What the weights in the files of a checkpoint are, taken once.
-
-        Raises:
-            CheckpointError: they cannot be read; the same error every time.
-        """
-        return self._fingerprint(self.targets[name], lambda: self._own_model(name))
-
-    def _fingerprint(self, target: Target, model: Callable[[], Any]) -> Fingerprint:
-        from ..measure import locate_target
-
-        if target not in self._fingerprints:
-            try:
-                self._fingerprints[target] = fingerprint(
-                    locate_target(target, self.options),
-                    model=model,
-                    allow_pickle=self.options.allow_pickle,
-                )
-            except CheckpointError as error:
-                # Without its frames, which would keep the model in memory.
-                self._fingerprints[target] = CheckpointError(str(error))
-        taken = self._fingerprints[target]
-        if isinstance(taken, CheckpointError):
-            raise taken
-        return taken
-
     def _own_model(self, name: str) -> Any:
         self.reclaim()
         return self.store.loaded(name).model
 
+    def _given(self, name: str) -> FromFiles | None:
+        """The files of a checkpoint, if it was given."""
+        if name not in self.targets:
+            return None
+        return self.targets[name], self.weights.model(name)
+
     def _files_of(self, name: str) -> FromFiles | None:
         """A checkpoint that was loaded from its files; None for what a hook brought."""
-        if not self.store.came_from_files(name):
-            return None
-        return self.targets[name], lambda: self._own_model(name)
+        return self._given(name) if self.store.came_from_files(name) else None
 
     def _tokenizer(self, name: str) -> Tokenizer | None:
         """The checkpoint's tokenizer, if that needs no loading."""
@@ -573,7 +524,8 @@ class Guard:
                     recorded_in=gate.recorded_in,
                     reasons=(str(measured),),
                     explanation=self._localiser.of_window(measured, key, tokenizer),
-                )
+                ),
+                from_files,
             )
         # A metric that its baseline lacks is not new: recording the key again would
         # replace the other metrics too.
@@ -602,7 +554,7 @@ class Guard:
                 measured, evidence.windows, key, tokenizer
             )
             verdict = replace(verdict, explanation=lines)
-        return self._keep(verdict)
+        return self._keep(verdict, from_files)
 
     def _record(
         self,
@@ -645,7 +597,7 @@ class Guard:
         if from_files is None:
             return None
         try:
-            return self._fingerprint(*from_files)
+            return self.weights.fingerprint_of(from_files)
         except CheckpointError as error:
             self._tell(f"{name}: recorded without a fingerprint: {error}")
             return None
@@ -668,7 +620,11 @@ class Guard:
             ),
         )
 
-    def _keep(self, verdict: Verdict) -> Verdict:
+    def _keep(self, verdict: Verdict, files: FromFiles | None = None) -> Verdict:
+        """Keep a verdict; one that did not pass says what differs in ``files``."""
+        if not (verdict.passed or files is None or verdict.outcome is Outcome.MISSING):
+            changes = self.weights.changes(verdict.checkpoint, files, key=verdict.key)
+            verdict = replace(verdict, changes=changes)
         self.outbox.verdicts.append(verdict)
         return verdict
 

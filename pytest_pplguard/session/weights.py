@@ -1,0 +1,162 @@
+"""What the weights of a run's checkpoints are: each looked at once a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..baselines import read_fingerprint
+from ..checkpoints import (
+    Located,
+    Sparsity,
+    fingerprint,
+    measure_sparsity,
+)
+from ..diff import explain
+from ..errors import CheckpointError, PplguardError
+from ..options import Options, Target
+from ..values import Fingerprint
+from .files import BaselineFiles
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FromFiles = tuple[Target, Callable[[], Any]]
+"""A checkpoint that was measured as its files are, and what gives its model."""
+
+_MOST_LINES = 8
+"""Of what differs: a failure is no longer than a screen."""
+
+
+class Weights:
+    """Fingerprints and sparsities of checkpoints, taken when they are asked for.
+
+    Args:
+        options: what the user asked for.
+        targets: the checkpoints that may be asked for, by name.
+        files: the baseline files, where fingerprints are recorded.
+        model: loads a checkpoint whose files do not hold the weights that run.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        targets: Mapping[str, Target],
+        files: BaselineFiles,
+        model: Callable[[str], nn.Module],
+    ) -> None:
+        self._options = options
+        self._targets = targets
+        self._files = files
+        self._model = model
+        self._fingerprints: dict[Target, Fingerprint | CheckpointError] = {}
+        self._sparsities: dict[tuple[str, str | None], Sparsity] = {}
+
+    def located(self, name: str) -> Located:
+        """Where the files of a checkpoint are.
+
+        Raises:
+            CheckpointError: they are not there.
+        """
+        return self._located(self._targets[name])
+
+    def model(self, name: str) -> Callable[[], nn.Module]:
+        """What loads a checkpoint."""
+        return lambda: self._model(name)
+
+    def fingerprint(self, name: str) -> Fingerprint:
+        """What a checkpoint is.
+
+        Raises:
+            CheckpointError: it cannot be read; the same error every time.
+        """
+        return self.fingerprint_of((self._targets[name], self.model(name)))
+
+    def fingerprint_of(self, files: FromFiles) -> Fingerprint:
+        """As :meth:`fingerprint`, of what a test has measured by its path."""
+        target, model = files
+        if target not in self._fingerprints:
+            try:
+                self._fingerprints[target] = fingerprint(
+                    self._located(target),
+                    model=model,
+                    allow_pickle=self._options.allow_pickle,
+                )
+            except CheckpointError as error:
+                # Without its frames, which would keep the model in memory.
+                self._fingerprints[target] = CheckpointError(str(error))
+        taken = self._fingerprints[target]
+        if isinstance(taken, CheckpointError):
+            raise taken
+        return taken
+
+    def recorded(self, name: str) -> Fingerprint | None:
+        """What a checkpoint was when it was recorded; None if nobody knows.
+
+        Raises:
+            BaselineError: its evidence is missing or was changed.
+        """
+        recorded = self._files.entry(name).fingerprint
+        if recorded is None:
+            return None
+        folder = self._files.path(name).parent
+        return read_fingerprint(folder, recorded, where=f"{name}, fingerprint")
+
+    def sparsity(self, name: str, pattern: str | None = None) -> Sparsity:
+        """The zeros of a checkpoint; its groups, too, where there is a pattern.
+
+        Raises:
+            CheckpointError: they cannot be counted.
+        """
+        if pattern is None:
+            # What was counted with groups will do.
+            known = (s for (n, _), s in self._sparsities.items() if n == name)
+            if (counted := next(known, None)) is not None:
+                return counted
+        if (name, pattern) not in self._sparsities:
+            keep, _, size = (pattern or "").partition(":")
+            self._sparsities[name, pattern] = measure_sparsity(
+                self.located(name),
+                model=self.model(name),
+                allow_pickle=self._options.allow_pickle,
+                pattern=(int(keep), int(size)) if pattern else None,
+            )
+        return self._sparsities[name, pattern]
+
+    def changes(
+        self, name: str, files: FromFiles, *, key: str | None = None
+    ) -> tuple[str, ...]:
+        """What differs from the recorded checkpoint, for a gate that did not pass.
+
+        Nothing where no fingerprint is recorded; why, where it cannot be told. With a
+        ``key`` it also says whether that was measured on the recorded weights.
+        """
+        target, _ = files
+        command = f"pplguard diff {name} {target.spec} --all"
+        try:
+            recorded = self.recorded(name)
+            if recorded is None:
+                return ()
+            now = self.fingerprint_of(files)
+        except PplguardError as error:
+            return (f"what differs from the recorded one is not known: {error}",)
+        lines = explain(recorded, now, limit=_MOST_LINES, command=command)
+        measured = self._files.entry(name).recorded.get(key or "")
+        known = None if measured is None else measured.weights_digest
+        if known in (None, recorded.digest):
+            return lines
+        if known == now.digest:
+            return (
+                "the weights are those that this baseline was measured on; another "
+                "key has been recorded since on other weights",
+            )
+        return (
+            "this baseline was measured on other weights than the recorded "
+            "fingerprint, from which there differ:",
+            *lines,
+        )
+
+    def _located(self, target: Target) -> Located:
+        from ..measure import locate_target
+
+        return locate_target(target, self._options)
