@@ -375,7 +375,7 @@ def test_demo_then_the_line_that_it_prints(tmp_path: Path) -> None:
     assert second == "  cd 'try it' && pytest baselines/demo.yaml --ppl-model demo"
     green = run_pytest(second.partition("&& ")[2], tmp_path / "try it")
     assert green.returncode == 0, green.stdout
-    assert "8 within tolerance" in green.stdout.splitlines()
+    assert "9 within tolerance" in green.stdout.splitlines()
     assert pplguard("demo", "try it", cwd=tmp_path).returncode == 0
     (tmp_path / "try it" / "baselines" / "demo.yaml").write_text("schema: 1\n")
     assert pplguard("demo", "try it", cwd=tmp_path).stderr == (

@@ -274,7 +274,7 @@ def test_the_demo_is_found_among_them() -> None:
     done = pytest_here("baselines", "--ppl-model=demo", "--collect-only", "-q")
     assert done.returncode == 0, done.stdout
     nodes = [line for line in done.stdout.splitlines() if "::" in line]
-    assert len(nodes) == 8
+    assert len(nodes) == 9
     assert all(node.startswith("baselines/demo.yaml::") for node in nodes)
 
 
