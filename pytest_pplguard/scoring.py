@@ -26,7 +26,8 @@ from .values import Window, WindowScore
 
 Progress = Callable[[int, int, float], None]
 """Called with windows done, windows in all, and the mean NLL per token so far (0 before
-the first): once before anything is scored, then after every batch."""
+the first, NaN where losses are not computed): once before anything is scored, then
+after every batch."""
 
 
 class Kept(Protocol):
@@ -93,17 +94,13 @@ class Scorer:
         for index, window in enumerate(windows):
             if not window.targets:
                 raise InvalidLossError.at(
-                    index, f"{_place(index, windows)} scores no token"
+                    index, f"{place(index, windows)} scores no token"
                 )
         scores = {} if kept is None else dict(kept.finished)
         tell = _Tally(len(windows), self._progress)
         tell(scores)
-        with (
-            torch.no_grad(),
-            _evaluating(self._model),
-            _compact_heap(_device(self._model)),
-        ):
-            for batch in _batches(windows, self._batch_size):
+        with self.running():
+            for batch in batches(windows, self._batch_size):
                 if scores.keys() >= set(batch):
                     continue
                 values = self._score(batch, windows)
@@ -117,67 +114,96 @@ class Scorer:
                 tell(new)
         return [scores[index] for index in range(len(windows))]
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Gradients and dropout off, and memory that is given back, while it scores."""
+        with (
+            torch.no_grad(),
+            _evaluating(self._model),
+            _compact_heap(_device(self._model)),
+        ):
+            yield
+
+    @property
+    def head(self) -> torch.nn.Module | None:
+        """What makes logits of :meth:`rows`; None where they are logits already."""
+        return None if self._body is None else self._head
+
+    def rows(
+        self, batch: Sequence[int], windows: Sequence[Window]
+    ) -> list[torch.Tensor]:
+        """The model's output at the scored positions of each window of a batch.
+
+        [scored x width] each, with memory of its own: final hidden states, or logits
+        for a model that changes them behind its head. To be called :meth:`running`.
+
+        Raises:
+            MeasurementError: the model cannot read a window.
+            DeviceError: the device ran out of memory.
+        """
+        chosen = [windows[index] for index in batch]
+        with self.failing(batch, windows):
+            return [
+                row[window.start : window.start + len(window.targets)].clone()
+                for row, window in zip(self._run(chosen), chosen, strict=True)
+            ]
+
     def _score(self, batch: Sequence[int], windows: Sequence[Window]) -> list[float]:
         chosen = [windows[index] for index in batch]
+        with self.failing(batch, windows):
+            rows = self._run(chosen)
+            return [
+                math.fsum(
+                    nll(self.to_logits(row[positions]), targets).sum().item()
+                    for positions, targets in self._chunks(row, window)
+                )
+                for row, window in zip(rows, chosen, strict=True)
+            ]
+
+    def to_logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """Logits of some of what :meth:`rows` gave: [positions x vocabulary]."""
+        return rows if self.head is None else self.head(rows)
+
+    def _run(self, windows: Sequence[Window]) -> torch.Tensor:
+        """Hidden states or logits of whole windows: [batch x tokens x width]."""
+        ids = torch.tensor([w.ids for w in windows], device=_device(self._model))
+        if self._body is not None and not self._proven:
+            self._prove(ids[:1], windows[0])
+        if self._body is None:
+            return _logits(self._model, ids)
+        return _hidden(self._body, ids)
+
+    @contextmanager
+    def failing(
+        self, batch: Sequence[int], windows: Sequence[Window]
+    ) -> Iterator[None]:
+        """Say of an error in which window of a batch it was, and what to do."""
+        length = len(windows[batch[0]].ids)
         try:
-            ids = torch.tensor([w.ids for w in chosen], device=_device(self._model))
-            if self._body is not None and not self._proven:
-                self._prove(ids[:1], chosen[0])
-            if self._body is None:
-                return self._from_logits(ids, chosen)
-            return self._from_hidden(_hidden(self._body, ids), chosen)
+            yield
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"out of memory on {_device(self._model)} at windows of "
-                f"{len(chosen[0].ids)} tokens, batch size {len(chosen)}: use a "
+                f"{length} tokens, batch size {len(batch)}: use a "
                 "smaller --ppl-batch-size, a half-precision --ppl-dtype or another "
                 "--ppl-device"
             ) from error
         except (IndexError, RuntimeError, ValueError) as error:
             raise MeasurementError(
-                f"the model failed on {_place(batch[0], windows)} "
-                f"({len(chosen[0].ids)} tokens): {type(error).__name__}: "
+                f"the model failed on {place(batch[0], windows)} "
+                f"({length} tokens): {type(error).__name__}: "
                 f"{next(iter(str(error).splitlines()), '')}"
             ) from error
-
-    def _from_hidden(
-        self, hidden: torch.Tensor, windows: Sequence[Window]
-    ) -> list[float]:
-        assert self._head is not None
-        return [
-            math.fsum(
-                _nll(self._head(row[positions]), targets).sum().item()
-                for positions, targets in self._chunks(row, window)
-            )
-            for row, window in zip(hidden, windows, strict=True)
-        ]
-
-    def _from_logits(self, ids: torch.Tensor, windows: Sequence[Window]) -> list[float]:
-        logits = _logits(self._model, ids)
-        return [
-            math.fsum(
-                _nll(row[positions], targets).sum().item()
-                for positions, targets in self._chunks(row, window)
-            )
-            for row, window in zip(logits, windows, strict=True)
-        ]
 
     def _chunks(
         self, row: torch.Tensor, window: Window
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         targets = torch.tensor(window.targets, device=row.device)
-        size = self._chunk(row)
+        size = chunk_size(row, self._head)
         for start in range(0, len(targets), size):
             chunk = targets[start : start + size]
             first = window.start + start
             yield slice(first, first + len(chunk)), chunk
-
-    def _chunk(self, row: torch.Tensor) -> int:
-        """How many positions the head is applied to at once."""
-        kind = "cpu" if row.device.type == "cpu" else "accelerator"
-        weight = getattr(self._head, "weight", None)
-        vocabulary = int(row.shape[-1] if weight is None else weight.shape[0])
-        return max(1, _CHUNK_ELEMENTS[kind] // vocabulary)
 
     def _prove(self, ids: torch.Tensor, window: Window) -> None:
         """Keep the chunked head only if it gives the model's own losses.
@@ -190,16 +216,18 @@ class Scorer:
         assert self._body is not None
         try:
             hidden = _hidden(self._body, ids)[0]
-            count = min(len(window.targets), _PROOF_POSITIONS, self._chunk(hidden))
+            count = min(
+                len(window.targets), _PROOF_POSITIONS, chunk_size(hidden, self._head)
+            )
             spread = torch.linspace(0, len(window.targets) - 1, count).long()
             targets = torch.tensor(window.targets)[spread].to(ids.device)
             positions = (spread + window.start).to(ids.device)
             hidden = hidden[positions]  # a copy: the others' memory is given back
-            fast = _nll(self._head(hidden), targets)
+            fast = nll(self._head(hidden), targets)
         except (AttributeError, TypeError, RuntimeError) as error:
             self._fall_back(f"its body cannot be run alone ({type(error).__name__})")
             return
-        full = _nll(_logits(self._model, ids, positions), targets)
+        full = nll(_logits(self._model, ids, positions), targets)
         if not torch.isfinite(full).all():
             return  # the scoring itself reports the window
         apart = (fast - full).abs().sum().item() / max(full.abs().sum().item(), 1e-12)
@@ -237,16 +265,24 @@ class _Tally:
             self._progress(self._done, self._total, mean)
 
 
+def chunk_size(rows: torch.Tensor, head: torch.nn.Module | None) -> int:
+    """How many positions' logits may exist at once. Without head, rows are logits."""
+    kind = "cpu" if rows.device.type == "cpu" else "accelerator"
+    weight = getattr(head, "weight", None)
+    vocabulary = int(rows.shape[-1] if weight is None else weight.shape[0])
+    return max(1, _CHUNK_ELEMENTS[kind] // vocabulary)
+
+
 def _window_score(nll_sum: float, index: int, windows: Sequence[Window]) -> WindowScore:
     if not math.isfinite(nll_sum):
         raise InvalidLossError.at(
-            index, f"the loss of {_place(index, windows)} is {nll_sum}"
+            index, f"the loss of {place(index, windows)} is {nll_sum}"
         )
     window = windows[index]
     return WindowScore(nll_sum, len(window.targets), window.page)
 
 
-def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """-log softmax(logits)[target] of each position, in float64 [positions].
 
     Both originals call the kernel behind ``cross_entropy``. In float32 it sums a large
@@ -304,14 +340,15 @@ def _is_single_or_better(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.float64)
 
 
-def _place(index: int, windows: Sequence[Window]) -> str:
+def place(index: int, windows: Sequence[Window]) -> str:
+    """``window 3 of 11 (page 2)``, for messages."""
     page = windows[index].page
     return f"window {index + 1} of {len(windows)}" + (
         "" if page is None else f" (page {page + 1})"
     )
 
 
-def _batches(windows: Sequence[Window], size: int) -> Iterator[list[int]]:
+def batches(windows: Sequence[Window], size: int) -> Iterator[list[int]]:
     """Indices of windows of equal length, at most ``size`` together."""
     if size == 1:
         yield from ([index] for index in range(len(windows)))
