@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
 
 from .errors import KeySyntaxError
 
@@ -23,7 +23,11 @@ SCHEMA = 1
 """Version of every file that this package writes."""
 
 MetricName = str
-"""``token_perplexity``, ``word_perplexity``, ``byte_perplexity``, ``bits_per_byte``."""
+"""``token_perplexity``, ``word_perplexity``, ``byte_perplexity``, ``bits_per_byte``;
+``kl_divergence`` (nats per token), ``top1_agreement`` (a share)."""
+
+HIGHER_IS_BETTER = frozenset({"top1_agreement"})
+"""Metrics of which more is better; of all others, less."""
 
 Scalar = str | int | float | bool | None
 
@@ -157,11 +161,19 @@ class Window(Struct, frozen=True, gc=False):
 
 
 class WindowScore(Struct, frozen=True, gc=False):
-    """Evidence of one window: summed negative log-likelihood (nats) of its tokens."""
+    """Evidence of one window: summed negative log-likelihood (nats) of its tokens.
+
+    Where a reference model read the window too (``kl``): ``kl_sum`` is the sum of
+    KL(P_reference || P_model) in nats, ``top1`` the number of positions at which both
+    think the same token most likely, ``reference_nll`` the reference's own ``nll_sum``.
+    """
 
     nll_sum: float
     scored: int
     page: int | None = None
+    kl_sum: float | UnsetType = UNSET
+    top1: int | UnsetType = UNSET
+    reference_nll: float | UnsetType = UNSET
 
 
 class WindowPlace(Struct, frozen=True):
@@ -351,14 +363,34 @@ class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     """How far a metric may be from its baseline; every bound that is written holds.
 
     ``rel``: within ``[baseline/(1+rel), baseline*(1+rel)]``. ``abs``: within
-    ``baseline -+ abs``. ``max``: never above, whatever the baseline.
-    ``direction: no-worse`` drops the lower bound.
+    ``baseline -+ abs``. ``max``: never above, whatever the baseline; ``min``: never
+    below. ``direction: no-worse`` drops what ``rel`` and ``abs`` say on the better
+    side: the lower bound, for a metric of :data:`HIGHER_IS_BETTER` the upper one.
     """
 
     rel: float | None = None
     abs: float | None = None
     max: float | None = None
+    min: float | None = None
     direction: Literal["both", "no-worse"] = "both"
+
+
+USUAL_REFERENCE = "dense"
+"""The entry of a baseline file that ``kl`` compares with where none is named."""
+
+USUAL_REFERENCE = "dense"
+"""The entry of a baseline file that ``kl`` compares with where none is named."""
+
+
+def divergence_tolerance(metric: MetricName, baseline: float) -> Tolerance | None:
+    """Where nothing is written for a metric of ``kl``; None for any other metric.
+
+    docs/divergence.md says why: half precision moves small divergences by a part in ten
+    thousand of a nat, so that a share of them would be too little.
+    """
+    if metric == "kl_divergence":
+        return Tolerance(rel=0.02) if baseline >= 0.005 else Tolerance(abs=0.0001)
+    return Tolerance(abs=0.005) if metric == "top1_agreement" else None
 
 
 class RelativeGate(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -400,6 +432,8 @@ class CheckpointEntry(Struct, frozen=True):
 
     ``lines`` maps a dotted place (``""``, ``gates``, ``gates.<key>``,
     ``gates.<key>.<metric>``, ``recorded.<key>``) to its 1-based line in the file.
+    ``reference`` names the entry that ``kl`` compares with: the one that is written,
+    else one called ``dense``.
     """
 
     name: str
@@ -409,6 +443,7 @@ class CheckpointEntry(Struct, frozen=True):
     recorded: dict[str, Recorded] = {}
     fingerprint: RecordedFingerprint | None = None
     lines: dict[str, int] = {}
+    reference: str | None = None
 
 
 class BaselineFile(Struct, frozen=True):

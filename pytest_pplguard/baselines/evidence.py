@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from ..errors import BaselineError
 from ..values import SCHEMA, Measurement, MetricName, Recorded, Scalar, WindowScore
@@ -69,8 +69,7 @@ def encode_evidence(checkpoint: str, measurement: Measurement) -> tuple[str, byt
     }
     fields = [f'"{name}": {to_json(value)}' for name, value in head.items()]
     windows = ",\n".join(
-        to_json({"nll_sum": score.nll_sum, "scored": score.scored, "page": score.page})
-        for score in measurement.evidence
+        to_json(msgspec.to_builtins(score)) for score in measurement.evidence
     )
     fields.append(f'"windows": [\n{windows}\n]' if windows else '"windows": []')
     slug = re.sub(r"[/:+]", "-", measurement.key)
@@ -124,7 +123,9 @@ def _numbers(measurement: Measurement) -> Iterable[tuple[str, float]]:
     yield from _floats(measurement.protocol, "protocol")
     yield from _floats(measurement.environment, "environment")
     for index, score in enumerate(measurement.evidence):
-        yield f"nll_sum of window {index}", score.nll_sum
+        for name in ("nll_sum", "kl_sum", "reference_nll"):
+            if (value := getattr(score, name)) is not UNSET:
+                yield f"{name} of window {index}", value
 
 
 def _floats(values: Mapping[str, Scalar], name: str) -> Iterable[tuple[str, float]]:

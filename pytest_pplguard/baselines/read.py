@@ -16,6 +16,7 @@ import msgspec
 from ..errors import BaselineError, KeySyntaxError
 from ..values import (
     SCHEMA,
+    USUAL_REFERENCE,
     BaselineFile,
     CheckpointEntry,
     Gates,
@@ -38,7 +39,7 @@ FINGERPRINT = "fingerprint"
 """What stands among the keys of ``recorded`` and is none."""
 
 _FILE_FIELDS = ("schema", "model", "checkpoints")
-_ENTRY_FIELDS = ("path", "allow_keys", "gates", "recorded")
+_ENTRY_FIELDS = ("path", "allow_keys", "reference", "gates", "recorded")
 _SPECIAL_GATES = ("relative", "sparsity", "weights", "against")
 _RECORDED_FIELDS = tuple(
     name for name in Recorded.__struct_fields__ if name != "metrics"
@@ -57,6 +58,8 @@ _KNOWN_METRICS = (
     "word_perplexity",
     "byte_perplexity",
     "bits_per_byte",
+    "kl_divergence",
+    "top1_agreement",
 )
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -205,7 +208,35 @@ class _Parser:
             recorded=recorded,
             fingerprint=fingerprint,
             lines=lines,
+            reference=self._reference(fields.get("reference"), name, siblings),
         )
+
+    def _reference(
+        self, field: Field | None, entry: str, siblings: tuple[str, ...]
+    ) -> str | None:
+        if field is not None:
+            where = f"checkpoint {entry}"
+            return self._sibling(
+                field, self._text(field, where), where, entry, siblings
+            )
+        others = [sibling for sibling in siblings if sibling != entry]
+        return USUAL_REFERENCE if USUAL_REFERENCE in others else None
+
+    def _sibling(
+        self, field: Field, name: str, where: str, entry: str, siblings: tuple[str, ...]
+    ) -> str:
+        """``name``, which ``field`` holds, if it is another entry of the file."""
+        others = [sibling for sibling in siblings if sibling != entry]
+        if name not in others:
+            near = near_matches(name, others)
+            known = ", ".join(others) or "there is none"
+            self._fail(
+                field.line,
+                where,
+                f"{field.name}: {name!r} is not another checkpoint of this file{near}: "
+                f"expected one of: {known}",
+            )
+        return name
 
     def _allow_keys(self, field: Field | None, where: str) -> tuple[str, ...]:
         if field is None:
@@ -296,8 +327,16 @@ class _Parser:
     def _tolerance(self, field: Field, where: str) -> Tolerance:
         example = "a mapping like {rel: 0.005}"
         tolerance, fields = self._struct(field, where, Tolerance, example)
-        for name in ("rel", "abs", "max"):
-            self._number(fields.get(name), where, low=0.0, open_low=name == "max")
+        for name in ("rel", "abs", "max", "min"):
+            limit = name in ("max", "min")
+            self._number(fields.get(name), where, low=0.0, open_low=limit)
+        if (tolerance.min or 0.0) > (tolerance.max or math.inf):
+            self._fail(
+                fields["min"].line,
+                where,
+                f"nothing is at least {tolerance.min!r} (min) and at most "
+                f"{tolerance.max!r} (max)",
+            )
         return tolerance
 
     def _relative(
@@ -312,22 +351,15 @@ class _Parser:
         self._number(fields["max_ratio"], where, low=0.0, open_low=True)
         if gate.metric is not None and not _METRIC.fullmatch(gate.metric):
             self._not_a_metric(gate.metric, fields["metric"].line, where)
+        if Key.parse(gate.key).method == "kl":
+            self._fail(
+                fields["key"].line,
+                where,
+                f"key: {gate.key} is relative to another checkpoint by itself: gate "
+                "its metrics with max or min instead",
+            )
         self._sibling(fields["to"], gate.to, where, entry, siblings)
         return gate
-
-    def _sibling(
-        self, field: Field, to: str, where: str, entry: str, siblings: tuple[str, ...]
-    ) -> None:
-        """Refuse a name that is no other checkpoint of the file."""
-        others = [name for name in siblings if name != entry]
-        if to not in others:
-            known = ", ".join(others) or "there is none"
-            self._fail(
-                field.line,
-                where,
-                f"{field.name}: {to!r} is not another checkpoint of this file"
-                f"{near_matches(to, others)}: expected one of: {known}",
-            )
 
     def _sparsity(self, field: Field, entry: str) -> SparsityGate:
         where = f"checkpoint {entry}, gates, sparsity"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import filelock
+import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
@@ -26,6 +27,7 @@ from ..values import (
     Scalar,
     Source,
     SparsityGate,
+    divergence_tolerance,
 )
 from .emit import Block
 from .evidence import encode_evidence, refuse_non_finite
@@ -260,9 +262,9 @@ class _Update:
         checkpoint, key = recording.checkpoint, measurement.key
         present = self.gates.get(checkpoint, Gates())
         gates: dict[str, Plain] = {}
-        metrics = _gated_metrics(measurement)
-        if metrics and key not in present.metrics:
-            gates[key] = {metric: {"rel": DEFAULT_REL} for metric in metrics}
+        tolerances = _default_tolerances(measurement)
+        if tolerances and key not in present.metrics:
+            gates[key] = tolerances
         if recording.sparsity is not None and present.sparsity is None:
             gates["sparsity"] = _sparsity_as_written(recording.sparsity)
         new = {k: v for k, v in gates.items() if (checkpoint, k) not in self.gated}
@@ -306,11 +308,16 @@ def _base(recordings: Sequence[Recording]) -> str:
     )
 
 
-def _gated_metrics(measurement: Measurement) -> list[str]:
+def _default_tolerances(measurement: Measurement) -> dict[str, Plain]:
     metrics = measurement.metrics
     if "token_perplexity" in metrics:
-        return ["token_perplexity"]
-    return [name for name in ("word_perplexity", "byte_perplexity") if name in metrics]
+        return {"token_perplexity": {"rel": DEFAULT_REL}}
+    perplexities = ("word_perplexity", "byte_perplexity")
+    return {name: {"rel": DEFAULT_REL} for name in perplexities if name in metrics} | {
+        name: msgspec.to_builtins(tolerance)
+        for name, value in metrics.items()
+        if (tolerance := divergence_tolerance(name, value)) is not None
+    }
 
 
 def _recorded(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from ..values import Tolerance
+from ..values import HIGHER_IS_BETTER, Tolerance
 
 
 class Bounds(Struct, frozen=True):
     """The allowed range; None is an open end. Printed and tested as the same doubles.
 
-    ``lower_passes`` is true where a value below ``low`` is better and allowed.
+    Where the better side is open (``no-worse``), what lies beyond ``usual`` on that
+    side is called better.
     """
 
     low: float | None
     high: float | None
-    lower_passes: bool = False
+    usual: float | None = None
 
     def below(self, value: float) -> bool:
         """Whether ``value`` lies under the range."""
@@ -26,21 +27,22 @@ class Bounds(Struct, frozen=True):
         return self.high is not None and not value <= self.high
 
 
-def bounds(baseline: float, tolerance: Tolerance) -> Bounds:
-    """``[baseline/(1+rel), baseline*(1+rel)]``, cut by ``abs`` and ``max``.
+def bounds(baseline: float, tolerance: Tolerance, metric: str = "") -> Bounds:
+    """``[baseline/(1+rel), baseline*(1+rel)]``, cut by ``abs``, ``max`` and ``min``.
 
     Every bound that is written holds, so the narrowest decides. Nothing is rounded.
+    Which side ``no-worse`` opens is ``metric``'s to say.
     """
-    return _bounds(baseline, baseline, tolerance)
+    return _bounds(baseline, baseline, tolerance, metric)
 
 
 def published_bounds(baseline: float, digits: int, tolerance: Tolerance) -> Bounds:
     """As :func:`bounds`, around all values that print as ``baseline``."""
     half = 0.5 * 10.0**-digits
-    return _bounds(baseline - half, baseline + half, tolerance)
+    return _bounds(baseline - half, baseline + half, tolerance, "")
 
 
-def _bounds(least: float, most: float, tolerance: Tolerance) -> Bounds:
+def _bounds(least: float, most: float, tolerance: Tolerance, metric: str) -> Bounds:
     lows: list[float] = []
     highs: list[float] = []
     if tolerance.rel is not None:
@@ -49,10 +51,13 @@ def _bounds(least: float, most: float, tolerance: Tolerance) -> Bounds:
     if tolerance.abs is not None:
         lows.append(least - tolerance.abs)
         highs.append(most + tolerance.abs)
+    usual = None
+    if tolerance.direction == "no-worse" and metric in HIGHER_IS_BETTER:
+        usual, highs = min(highs, default=None), []
+    elif tolerance.direction == "no-worse":
+        usual, lows = max(lows, default=None), []
     if tolerance.max is not None:
         highs.append(tolerance.max)
-    return Bounds(
-        low=max(lows, default=None),
-        high=min(highs, default=None),
-        lower_passes=tolerance.direction == "no-worse",
-    )
+    if tolerance.min is not None:
+        lows.append(tolerance.min)
+    return Bounds(max(lows, default=None), min(highs, default=None), usual)

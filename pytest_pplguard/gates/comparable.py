@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
-from ..values import Measurement, Recorded, Scalar
+from msgspec import UNSET
+
+from ..values import Measurement, Recorded, Scalar, WindowScore
+
+_SAME_REFERENCE = 1e-3
+"""Relative. Kernels and versions move a perplexity by less, another model by more."""
 
 
 def differences(
     measured: Measurement,
     recorded: Recorded,
     recorded_protocol: Mapping[str, Scalar] | None,
+    recorded_windows: Sequence[WindowScore] = (),
 ) -> tuple[str, ...]:
     """Each property in which the two differ, as ``window 2048, baseline 4096``.
 
-    ``recorded_protocol`` comes from the baseline's evidence, None where there is none.
-    A digest that differs without a property that does is named last, as what it is.
+    ``recorded_protocol`` and ``recorded_windows`` come from the baseline's evidence,
+    None and nothing where there is none. A digest that differs without a property that
+    does is named last, as what it is.
     """
     found = [
         f"{name} {_show(measured.protocol.get(name))}, baseline {_show(value)}"
@@ -46,12 +54,37 @@ def differences(
         found.append(
             "text is not the official test split, which the value was published for"
         )
+    found += _other_reference(measured.evidence, recorded_windows)
     found += [
         f"metric {name} was not measured, baseline {value:.6g}"
         for name, value in recorded.metrics.items()
         if name not in measured.metrics
     ]
     return tuple(found)
+
+
+def _other_reference(
+    measured: Sequence[WindowScore], recorded: Sequence[WindowScore]
+) -> list[str]:
+    """Another model behind the reference's name, told by its perplexity.
+
+    A path or a name is not the same everywhere, and a digest would not survive another
+    dtype or device.
+    """
+    here, there = _reference_perplexity(measured), _reference_perplexity(recorded)
+    if here is None or there is None or abs(here / there - 1) <= _SAME_REFERENCE:
+        return []
+    return [
+        f"the reference is another model (perplexity {here:.6g}, baseline {there:.6g})"
+    ]
+
+
+def _reference_perplexity(scores: Sequence[WindowScore]) -> float | None:
+    """The reference's token perplexity; None where there was no reference."""
+    losses = [s.reference_nll for s in scores if s.reference_nll is not UNSET]
+    if not losses:
+        return None
+    return math.exp(math.fsum(losses) / sum(score.scored for score in scores))
 
 
 def environment_notes(

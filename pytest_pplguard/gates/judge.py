@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..values import (
+    HIGHER_IS_BETTER,
     Measurement,
     Outcome,
     Recorded,
@@ -16,6 +17,8 @@ from ..values import (
     Scalar,
     Tolerance,
     Verdict,
+    WindowScore,
+    divergence_tolerance,
 )
 from .bounds import Bounds, bounds, published_bounds
 from .comparable import differences, environment_notes
@@ -49,6 +52,7 @@ def judge_metric(
     recorded: Recorded | None,
     *,
     recorded_protocol: Mapping[str, Scalar] | None = None,
+    recorded_windows: Sequence[WindowScore] = (),
     published: str = "accept",
 ) -> Verdict:
     """Hold one metric to its baseline.
@@ -58,6 +62,7 @@ def judge_metric(
         measured: the measurement of the gate's key.
         recorded: the baseline of that key, None if there is none.
         recorded_protocol: properties from the baseline's evidence.
+        recorded_windows: its windows.
         published: ``accept``, ``warn`` or ``fail`` for a published value without
             evidence (ini ``ppl_published``).
     """
@@ -92,18 +97,18 @@ def judge_metric(
         return _without_baseline(gate, verdict, recorded)
     baseline = recorded.metrics[gate.metric]
     is_published = recorded.source.kind == "published"
-    tolerance, origin = _effective(gate, published=is_published)
+    tolerance, origin = _effective(gate, baseline, published=is_published)
     allowed = (
         published_bounds(baseline, recorded.source.digits or 0, tolerance)
         if is_published
-        else bounds(baseline, tolerance)
+        else bounds(baseline, tolerance, gate.metric)
     )
     dtype, others = environment_notes(measured.environment, recorded.environment)
     verdict = replace(
         verdict,
         baseline=baseline,
         change=value / baseline - 1 if baseline else None,
-        allowed=(None if allowed.lower_passes else allowed.low, allowed.high),
+        allowed=(allowed.low, allowed.high),
         gate=origin,
         source=recorded.source.kind,
         first=_number(recorded.first.get(gate.metric)),
@@ -111,10 +116,10 @@ def judge_metric(
         reference=_reference(recorded, gate.metric),
         notes=others,
     )
-    different = differences(measured, recorded, recorded_protocol)
+    different = differences(measured, recorded, recorded_protocol, recorded_windows)
     if different:
         return replace(verdict, outcome=Outcome.NOT_COMPARABLE, reasons=different)
-    outcome, passed = _place(value, allowed)
+    outcome, passed = _place(value, allowed, gate.metric)
     verdict = replace(verdict, outcome=outcome, passed=passed)
     if dtype is not None:
         # It explains a failure better than anything else, and a pass needs no excuse.
@@ -189,32 +194,41 @@ def judge_relative(
 def _without_baseline(
     gate: MetricGate, verdict: Verdict, recorded: Recorded | None
 ) -> Verdict:
-    """No baseline, so no windows to compare with: red, also within a ``max``."""
-    limit = gate.tolerance.max if gate.tolerance is not None else None
+    """No baseline, so no windows to compare with: red, also within ``min`` and ``max``.
+
+    A bound that is broken as well is told.
+    """
+    limits = gate.tolerance or Tolerance()
+    allowed, value = Bounds(limits.min, limits.max), verdict.measured
     written = describe(gate.tolerance) if gate.tolerance is not None else ""
     reasons = [
         f"no baseline is recorded for {gate.checkpoint} {gate.key}"
         if recorded is None
         else f"the baseline of {gate.key} has no {gate.metric}"
     ]
-    if limit is not None and verdict.measured is not None and verdict.measured > limit:
-        reasons.append(f"and {verdict.measured!r} is above max {limit!r}")
+    if value is not None and allowed.above(value):
+        reasons.append(f"and {value!r} is above max {limits.max!r}")
+    if value is not None and allowed.below(value):
+        reasons.append(f"and {value!r} is below min {limits.min!r}")
     return replace(
         verdict,
         outcome=Outcome.MISSING,
-        allowed=(None, limit),
+        allowed=(limits.min, limits.max),
         gate=", ".join(filter(None, (written, gate.origin))),
         reasons=tuple(reasons),
     )
 
 
-def _effective(gate: MetricGate, *, published: bool) -> tuple[Tolerance, str]:
+def _effective(
+    gate: MetricGate, baseline: float, *, published: bool
+) -> tuple[Tolerance, str]:
     tolerance = gate.tolerance
     default = DEFAULT_PUBLISHED if published else DEFAULT_MEASURED
+    default = divergence_tolerance(gate.metric, baseline) or default
     if tolerance is None:
         return default, f"{describe(default)}, the default"
-    if (tolerance.rel, tolerance.abs, tolerance.max) == (None, None, None):
-        filled = Tolerance(rel=default.rel, direction=tolerance.direction)
+    if tolerance == Tolerance(direction=tolerance.direction):
+        filled = replace(default, direction=tolerance.direction)
         return filled, f"{describe(filled)}, the default"
     return tolerance, f"{describe(tolerance)}, {gate.origin}"
 
@@ -223,7 +237,7 @@ def describe(tolerance: Tolerance) -> str:
     """A tolerance as people write it: ``rel 0.005, no-worse``."""
     parts = [
         f"{name} {bound:g}"
-        for name in ("rel", "abs", "max")
+        for name in ("rel", "abs", "max", "min")
         if (bound := getattr(tolerance, name)) is not None
     ]
     if tolerance.direction != "both":
@@ -231,12 +245,17 @@ def describe(tolerance: Tolerance) -> str:
     return ", ".join(parts)
 
 
-def _place(value: float, allowed: Bounds) -> tuple[Outcome, bool]:
-    if allowed.above(value):
+def _place(value: float, allowed: Bounds, metric: str) -> tuple[Outcome, bool]:
+    worse, better = allowed.above(value), allowed.below(value)
+    usual = Bounds(low=allowed.usual, high=None).below(value)
+    if metric in HIGHER_IS_BETTER:
+        worse, better = better, worse
+        usual = Bounds(low=None, high=allowed.usual).above(value)
+    if worse:
         return Outcome.REGRESSED, False
-    if allowed.below(value):
-        return Outcome.IMPROVED, allowed.lower_passes
-    return Outcome.WITHIN, True
+    if better:
+        return Outcome.IMPROVED, False
+    return (Outcome.IMPROVED if usual else Outcome.WITHIN), True
 
 
 def _reference(recorded: Recorded, metric: str) -> str:

@@ -3,11 +3,15 @@
 from ..errors import UsageError
 from ..values import Key, near_matches
 from .base import Protocol, Tokenizer, perplexity, windows_digest
+from .kl import Kl
 from .lm_eval import LmEval
 from .wanda import Wanda
 
 __all__ = [
+    "METHODS",
     "PROTOCOLS",
+    "USUAL_METHODS",
+    "Kl",
     "Protocol",
     "Tokenizer",
     "check_key",
@@ -17,9 +21,17 @@ __all__ = [
 ]
 
 PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol for protocol in (Wanda(), LmEval())
+    protocol.name: protocol for protocol in (Wanda(), LmEval(), Kl())
 }
 """The methods that can be measured, by the name that a key begins with."""
+
+USUAL_METHODS = tuple(
+    name for name, protocol in PROTOCOLS.items() if not protocol.needs_reference
+)
+"""What is measured where nobody says by which method."""
+
+METHODS = " and ".join([", ".join([*PROTOCOLS][:-1]), [*PROTOCOLS][-1]])
+"""All methods, for people."""
 
 
 def get_protocol(method: str) -> Protocol:
@@ -33,7 +45,7 @@ def get_protocol(method: str) -> Protocol:
     except KeyError:
         raise UsageError(
             f"unknown method {method!r}{near_matches(method, PROTOCOLS)}: "
-            f"this version measures {' and '.join(PROTOCOLS)}"
+            f"this version measures {METHODS}"
         ) from None
 
 

@@ -42,12 +42,14 @@ class Protocol(abc.ABC):
     """A method of measuring perplexity.
 
     ``metrics`` are what it yields, the one that people quote first. ``default_text`` is
-    what stands behind the method in the key of its usual text.
+    what stands behind the method in the key of its usual text. ``needs_reference`` says
+    that a second model reads the same windows.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     default_text: ClassVar[str]
+    needs_reference: ClassVar[bool] = False
 
     @abc.abstractmethod
     def corpus(self, key: Key) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from ..errors import CorpusError, UsageError
 from ..values import (
@@ -28,7 +29,7 @@ class Wanda(Protocol):
     """Token perplexity over all rows of a text."""
 
     name = "wanda"
-    metrics = ("token_perplexity",)
+    metrics: ClassVar[tuple[str, ...]] = ("token_perplexity",)
     default_text = "wikitext2"
 
     def corpus(self, key: Key) -> str:
@@ -41,7 +42,7 @@ class Wanda(Protocol):
         self.refuse_stride(key)
         if key.corpus is not None:
             raise UsageError(
-                f"key {key}: the method wanda names its corpus directly; "
+                f"key {key}: the method {self.name} names its corpus directly; "
                 f"write {self.key_for(key.corpus, key.window, key.first)}"
             )
         if key.window < 2:

@@ -36,7 +36,7 @@ def watch_live(label: str, *, stderr: bool = False) -> Iterator[ScorerProgress]:
         task = bars.add_task(label, total=None, perplexity="")
 
         def progress(done: int, total: int, mean_nll: float) -> None:
-            shown = _perplexity(mean_nll) if done else ""
+            shown = _perplexity(mean_nll).strip(", ") if done else ""
             bars.update(task, completed=done, total=total, perplexity=shown)
 
         yield progress
@@ -71,7 +71,7 @@ def watch_lines(
             last = now
             left = expected * (total - done) / (total - before)
             write(
-                f"pplguard: {label}: {done} of {total} windows, "
+                f"pplguard: {label}: {done} of {total} windows"
                 f"{_perplexity(mean_nll)}, about {left:.0f} s left"
             )
 
@@ -81,4 +81,6 @@ def watch_lines(
 
 
 def _perplexity(mean_nll: float) -> str:
-    return f"{math.exp(min(mean_nll, 700.0)):.4g} per token"
+    if math.isnan(mean_nll):
+        return ""
+    return f", {math.exp(min(mean_nll, 700.0)):.4g} per token"

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import PurePath
 
 from ..baselines import Change
-from ..values import Outcome, Verdict
+from ..values import HIGHER_IS_BETTER, Outcome, Verdict
 
 _LABEL_WIDTH = 12
 _LOOK_FOR = (
@@ -176,11 +176,15 @@ def _regressed(verdict: Verdict) -> str:
     """A value can be above ``max`` without being worse than its baseline."""
     if _counts(verdict):
         return f"is broken in {_many(verdict.measured, 'group')}"
-    worse = verdict.change is None or round(verdict.change, 4) > 0
+    higher_is_better = verdict.metric in HIGHER_IS_BETTER
+    change = verdict.change or 0.0
+    worse = (
+        verdict.change is None or round(-change if higher_is_better else change, 4) > 0
+    )
     # Of zeros there may also be too few.
     if worse or verdict.key == "sparsity":
         return f"regressed{_by(verdict)}"
-    return "is above what is allowed"
+    return f"is {'below' if higher_is_better else 'above'} what is allowed"
 
 
 def _changed(verdict: Verdict) -> str:

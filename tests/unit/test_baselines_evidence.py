@@ -94,6 +94,24 @@ def test_the_file_is_strict_json_with_a_window_a_line() -> None:
     )
 
 
+def test_a_divergence_is_written_and_read_where_there_is_one(tmp_path: Path) -> None:
+    score = WindowScore(0.5, 6, kl_sum=0.25, top1=5, reference_nll=0.1 + 0.2)
+    measurement = a_measurement(
+        key="kl/wikitext2:4096",
+        metrics={"kl_divergence": 0.25 / 6, "top1_agreement": 5 / 6},
+        windows=1,
+        evidence=(score,),
+    )
+    path, record = stored(tmp_path, measurement)
+    assert path.read_text(encoding="utf-8").endswith(
+        '"windows": [\n'
+        '{"nll_sum": 0.5, "scored": 6, "page": null, "kl_sum": 0.25, "top1": 5, '
+        '"reference_nll": 0.30000000000000004}\n'
+        "]\n}\n"
+    )
+    assert read_evidence(tmp_path, record, where=WHERE).windows == (score,)
+
+
 def test_key_characters_become_dashes() -> None:
     measurement = a_measurement(key="lm-eval/wikitext+demo:256:first40")
     name, _ = encode_evidence("m/a", measurement)
@@ -110,6 +128,14 @@ def test_a_wrong_checkpoint_name() -> None:
     [
         ({"metrics": {"token_perplexity": math.nan}}, "token_perplexity is nan"),
         ({"evidence": (WindowScore(math.inf, 6),)}, "nll_sum of window 0 is inf"),
+        (
+            {"evidence": (WindowScore(1.0, 6, kl_sum=math.inf),)},
+            "kl_sum of window 0 is inf",
+        ),
+        (
+            {"evidence": (WindowScore(1.0, 6, reference_nll=math.nan),)},
+            "reference_nll of window 0 is nan",
+        ),
         ({"protocol": {"p": -math.inf}}, "protocol.p is -inf"),
         ({"environment": {"scale": math.nan}}, "environment.scale is nan"),
     ],

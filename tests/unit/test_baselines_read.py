@@ -146,10 +146,26 @@ def test_every_field_of_schema_1() -> None:
             f"recorded.{KEY}": 23,
             "recorded.fingerprint": 35,
         },
+        reference="dense",
     )
     assert baseline.checkpoints["dense"].recorded[KEY].source == Source(
         kind="published", reference="Wanda table 2", digits=2
     )
+
+
+def test_the_reference_is_the_one_written_else_an_entry_called_dense() -> None:
+    def references(text: str) -> list[str | None]:
+        entries = parse_baseline(text, FILE).checkpoints.values()
+        return [entry.reference for entry in entries]
+
+    assert references(TEXT) == [None, "dense"]
+    assert references(
+        TEXT.replace("  dense:", "  whole:", 1).replace("to: dense", "to: whole")
+    ) == [None, None]
+    other = TEXT + "  tuned: {}\n"
+    assert references(other) == [None, "dense", "dense"]
+    other = other.replace("path: out/x", "reference: tuned")
+    assert references(other) == [None, "tuned", "dense"]
 
 
 @pytest.mark.parametrize(
@@ -397,12 +413,24 @@ CASES = [
         "    gates:\n",
         "    gate:\n",
         "12: checkpoint wanda-50: unknown field 'gate' (did you mean 'gates'?): "
-        "known are path, allow_keys, gates, recorded",
+        "known are path, allow_keys, reference, gates, recorded",
     ),
     (
         "path: out/x",
         "path: 50",
         "10: checkpoint wanda-50: path must be a text, not the number 50: quote it",
+    ),
+    (
+        "path: out/x",
+        "reference: wanda-50",
+        "10: checkpoint wanda-50: reference: 'wanda-50' is not another checkpoint of "
+        "this file: expected one of: dense",
+    ),
+    (
+        "path: out/x",
+        "reference: dens",
+        "10: checkpoint wanda-50: reference: 'dens' is not another checkpoint of this "
+        "file (did you mean 'dense'?): expected one of: dense",
     ),
     (
         "path: out/x",
@@ -427,6 +455,23 @@ CASES = [
         "[lm_head.*], not the number 1",
     ),
     # -- gates
+    (
+        "{rel: 0.005}",
+        "{min: 0}",
+        f"13: {GATES}, {KEY}, token_perplexity: min must be greater than 0, not 0",
+    ),
+    (
+        "{rel: 0.005}",
+        "{min: 7, max: 6}",
+        f"13: {GATES}, {KEY}, token_perplexity: nothing is at least 7.0 (min) and at "
+        "most 6.0 (max)",
+    ),
+    (
+        "to: dense, key: wanda/wikitext2:4096",
+        "to: dense, key: kl/wikitext2:4096",
+        f"18: {GATES}, relative: key: kl/wikitext2:4096 is relative to another "
+        "checkpoint by itself: gate its metrics with max or min instead",
+    ),
     (
         "{token_perplexity: {rel: 0.005}}",
         "{rel: 0.005}",
@@ -462,7 +507,7 @@ CASES = [
         "rel: 0.005",
         "rell: 0.005",
         f"13: {GATES}, {KEY}, token_perplexity: unknown field 'rell' (did you "
-        "mean 'rel'?): known are rel, abs, max, direction",
+        "mean 'rel'?): known are rel, abs, max, min, direction",
     ),
     (
         "rel: 0.005",

@@ -138,6 +138,16 @@ def test_every_bound_that_is_written_holds() -> None:
     assert (alone.low, alone.high) == (None, 6.5)
 
 
+def test_no_worse_opens_the_better_side_but_for_a_limit() -> None:
+    tolerance = Tolerance(rel=0.5, abs=0.1, max=0.95, min=0.2, direction="no-worse")
+    worse_above = bounds(0.6, tolerance)
+    assert (worse_above.low, worse_above.high) == (0.2, 0.7)
+    worse_below = bounds(0.6, tolerance, "top1_agreement")
+    assert (worse_below.low, worse_below.high) == (0.5, 0.95)
+    open_above = bounds(0.6, Tolerance(abs=0.1, direction="no-worse"), "top1_agreement")
+    assert (open_above.low, open_above.high) == (0.5, None)
+
+
 def test_a_published_value_stands_for_all_that_print_like_it() -> None:
     allowed = published_bounds(5.12, 2, Tolerance(rel=0.0))
     assert allowed.low == pytest.approx(5.115)
@@ -422,3 +432,138 @@ def test_relative_to_other_windows_is_not_comparable() -> None:
 @pytest.mark.parametrize(("value", "base"), [(math.nan, 5.0), (5.0, math.inf)])
 def test_relative_of_what_is_not_finite(value: float, base: float) -> None:
     assert relative(value, base).outcome is Outcome.INVALID
+
+
+# -------------------------------------------------------------------------- divergence
+
+APART = (
+    WindowScore(5.0, 5, kl_sum=0.25, top1=4, reference_nll=4.0),
+    WindowScore(5.0, 5, kl_sum=0.25, top1=5, reference_nll=4.0),
+)
+
+
+def judge_divergence(
+    metric: str,
+    value: float,
+    tolerance: Tolerance | None = None,
+    *,
+    base: float | None = None,
+    windows: tuple[WindowScore, ...] = APART,
+    **changes: Any,
+) -> Verdict:
+    before = {"kl_divergence": 0.05, "top1_agreement": 0.9}
+    if base is not None:
+        before[metric] = base
+    changes.setdefault("evidence", APART)
+    return judge_metric(
+        replace(gate(tolerance), metric=metric, key="kl/wikitext2:4096"),
+        measurement(0.0, metrics=before | {metric: value}, **changes),
+        baseline(0.0, metrics=before),
+        recorded_protocol=PROTOCOL,
+        recorded_windows=windows,
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "tolerance", "outcome", "passed"),
+    [
+        (0.9, Tolerance(abs=0.01), Outcome.WITHIN, True),
+        (0.88, Tolerance(abs=0.01), Outcome.REGRESSED, False),
+        (0.92, Tolerance(abs=0.01), Outcome.IMPROVED, False),
+        (0.92, Tolerance(abs=0.01, direction="no-worse"), Outcome.IMPROVED, True),
+        (0.88, Tolerance(abs=0.01, direction="no-worse"), Outcome.REGRESSED, False),
+        (0.89, Tolerance(min=0.9), Outcome.REGRESSED, False),
+        (0.9, Tolerance(min=0.9), Outcome.WITHIN, True),
+        (0.93, Tolerance(max=0.92, direction="no-worse"), Outcome.IMPROVED, False),
+        (0.8951, None, Outcome.WITHIN, True),
+        (0.8949, None, Outcome.REGRESSED, False),
+    ],
+)
+def test_more_agreement_is_better(
+    value: float, tolerance: Tolerance | None, outcome: Outcome, passed: bool
+) -> None:
+    verdict = judge_divergence("top1_agreement", value, tolerance)
+    assert (verdict.outcome, verdict.passed) == (outcome, passed)
+
+
+def test_lost_agreement_in_full() -> None:
+    tolerance = Tolerance(abs=0.01, min=0.85, direction="no-worse")
+    assert failure_text(judge_divergence("top1_agreement", 0.84, tolerance)) == (
+        "m/wanda-50 kl/wikitext2:4096: top1_agreement regressed by 6.67 %\n"
+        "  baseline     0.9 (measured)\n"
+        "  measured     0.84\n"
+        "  allowed      at least 0.89 (abs 0.01, min 0.85, no-worse, "
+        "baselines/m.yaml:7)\n"
+        "  recorded in  baselines/m.yaml:12\n"
+        "  to accept    pytest m.yaml --ppl-update"
+    )
+    verdict = judge_divergence("top1_agreement", 0.9, Tolerance(min=0.95))
+    assert failure_text(verdict).splitlines()[0] == (
+        "m/wanda-50 kl/wikitext2:4096: top1_agreement is below what is allowed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "value", "passed"),
+    [
+        (0.05, 0.0509, True),
+        (0.05, 0.0511, False),
+        (0.05, 0.0489, False),
+        (0.004, 0.00409, True),
+        (0.004, 0.00411, False),
+        (0.0, 0.0, True),
+        (0.0, 0.00009, True),
+        (0.0, 0.00011, False),
+    ],
+)
+def test_the_default_for_a_divergence(base: float, value: float, passed: bool) -> None:
+    """Two per cent; of a small one, a ten-thousandth of a nat."""
+    for tolerance in (None, Tolerance(), Tolerance(direction="no-worse")):
+        verdict = judge_divergence("kl_divergence", value, tolerance, base=base)
+        lower = value < base and tolerance == Tolerance(direction="no-worse")
+        assert verdict.passed is (passed or lower)
+
+
+def test_a_baseline_of_nothing_has_no_relative_change() -> None:
+    verdict = judge_divergence("kl_divergence", 0.1, Tolerance(rel=0.05), base=0.0)
+    assert failure_text(verdict).splitlines()[:4] == [
+        "m/wanda-50 kl/wikitext2:4096: kl_divergence regressed",
+        "  baseline     0.0 (measured)",
+        "  measured     0.1",
+        "  allowed      0.0 .. 0.0 (rel 0.05, baselines/m.yaml:7)",
+    ]
+
+
+def test_min_without_a_baseline_is_told() -> None:
+    tolerance = Tolerance(min=0.95, max=0.99)
+    verdict = judge_metric(
+        replace(gate(tolerance), metric="top1_agreement"),
+        measurement(0.0, metrics={"top1_agreement": 0.9}),
+        None,
+    )
+    assert (verdict.outcome, verdict.passed) == (Outcome.MISSING, False)
+    assert verdict.allowed == (0.95, 0.99)
+    assert verdict.reasons[1:] == ("and 0.9 is below min 0.95",)
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [
+        (4.0, None),
+        (4.0 * 1.0005, None),
+        (
+            4.1,
+            "the reference is another model (perplexity 2.24791, baseline 2.22554)",
+        ),
+    ],
+)
+def test_another_reference_is_not_comparable(loss: float, reason: str | None) -> None:
+    here = tuple(replace(score, reference_nll=loss) for score in APART[:1])
+    verdict = judge_divergence(
+        "kl_divergence", 0.05, evidence=(*here, APART[1]), windows=APART
+    )
+    if reason is None:
+        assert verdict.outcome is Outcome.WITHIN
+    else:
+        assert verdict.outcome is Outcome.NOT_COMPARABLE
+        assert verdict.reasons == (reason,)

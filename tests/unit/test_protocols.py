@@ -13,9 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_pplguard.errors import CorpusError, InvalidLossError, UsageError
+from pytest_pplguard.errors import (
+    CorpusError,
+    InvalidLossError,
+    MeasurementError,
+    UsageError,
+)
 from pytest_pplguard.protocols import (
     PROTOCOLS,
+    USUAL_METHODS,
     check_key,
     get_protocol,
     windows_digest,
@@ -174,6 +180,32 @@ def test_lm_eval_metrics_from_evidence() -> None:
     }
 
 
+def test_divergence_metrics_from_evidence() -> None:
+    scores = [
+        WindowScore(3.0, 4, kl_sum=0.5, top1=3, reference_nll=2.0),
+        WindowScore(5.0, 6, kl_sum=0.75, top1=6, reference_nll=4.0),
+    ]
+    again = PROTOCOLS["kl"].recompute(scores, {"tokens": 10})
+    assert again == {"kl_divergence": 0.125, "top1_agreement": 0.9}
+    with pytest.raises(MeasurementError, match="the evidence holds no divergence"):
+        PROTOCOLS["kl"].recompute([WindowScore(3.0, 4)], {"tokens": 4})
+
+
+@pytest.mark.parametrize("first", [None, 2])
+def test_divergence_reads_the_windows_of_wanda(first: int | None) -> None:
+    tokenizer, text = ByteTokenizer(), ["some text", "and more"]
+    keys = [Key(method, "mine", 5, first=first) for method in ("wanda", "kl")]
+    wanda, kl = (PROTOCOLS[k.method].windows(text, tokenizer, k) for k in keys)
+    assert kl == wanda
+    assert PROTOCOLS["kl"].properties(tokenizer, keys[1]) == PROTOCOLS[
+        "wanda"
+    ].properties(tokenizer, keys[0])
+
+
+def test_what_is_measured_without_being_asked_needs_no_reference() -> None:
+    assert USUAL_METHODS == ("wanda", "lm-eval")
+
+
 # ------------------------------------------------------------------------------ digest
 
 
@@ -261,7 +293,7 @@ def test_properties_name_what_decides() -> None:
         (
             "wnada/wikitext2:64",
             "unknown method 'wnada' (did you mean 'wanda'?): this version measures "
-            "wanda and lm-eval",
+            "wanda, lm-eval and kl",
         ),
         (
             "wanda/wikitext2:64:stride8",
@@ -272,6 +304,11 @@ def test_properties_name_what_decides() -> None:
             "wanda/wikitext2+demo:64",
             "key wanda/wikitext2+demo:64: the method wanda names its corpus directly; "
             "write wanda/demo:64",
+        ),
+        (
+            "kl/wikitext2+demo:64",
+            "key kl/wikitext2+demo:64: the method kl names its corpus directly; write "
+            "kl/demo:64",
         ),
         ("wanda/demo:1", "key wanda/demo:1: a window of one token scores nothing"),
         (
@@ -293,6 +330,7 @@ def test_keys_that_a_method_cannot_measure(key: str, message: str) -> None:
     [
         ("wanda", None, "wanda/wikitext2:64", "wikitext2"),
         ("wanda", "demo", "wanda/demo:64", "demo"),
+        ("kl", None, "kl/wikitext2:64", "wikitext2"),
         ("lm-eval", None, "lm-eval/wikitext:64", "wikitext2"),
         ("lm-eval", "wikitext2", "lm-eval/wikitext:64", "wikitext2"),
         ("lm-eval", "demo", "lm-eval/wikitext+demo:64", "demo"),
