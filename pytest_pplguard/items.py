@@ -86,9 +86,9 @@ class GateGroup(pytest.Collector):
             yield AgainstItem.from_parent(self, name=gates.against)
         else:
             for metric, tolerance in gates.metrics[self.name].items():
-                yield MetricItem.from_parent(
-                    self, name=metric, key=Key.parse(self.name), tolerance=tolerance
-                )
+                key = Key.parse(self.name)
+                kind = DivergenceItem if key.method == "kl" else MetricItem
+                yield kind.from_parent(self, name=metric, key=key, tolerance=tolerance)
 
     def _sparsity(self, gate: SparsityGate) -> Iterator[GateItem]:
         # The pattern first: the shares of zeros are known after the same pass.
@@ -192,6 +192,16 @@ class MetricItem(GateItem):
             self.tolerance,
             nodeid=self.group.nodeid,
         )
+
+
+class DivergenceItem(MetricItem):
+    """A metric that compares the checkpoint with another of the file, its reference."""
+
+    def checkpoints(self) -> tuple[str, ...]:
+        reference = self.group.parent.entry.reference
+        if reference is None:
+            return (self.checkpoint,)
+        return (f"{self.path.stem}/{reference}", self.checkpoint)
 
 
 class RelativeItem(GateItem):

@@ -7,7 +7,7 @@ from itertools import groupby
 import pytest
 
 from .fixtures import needed_checkpoint, uses_checkpoint
-from .items import GateItem
+from .items import DivergenceItem, GateItem
 
 _LAST_USE = pytest.StashKey[dict[str, int]]()
 
@@ -27,12 +27,26 @@ def is_needed_after(item: pytest.Item, checkpoint: str) -> bool:
 def sort_by_checkpoint(items: list[pytest.Item]) -> None:
     """Bring together what needs one checkpoint.
 
-    Gates keep the places that gates had among other tests. Where Python tests need
-    checkpoints that have gates, those gates go before the first such test. Python tests
-    change places only among themselves, within their module or class.
+    Gates keep the places that gates had among other tests; a reference's gates go
+    before those that compare with it, and these first among their checkpoint's: what
+    the reference says is taken down before it goes, and it is loaded once. Where Python
+    tests need checkpoints that have gates, those gates go before the first such test.
+    Python tests change places only among themselves, within their module or class.
     """
     gates = [item for item in items if isinstance(item, GateItem)]
-    gates.sort(key=lambda gate: (str(gate.path), gate.rank(), gate.checkpoint))
+    references = {
+        gate.checkpoint: gate.checkpoints()[0]
+        for gate in gates
+        if isinstance(gate, DivergenceItem)
+    }
+
+    def place(gate: GateItem) -> tuple[object, ...]:
+        reference = references.get(gate.checkpoint, gate.checkpoint)
+        compares = isinstance(gate, DivergenceItem)
+        shared = (str(gate.path), gate.rank(), reference, gate.checkpoint != reference)
+        return (*shared, gate.checkpoint, not compares)
+
+    gates.sort(key=place)
     others = [item for item in items if not isinstance(item, GateItem)]
     _sort_within_parents(others)
     asked = {name for item in others for name in _needs(item)}

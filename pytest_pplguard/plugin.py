@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["ppl_device", "ppl_guard", "ppl_model", "ppl_model_copy", "ppl_tokenizer"]
 
 _MARKER = (
-    "ppl(*methods, checkpoint=None, rel=None, abs=None, max=None, direction=None, "
-    "window=None): hold the perplexity of a checkpoint, or of the model that the test "
-    "returns, to its recorded baseline; methods are wanda and lm-eval, or whole keys "
-    "like wanda/wikitext2:4096"
+    "ppl(*methods, checkpoint=None, rel=None, abs=None, max=None, min=None, "
+    "direction=None, window=None): hold the perplexity of a checkpoint, or of the "
+    "model that the test returns, to its recorded baseline; methods are wanda, "
+    "lm-eval and kl, or whole keys like wanda/wikitext2:4096"
 )
 
 # ------------------------------------------------------------------------ configuration
@@ -293,7 +293,11 @@ def _is_marked(item: pytest.Item) -> TypeGuard[pytest.Function]:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Give a checkpoint's memory back as soon as no test needs it any more."""
     guard = _guard(item.config)
-    if guard is None or guard.resident is None:
+    if guard is None:
+        return
+    if nextitem is None:
+        guard.forget_reference()
+    if guard.resident is None:
         return
     from .lifetime import is_needed_after
 
@@ -333,11 +337,12 @@ def pytest_runtest_makereport(
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep a checkpoint's gates on one worker, so that it is loaded once."""
-    if config.getoption("dist", "no") != "load" or _guard(config) is None:
+    guard = _guard(config)
+    if config.getoption("dist", "no") != "load" or guard is None:
         return None
     from .session.xdist import make_scheduler
 
-    return make_scheduler(config, log)
+    return make_scheduler(config, log, guard.files.references())
 
 
 @pytest.hookimpl(optionalhook=True, wrapper=True)

@@ -31,7 +31,15 @@ Methods = Annotated[
     typer.Option(
         "--method",
         metavar="METHOD",
-        help="wanda or lm-eval (repeatable; default: both)",
+        help="wanda, lm-eval, or kl with --reference (repeatable; default: the first "
+        "two)",
+    ),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The checkpoint that --method kl compares with, usually the dense one",
     ),
 ]
 Window = Annotated[
@@ -110,6 +118,7 @@ def demo(
 def measure(
     model: Model,
     method: Methods = None,
+    reference: Reference = None,
     window: Window = None,
     limit: Limit = None,
     corpus: Corpora = None,
@@ -128,7 +137,10 @@ def measure(
     """Measure a checkpoint; no baseline is read or written."""
     from .measure import Wanted, measure_model
 
-    wanted = Wanted.parse(method, window=window, limit=limit, corpora=corpus)
+    wanted = Wanted.parse(
+        method, window=window, limit=limit, corpora=corpus, reference=reference
+    )
+    wanted.check_reference()
     options = _options(
         wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
         trust_remote_code,
@@ -148,6 +160,14 @@ def update(
         typer.Option(metavar="MODEL", help="The base model, where FILE is new"),
     ] = None,
     method: Methods = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|NAME",
+            help="The checkpoint that kl compares with; NAME: an entry of FILE with a "
+            "path (default: the entry's own reference)",
+        ),
+    ] = None,
     window: Window = None,
     limit: Limit = None,
     corpus: Corpora = None,
@@ -169,12 +189,14 @@ def update(
     """Measure a checkpoint and record it as a baseline.
 
     Without --method, --window and --limit: everything that the entry already gates or
-    records; for a new entry both methods on WikiText-2.
+    records; for a new entry wanda and lm-eval on WikiText-2.
     """
     from .measure import Wanted
     from .update import update_checkpoint, update_fingerprint
 
-    wanted = Wanted.parse(method, window=window, limit=limit, corpora=corpus)
+    wanted = Wanted.parse(
+        method, window=window, limit=limit, corpora=corpus, reference=reference
+    )
     options = _options(
         wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
         trust_remote_code,

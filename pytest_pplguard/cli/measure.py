@@ -22,7 +22,7 @@ from ..measure import (
     max_positions,
 )
 from ..options import Options, Target
-from ..protocols import PROTOCOLS, check_key, get_protocol
+from ..protocols import PROTOCOLS, USUAL_METHODS, check_key, get_protocol
 from ..report import measurements_document, number, watch_lines, watch_live
 from ..report.progress import ScorerProgress
 from ..values import Fingerprint, Key, Measurement
@@ -38,6 +38,7 @@ class Wanted(Struct, frozen=True):
     limit: int | None = None
     corpora: tuple[str, ...] = ()
     files: list[str] = []
+    reference: str | None = None
 
     @classmethod
     def parse(
@@ -47,6 +48,7 @@ class Wanted(Struct, frozen=True):
         window: int | None,
         limit: int | None,
         corpora: list[str] | None,
+        reference: str | None = None,
     ) -> Wanted:
         """Check method names; ``NAME=PATH`` names a corpus and its file.
 
@@ -62,7 +64,25 @@ class Wanted(Struct, frozen=True):
             limit=limit,
             corpora=tuple(names),
             files=[value for value in corpora or () if "=" in value],
+            reference=reference,
         )
+
+    def check_reference(self) -> None:
+        """A reference and a method that needs one go together.
+
+        Raises:
+            UsageError: one is there without the other.
+        """
+        compares = any(PROTOCOLS[method].needs_reference for method in self.methods)
+        if compares and self.reference is None:
+            raise UsageError(
+                "--method kl compares with another checkpoint: give --reference MODEL, "
+                "usually the dense one"
+            )
+        if self.reference is not None and not compares:
+            raise UsageError(
+                "--reference is for --method kl; add that, or leave it out"
+            )
 
     def again(self, known: list[Key]) -> list[Key]:
         """The ``known`` keys if nothing else is asked for, else none.
@@ -78,7 +98,7 @@ class Wanted(Struct, frozen=True):
         """One key for every method and corpus; ``window`` where none was typed."""
         keys = [
             PROTOCOLS[method].key_for(corpus, self.window or window, self.limit)
-            for method in self.methods or PROTOCOLS
+            for method in self.methods or USUAL_METHODS
             for corpus in self.corpora or (None,)
         ]
         for key in keys:
@@ -89,7 +109,8 @@ class Wanted(Struct, frozen=True):
 class Checkpoint:
     """A checkpoint that a command works with: loaded at most once, told about.
 
-    ``located`` is where it was found.
+    ``located`` is where it was found. ``reference`` is what ``kl`` compares it with, a
+    checkpoint or another entry of its baseline file.
     """
 
     def __init__(
@@ -99,18 +120,26 @@ class Checkpoint:
         *,
         name: str = "",
         allow_keys: tuple[str, ...] = (),
+        reference: Target | None = None,
+        reference_keys: tuple[str, ...] = (),
     ) -> None:
         self._name = name or spec
         self._options = options
         target = Target(name=self._name, spec=spec)
         # Before anything else is read: a path with a slip in it is found at once.
         self.located = locate_target(target, options)
+        targets = {self._name: target}
+        if reference is not None:
+            locate_target(reference, options)
+            targets.setdefault(reference.name, reference)
+        self._reference = reference
 
         def load(wanted: Target) -> Loaded:
-            return load_target(wanted, options, allow_keys=allow_keys, tell=say)
+            keys = allow_keys if wanted is target else reference_keys
+            return load_target(wanted, options, allow_keys=keys, tell=say)
 
         self._store = Store(
-            {self._name: target},
+            targets,
             load=load,
             open_corpus=lambda corpus: open_corpus(corpus, options.corpora),
             watch=watching,
@@ -124,7 +153,11 @@ class Checkpoint:
 
     def measure(self, key: Key) -> Measurement:
         """One measurement."""
-        measured = self._store.measurement(self._name, key)
+        reference = None
+        if get_protocol(key.method).needs_reference:
+            assert self._reference is not None
+            reference = self._reference.name
+        measured = self._store.measurement(self._name, key, reference=reference)
         say(*measured.notices)
         return measured
 
@@ -174,7 +207,10 @@ def measure_model(
     """Measure everything that is wanted of one checkpoint, and print it."""
     if wanted.window is not None:
         wanted.keys(wanted.window)  # a wrong key is refused before loading
-    checkpoint = Checkpoint(spec, options)
+    reference = None
+    if wanted.reference is not None:
+        reference = Target(name=wanted.reference, spec=wanted.reference)
+    checkpoint = Checkpoint(spec, options, reference=reference)
     window = wanted.window or checkpoint.default_window()
     measurements = [checkpoint.measure(key) for key in wanted.keys(window)]
     print_measurements(spec, measurements, json_path=json_path)

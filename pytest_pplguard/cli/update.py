@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import datetime
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+
+from msgspec import Struct
 
 from ..baselines import read_baseline, record, split_name
 from ..checkpoints import Sparsity
 from ..errors import CheckpointError, UsageError
 from ..gates import default_sparsity
-from ..options import Options
-from ..protocols import PROTOCOLS
+from ..measure import naming_reference
+from ..options import Options, Target
+from ..protocols import PROTOCOLS, Kl, get_protocol
 from ..report import changes_table
-from ..values import CheckpointEntry, Fingerprint, Key, Recording, SparsityGate
+from ..values import (
+    USUAL_REFERENCE,
+    CheckpointEntry,
+    Fingerprint,
+    Key,
+    Measurement,
+    Recording,
+    SparsityGate,
+)
 from .measure import Checkpoint, Wanted, say
 from .show import fingerprint_line
 
@@ -41,26 +53,44 @@ def update_checkpoint(
     """
     stem, name = split_name(checkpoint)
     path = folder / f"{stem}.yaml"
-    entry = _entry(path, name, checkpoint, base)
-    keys = wanted.again(_known_keys(entry))
-    if keys:
+    entries = _entries(path, checkpoint, base)
+    entry = entries.get(name)
+    reference = _Reference.find(wanted.reference, entries, stem, name)
+    keys = wanted.again(_known_keys(entry, reference))
+    if not keys:
+        _check_reference(wanted, reference)
+    elif wanted.reference is not None and not any(map(_compares, keys)):
+        raise UsageError(f"--reference is for kl, and {checkpoint} has no key of it")
+    else:
         say(f"measuring what {checkpoint} gates or records: {_listed(keys)}")
+    compared = reference is not None and (
+        any(map(_compares, keys)) or Kl.name in wanted.methods
+    )
     model = Checkpoint(
         spec,
         options,
         name=checkpoint,
         allow_keys=entry.allow_keys if entry is not None else (),
+        reference=reference.target if reference and compared else None,
+        reference_keys=reference.allow_keys if reference else (),
     )
     if not keys:
         keys = wanted.keys(wanted.window or model.default_window())
     fingerprint = _fingerprint(model)
     gated = entry is not None and entry.gates.sparsity is not None
     sparsity = None if gated else _sparsity(model, fingerprint)
+
+    def measure(key: Key) -> Measurement:
+        measured = model.measure(key)
+        if reference is None or reference.entry is None or not _compares(key):
+            return measured
+        return naming_reference(measured, reference.entry)
+
     recordings = [
         Recording(
             file=str(path),
             checkpoint=name,
-            measurement=model.measure(key),
+            measurement=measure(key),
             base=base,
             # An absolute path says something about one machine only.
             path=None if Path(spec).is_absolute() else spec,
@@ -81,11 +111,16 @@ def update_checkpoint(
     print(f"recorded in {path}; review it, then gate with:")
     model_option = spec if spec == checkpoint else f"{checkpoint}={spec}"
     words = ["pytest", str(path), "--ppl-model", model_option]
+    if reference is not None and compared:
+        words += reference.options(stem)
     if folder != Path("baselines"):
         words += ["--ppl-baselines", str(folder)]
     for corpus, file in options.corpora.items():
         words += ["--ppl-corpus", f"{corpus}={file}"]
     print(f"  {shlex.join(words)}")
+    if reference is not None and compared:
+        for line in reference.advice(path, name):
+            print(line)
 
 
 def update_fingerprint(
@@ -111,7 +146,7 @@ def update_fingerprint(
         )
     stem, name = split_name(checkpoint)
     path = folder / f"{stem}.yaml"
-    entry = _entry(path, name, checkpoint, base)
+    entry = _entries(path, checkpoint, base).get(name)
     model = Checkpoint(
         spec,
         options,
@@ -137,20 +172,90 @@ def print_fingerprint(path: Path, name: str) -> None:
         print(fingerprint_line(recorded).strip())
 
 
-def _entry(
-    path: Path, name: str, checkpoint: str, base: str | None
-) -> CheckpointEntry | None:
+class _Reference(Struct, frozen=True):
+    """What ``kl`` compares with, here and when the gates run.
+
+    ``entry`` is the entry of the file that it is known to be. ``gated`` is the one that
+    the gates will compare with, as the file stands.
+    """
+
+    target: Target
+    entry: str | None
+    gated: str | None
+    allow_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def find(
+        cls,
+        given: str | None,
+        entries: Mapping[str, CheckpointEntry],
+        stem: str,
+        name: str,
+    ) -> _Reference | None:
+        """From ``--reference``: an entry, its ``path:`` or a model; else the usual."""
+        others = {other: entries[other] for other in entries if other != name}
+        usual = USUAL_REFERENCE if USUAL_REFERENCE in others else None
+        gated = entries[name].reference if name in entries else usual
+        if given is None and gated is None:
+            return None
+        for other, entry in others.items():
+            names = (other, f"{stem}/{other}", entry.path)
+            if entry.path and (given in names or (given is None and other == gated)):
+                target = Target(name=f"{stem}/{other}", spec=entry.path)
+                return cls(target, other, gated, entry.allow_keys)
+        if given is None:
+            return None
+        if Path(given).name in others and not Path(given).exists():
+            raise UsageError(
+                f"--reference {given}: that entry has no path; give where it is"
+            )
+        return cls(Target(name=given, spec=given), None, gated)
+
+    def options(self, stem: str) -> list[str]:
+        """What pytest must be given beside the checkpoint."""
+        entry = self.entry or self.gated or USUAL_REFERENCE
+        name, spec = f"{stem}/{entry}", self.target.spec
+        return ["--ppl-model", name if spec == name else f"{name}={spec}"]
+
+    def advice(self, path: Path, name: str) -> list[str]:
+        """What is left to people before the gates can compare."""
+        if self.entry is not None and self.entry != self.gated:
+            return [f"first write `reference: {self.entry}` into the entry {name}"]
+        if self.entry is None and self.gated is None:
+            words = ["pplguard", "update", self.target.spec]
+            words += ["--checkpoint", f"{path.stem}/{USUAL_REFERENCE}"]
+            line = shlex.join(words)
+            return [f"first record the reference as another entry of {path}: {line}"]
+        return []
+
+
+def _check_reference(wanted: Wanted, reference: _Reference | None) -> None:
+    """As :meth:`Wanted.check_reference`, where an entry has a reference of its own."""
+    if reference is not None and Kl.name in wanted.methods:
+        return
+    wanted.check_reference()
+
+
+def _compares(key: Key) -> bool:
+    return get_protocol(key.method).needs_reference
+
+
+def _entries(
+    path: Path, checkpoint: str, base: str | None
+) -> Mapping[str, CheckpointEntry]:
     if path.exists():
-        return read_baseline(path).checkpoints.get(name)
+        return read_baseline(path).checkpoints
     if base is None:
         raise UsageError(
             f"{path} does not exist; for a new file say what the base model is: "
             f"--checkpoint {checkpoint} --base MODEL"
         )
-    return None
+    return {}
 
 
-def _known_keys(entry: CheckpointEntry | None) -> list[Key]:
+def _known_keys(
+    entry: CheckpointEntry | None, reference: _Reference | None
+) -> list[Key]:
     """What the entry gates or records, and this version can measure."""
     if entry is None:
         return []
@@ -158,7 +263,11 @@ def _known_keys(entry: CheckpointEntry | None) -> list[Key]:
     keys = [Key.parse(key) for key in everything]
     if later := [key for key in keys if key.method not in PROTOCOLS]:
         say(f"left alone, this version cannot measure it: {_listed(later)}")
-    return [key for key in keys if key.method in PROTOCOLS]
+    keys = [key for key in keys if key.method in PROTOCOLS]
+    lonely = [key for key in keys if _compares(key) and reference is None]
+    if lonely:
+        say(f"left alone, they need --reference MODEL: {_listed(lonely)}")
+    return [key for key in keys if key not in lonely]
 
 
 def _fingerprint(model: Checkpoint) -> Fingerprint | None:

@@ -10,7 +10,7 @@ import torch
 
 from ..checkpoints import Loaded
 from ..corpora import Corpus
-from ..errors import CorpusError, MeasurementError
+from ..errors import CorpusError, MeasurementError, UsageError
 from ..journal import Journal
 from ..protocols import PROTOCOLS, Protocol, check_key, windows_digest
 from ..scoring import Progress, Scorer
@@ -50,7 +50,8 @@ def measure_loaded(
         open_journal: gives the journal that keeps finished windows; None: none does.
 
     Raises:
-        UsageError: the key's method is unknown or cannot do what the key says.
+        UsageError: the key's method is unknown, cannot do what the key says, or needs
+            a reference (see :func:`.measure_divergence`).
         CorpusError: the text is not there or too short.
         InvalidLossError: a loss is not finite.
         MeasurementError: the model cannot be measured this way.
@@ -58,8 +59,10 @@ def measure_loaded(
     """
     check_key(key)
     protocol = PROTOCOLS[key.method]
+    if protocol.needs_reference:
+        raise UsageError(f"key {key}: needs a reference to compare with")
     corpus = open_corpus(protocol.corpus(key))
-    _check_positions(loaded.model, key)
+    check_positions(loaded.model, key)
     started = time.perf_counter()
     run = _Run(
         protocol,
@@ -84,11 +87,12 @@ def measure_loaded(
         evidence=tuple(run.scores),
         environment=run.environment,
         seconds=time.perf_counter() - started,
-        notices=(*_text_notice(corpus), *run.notices),
+        notices=(*text_notice(corpus), *run.notices),
     )
 
 
-def _text_notice(corpus: Corpus) -> tuple[str, ...]:
+def text_notice(corpus: Corpus) -> tuple[str, ...]:
+    """Says it of a text that is not the one that its name is known for."""
     if corpus.official is not False:
         return ()
     return (
@@ -145,7 +149,7 @@ class _Run:
             texts, self._loaded.tokenizer, self._key, recipe=recipe
         )
         self.windows_digest = windows_digest(self.windows)
-        _check_ids(self._loaded.model, self.windows)
+        check_ids(self._loaded.model, self.windows)
         if self._open_journal is None:
             self.scores = self._scorer(self.windows)
         else:
@@ -183,7 +187,8 @@ def max_positions(model: torch.nn.Module) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
-def _check_positions(model: torch.nn.Module, key: Key) -> None:
+def check_positions(model: torch.nn.Module, key: Key) -> None:
+    """Refuse a window that the model was not made for."""
     limit = max_positions(model)
     if limit is not None and key.window > limit:
         raise MeasurementError(
@@ -192,7 +197,7 @@ def _check_positions(model: torch.nn.Module, key: Key) -> None:
         )
 
 
-def _check_ids(model: torch.nn.Module, windows: Sequence[Window]) -> None:
+def check_ids(model: torch.nn.Module, windows: Sequence[Window]) -> None:
     """An id without an embedding would be an assertion deep inside a GPU kernel."""
     get = getattr(model, "get_input_embeddings", None)
     rows = getattr(get() if get is not None else None, "num_embeddings", None)

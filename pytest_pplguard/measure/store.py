@@ -9,12 +9,14 @@ from typing import Any
 
 from ..checkpoints import Loaded, model_digest, state_digest
 from ..corpora import Corpus
+from ..divergence import Reference
 from ..errors import PplguardError
 from ..journal import Identity, Journal, Journals
 from ..options import Target
 from ..protocols import Tokenizer, check_key, get_protocol
 from ..scoring import Progress
 from ..values import Key, Measurement, Scalar, Window, WindowPlace
+from .divergence import Side, measure_divergence
 from .places import window_places
 from .run import OpenJournal, measure_loaded
 
@@ -62,6 +64,7 @@ class Store:
         self._lost_corpora: dict[str, PplguardError] = {}
         self._measured: dict[tuple[str, Key], Measurement] = {}
         self._failed: dict[tuple[str, Key | None], PplguardError] = {}
+        self._heard: tuple[str, Key, Reference] | None = None
 
     @property
     def resident(self) -> str | None:
@@ -103,6 +106,7 @@ class Store:
         loaded = self.loaded(name)
         if self._digest is None:
             self._digest = state_digest(loaded.model)
+        self.forget_reference()  # its output head may be this model's
         return loaded
 
     def reclaim(self) -> str | None:
@@ -124,8 +128,13 @@ class Store:
             return False
         return self._digest is None or self._digest == state_digest(model)
 
-    def measurement(self, name: str, key: Key) -> Measurement:
+    def measurement(
+        self, name: str, key: Key, *, reference: str | None = None
+    ) -> Measurement:
         """The checkpoint measured by ``key``, now or earlier.
+
+        ``reference`` is the checkpoint that it is compared with, by a method that
+        compares; always the same one.
 
         Raises:
             PplguardError: it cannot be loaded or measured; the same error every time.
@@ -138,10 +147,14 @@ class Store:
             check_key(key)
             # A text that is not there should not cost the loading of a model.
             self.corpus(get_protocol(key.method).corpus(key))
-            loaded = self.loaded(name)
-            label = f"{name} {key}"
-            journal = self._journal_of(loaded, key, label)
-            measured = self.measure(loaded, key, label=label, open_journal=journal)
+            if reference is not None:
+                model = Side(name, lambda: self.loaded(name))
+                measured = self.divergence(model, key, reference)
+            else:
+                loaded = self.loaded(name)
+                label = f"{name} {key}"
+                journal = self._journal_of(loaded, key, label)
+                measured = self.measure(loaded, key, label=label, open_journal=journal)
         except PplguardError as error:
             self._failed[name, key] = _untraced(error)
             raise
@@ -197,6 +210,48 @@ class Store:
                 progress=progress,
                 open_journal=open_journal,
             )
+
+    def divergence(self, model: Side, key: Key, reference: str) -> Measurement:
+        """Compare any model with the checkpoint ``reference``; nothing is remembered.
+
+        But what the reference says is kept for the next model, until another reference
+        or key is asked for, or :meth:`forget_reference`.
+        """
+        lent = False
+
+        def recall(start: int) -> Reference | None:
+            known = self._heard
+            if known is None or known[:2] != (reference, key):
+                return None
+            return known[2] if known[2].start == start else None
+
+        def keep(heard: Reference) -> None:
+            nonlocal lent
+            lent = self._digest is not None
+            self.forget_reference()
+            self._heard = (reference, key, heard)
+
+        try:
+            return measure_divergence(
+                key,
+                model=model,
+                reference=Side(reference, lambda: self.loaded(reference)),
+                recall=recall,
+                keep=keep,
+                open_corpus=self.corpus,
+                watch=self._watch,
+                batch_size=self._batch_size,
+            )
+        finally:
+            # Whoever has a model that was lent may yet change its output head.
+            if lent:
+                self.forget_reference()
+
+    def forget_reference(self) -> None:
+        """Give back what is kept of a reference: a temporary file, an output head."""
+        if self._heard is not None:
+            self._heard[2].close()
+            self._heard = None
 
     def corpus(self, name: str) -> Corpus:
         """The text called ``name``, read once."""

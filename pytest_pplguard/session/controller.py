@@ -196,6 +196,7 @@ class Controller:
             for verdict in self.verdicts
             if verdict.key == "against" and verdict.outcome is not Outcome.ERROR
         }
+        judged |= {*filter(None, map(self._reference, self.verdicts))}
         lost = {gated_checkpoint(nodeid) for nodeid in self._unjudged}
         for name, target in self._targets.items():
             if name in judged:
@@ -216,6 +217,13 @@ class Controller:
                     f"--checkpoint {name}`"
                 )
             self._problems.append(f"--ppl-model {given}: no gate was measured ({why})")
+
+    def _reference(self, verdict: Verdict) -> str | None:
+        """The checkpoint that a verdict's was compared with, and so measured."""
+        if not verdict.key.startswith("kl/") or verdict.measured is None:
+            return None
+        reference = self._files.entry(verdict.checkpoint).reference
+        return f"{verdict.checkpoint.partition('/')[0]}/{reference}"
 
     def _has_gates(self, name: str) -> bool:
         # The target was found in a baseline file that could be read.

@@ -88,6 +88,15 @@ class BaselineFiles:
             for name, entry in file.checkpoints.items()
         }
 
+    def references(self) -> dict[str, str]:
+        """What ``kl`` compares with: an entry's name, by checkpoint name."""
+        return {
+            f"{stem}/{name}": entry.reference
+            for stem, file in self.readable().items()
+            for name, entry in file.checkpoints.items()
+            if entry.reference is not None
+        }
+
     def entry(self, name: str) -> CheckpointEntry:
         """The entry of ``FILE/NAME``.
 

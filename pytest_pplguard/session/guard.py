@@ -176,6 +176,26 @@ class Guard:
             )
         return base
 
+    def reference_of(self, name: str) -> str:
+        """Name of the checkpoint that ``kl`` compares with.
+
+        Raises:
+            UsageError: the entry has none, or it is not measured in this run.
+        """
+        reference = self.files.entry(name).reference
+        if reference is None:
+            raise UsageError(
+                f"{name} has no reference for kl: write `reference: NAME`, another "
+                f"checkpoint of {self.files.path(name).name}, into its entry"
+            )
+        reference = f"{split_name(name)[0]}/{reference}"
+        if reference not in self.targets:
+            raise UsageError(
+                f"kl compares {name} with {reference}, which is not measured in this "
+                f"run: add --ppl-model {reference}=PATH"
+            )
+        return reference
+
     # -------------------------------------------------------------------------- weights
 
     def judge_sparsity(self, name: str, gate: SparsityGate, *, nodeid: str) -> Verdict:
@@ -440,25 +460,46 @@ class Guard:
             raise UsageError(
                 f"{name} is not measured in this run: add --ppl-model {name}=PATH"
             )
+        reference = self._reference(name, key)
         self.reclaim()
         try:
-            measured = self.store.measurement(name, key)
+            measured = self.store.measurement(name, key, reference=reference)
         except InvalidLossError as error:
             return error
         self.outbox.journals += map(str, self.store.take_complete_journals())
-        self._tell(*measured.notices)
-        return measured
+        return self._told_of(measured, reference)
 
     def _measured_now(
         self, loaded: Loaded, key: Key, name: str
     ) -> Measurement | InvalidLossError:
+        from ..measure import Side
+
         self._tell(*loaded.notices)
+        reference = self._reference(name, key)
         try:
-            measured = self.store.measure(loaded, key, label=f"{name} {key}")
+            if reference is None:
+                measured = self.store.measure(loaded, key, label=f"{name} {key}")
+            else:
+                # A test may have changed the shared reference.
+                self.reclaim()
+                model = Side(name, lambda: loaded)
+                measured = self.store.divergence(model, key, reference)
         except InvalidLossError as error:
             return error
+        return self._told_of(measured, reference)
+
+    def _told_of(self, measured: Measurement, reference: str | None) -> Measurement:
+        """A measurement whose notices were told, its reference on record."""
+        from ..measure import naming_reference
+
         self._tell(*measured.notices)
-        return measured
+        if reference is None:
+            return measured
+        return naming_reference(measured, split_name(reference)[1])
+
+    def _reference(self, name: str, key: Key) -> str | None:
+        needed = get_protocol(key.method).needs_reference
+        return self.reference_of(name) if needed else None
 
     def _own_model(self, name: str) -> Any:
         self.reclaim()
@@ -487,6 +528,11 @@ class Guard:
                 "and will be loaded anew (use ppl_model_copy for a model to change)",
                 again=True,
             )
+
+    def forget_reference(self) -> None:
+        """Nothing will be compared any more: give disk and memory back."""
+        if self._store is not None:
+            self._store.forget_reference()
 
     def tell(self, *notices: str) -> None:
         """Have something said once at the end of the run."""
@@ -543,7 +589,8 @@ class Guard:
             gate,
             measured,
             recorded,
-            recorded_protocol=None if evidence is None else evidence.protocol,
+            recorded_protocol=evidence.protocol if evidence is not None else None,
+            recorded_windows=evidence.windows if evidence is not None else (),
             published=self.options.published,
         )
         if verdict.outcome is Outcome.MISSING and window_asked is not None:

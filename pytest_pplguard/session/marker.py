@@ -32,6 +32,7 @@ def ppl(
     rel: float | None = None,
     abs: float | None = None,
     max: float | None = None,
+    min: float | None = None,
     direction: Direction | None = None,
     window: int | None = None,
 ) -> Request:
@@ -59,11 +60,11 @@ def ppl(
         raise UsageError(
             f"direction={direction!r} is not one of {', '.join(get_args(Direction))}"
         )
-    bounds = {"rel": rel, "abs": abs, "max": max}
+    bounds = {"rel": rel, "abs": abs, "max": max, "min": min}
     for name, bound in bounds.items():
         _check_bound(name, bound)
-    given = [value for value in (rel, abs, max, direction) if value is not None]
-    tolerance = Tolerance(rel, abs, max, direction or "both") if given else None
+    given = [value for value in (*bounds.values(), direction) if value is not None]
+    tolerance = Tolerance(**bounds, direction=direction or "both") if given else None
     return Request(methods, checkpoint, tolerance, window)
 
 

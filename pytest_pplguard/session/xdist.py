@@ -12,6 +12,7 @@ import pytest
 
 _GATE = re.compile(r"(?P<file>.+\.ya?ml)::(?P<checkpoint>[^:]+)::(?P<rest>.+)")
 _RELATIVE = "relative::"
+_KL = "kl/"
 
 
 def gated_checkpoint(nodeid: str) -> str | None:
@@ -22,11 +23,14 @@ def gated_checkpoint(nodeid: str) -> str | None:
     )
 
 
-def scopes(nodeids: Iterable[str]) -> dict[str, str]:
+def scopes(
+    nodeids: Iterable[str], references: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """What each test is scheduled with: its checkpoint, else itself alone.
 
     Checkpoints that a ``relative`` gate divides by each other go together: both are
-    measured by the worker that judges the ratio, and so only there.
+    measured by the worker that judges the ratio, and so only there. So do those that
+    ``kl`` compares; ``references`` has the entry compared with, by ``FILE/NAME``.
     """
     together: dict[str, str] = {}
 
@@ -36,9 +40,13 @@ def scopes(nodeids: Iterable[str]) -> dict[str, str]:
         return scope
 
     gates = {nodeid: match for nodeid in nodeids if (match := _GATE.fullmatch(nodeid))}
-    for match in gates.values():
+    for nodeid, match in gates.items():
+        base = None
         if match["rest"].startswith(_RELATIVE):
             base = match["rest"].removeprefix(_RELATIVE)
+        elif match["rest"].startswith(_KL):
+            base = (references or {}).get(gated_checkpoint(nodeid) or "")
+        if base is not None:
             one = root(f"{match['file']}::{match['checkpoint']}")
             other = root(f"{match['file']}::{base}")
             if one != other:
@@ -65,7 +73,9 @@ def share_threads(config: pytest.Config) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(worker["workercount"])))
 
 
-def make_scheduler(config: pytest.Config, log: Any) -> Any:
+def make_scheduler(
+    config: pytest.Config, log: Any, references: Mapping[str, str]
+) -> Any:
     """Xdist's own scheduler by scope, with a checkpoint as the scope of its gates."""
     from xdist.scheduler import LoadScopeScheduling
 
@@ -74,7 +84,7 @@ def make_scheduler(config: pytest.Config, log: Any) -> Any:
 
         def _split_scope(self, nodeid: str) -> str:
             if self._scopes is None:
-                self._scopes = scopes(self.collection)
+                self._scopes = scopes(self.collection, references)
             return self._scopes.get(nodeid, nodeid)
 
         def remove_node(self, node: Any) -> str | None:

@@ -425,7 +425,7 @@ def test_show_lists_what_is_recorded() -> None:
             ["measure", "demo/dense", "--method", "wnada"],
             2,
             "unknown method 'wnada' (did you mean 'wanda'?): this version measures "
-            "wanda and lm-eval",
+            "wanda, lm-eval and kl",
         ),
         (
             ["measure", "demo/dense", "--batch-size", "0"],

@@ -233,20 +233,20 @@ def test_classes_and_parameters(project: Project, given: list[str]) -> None:
         (
             "'wanda', tolerence=0.1",
             "unknown argument 'tolerence'; it takes checkpoint, rel, abs, max, "
-            "direction, window",
+            "min, direction, window",
         ),
         (
             "'wanda', windows=4",
             "unknown argument 'windows' (did you mean 'window'?); it takes "
-            "checkpoint, rel, abs, max, direction, window",
+            "checkpoint, rel, abs, max, min, direction, window",
         ),
         (
             "'wnada'",
             "unknown method 'wnada' (did you mean 'wanda'?): this version measures "
-            "wanda and lm-eval",
+            "wanda, lm-eval and kl",
         ),
         ("'wanda', 0.01", "0.01 is no method or key, but a float"),
-        ("", "name a method: 'wanda' or 'lm-eval'"),
+        ("", "name a method: 'wanda' or 'lm-eval' or 'kl'"),
         ("'wanda', rel='1%'", "rel='1%' is no number, but a str"),
         ("'wanda', rel=-1", "rel=-1 must be a finite number from 0"),
         ("'wanda', window=0", "window=0 is no number of tokens"),
@@ -288,7 +288,7 @@ def test_bad_marker_arguments_of_a_parameter_set(
     result.assert_outcomes(errors=1)
     assert failure(result, "ERROR at setup of test_it[1]") == (
         "@pytest.mark.ppl: unknown method 'wnada' (did you mean 'wanda'?): this "
-        "version measures wanda and lm-eval\n"
+        "version measures wanda, lm-eval and kl\n"
     )
 
 
@@ -503,11 +503,11 @@ def test_check_without_any_option_needs_all_named(
         (
             "ppl_guard.check('ppl:8', 'wanda', windw=3)",
             "ppl_guard.check: unknown argument 'windw' (did you mean 'window'?); it "
-            "takes checkpoint, rel, abs, max, direction, window",
+            "takes checkpoint, rel, abs, max, min, direction, window",
         ),
         (
             "ppl_guard.check('ppl:8')",
-            "ppl_guard.check: name a method: 'wanda' or 'lm-eval'",
+            "ppl_guard.check: name a method: 'wanda' or 'lm-eval' or 'kl'",
         ),
     ],
 )

@@ -29,6 +29,7 @@ LEVELS = (
         "protocols",
     ),
     ("scoring", "lm_eval_bridge"),
+    ("divergence",),
     ("measure",),
     ("report",),
     ("session",),

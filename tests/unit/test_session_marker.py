@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from pytest_pplguard import plugin
-from pytest_pplguard.protocols import PROTOCOLS
+from pytest_pplguard.protocols import METHODS
 from pytest_pplguard.session.marker import ppl
 
 
@@ -17,4 +17,4 @@ def test_the_help_text_names_every_argument() -> None:
         for parameter in inspect.signature(ppl).parameters.values()
     )
     assert plugin._MARKER.startswith(f"ppl({parameters}): ")
-    assert f"methods are {' and '.join(PROTOCOLS)}," in plugin._MARKER
+    assert f"methods are {METHODS}," in plugin._MARKER

@@ -40,6 +40,18 @@ def test_relative_gates_join_checkpoints() -> None:
     assert found[gates[4]] == "b/a.yaml::other"
 
 
+def test_divergences_join_checkpoints() -> None:
+    gates = [
+        "b/a.yaml::dense::wanda/tiny:16::token_perplexity",
+        "b/a.yaml::w50::kl/tiny:16::kl_divergence",
+        "b/a.yaml::w75::kl/tiny:16::top1_agreement",
+        "b/a.yaml::other::wanda/tiny:16::token_perplexity",
+    ]
+    found = scopes(gates, {f"a/{name}": "dense" for name in ("w50", "w75", "other")})
+    assert len({found[gate] for gate in gates[:3]}) == 1
+    assert found[gates[3]] == "b/a.yaml::other"
+
+
 def test_two_that_are_relative_to_each_other() -> None:
     gates = ["b/a.yaml::x::relative::y", "b/a.yaml::y::relative::x"]
     assert len(set(scopes(gates).values())) == 1
