@@ -93,13 +93,13 @@ class PplGuard:
 
         Args:
             model: a causal language model, a path, or ``(model, tokenizer)``.
-            methods: ``"wanda"``, ``"lm-eval"``, or keys like
+            methods: ``"wanda"``, ``"lm-eval"``, ``"kl"``, or keys like
                 ``"wanda/wikitext2:4096"``.
             tokenizer: the model's tokenizer; by default that of the checkpoint given
                 with ``--ppl-model``.
-            options: ``checkpoint``, ``rel``, ``abs``, ``max``, ``direction``,
-                ``window``, as the marker takes them. Without a tolerance the one of the
-                baseline file holds.
+            options: ``checkpoint``, ``rel``, ``abs``, ``max``, ``min``,
+                ``direction``, ``window``, as the marker takes them. Without a
+                tolerance the one of the baseline file holds.
 
         Returns:
             The verdicts, all passed.

@@ -35,6 +35,7 @@ from ..gates import (
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, Tokenizer, check_key, get_protocol
 from ..values import (
+    HIGHER_IS_BETTER,
     CheckpointEntry,
     Fingerprint,
     Key,
@@ -109,7 +110,7 @@ class Guard:
             tolerance=tolerance,
             origin=self._line(name, entry, f"gates.{key}.{metric}"),
             recorded_in=self._recorded_in(name, entry, key),
-            command=self._command(name, nodeid),
+            command=self._command(name, nodeid, key=key),
         )
         measured = self.measured(name, key)
         return self._settle(
@@ -271,7 +272,7 @@ class Guard:
         if base in self.targets:
             return self.targets[base], self.weights.located(base)
         path = self.files.entry(base).path
-        command = self._command(name, nodeid, f"{base}=PATH")
+        command = self._command(name, nodeid, other=f"{base}=PATH")
         why = "has no `path:`"
         if path is not None:
             try:
@@ -371,9 +372,11 @@ class Guard:
                 tokenizer_used = loaded.tokenizer
             gated = entry.gates.metrics.get(str(key), {})
             for metric in gated or PROTOCOLS[key.method].metrics[:1]:
-                tolerance = request.tolerance or gated.get(metric)
+                # What a test says of a divergence is not meant for an agreement.
+                asked = None if metric in HIGHER_IS_BETTER else request.tolerance
+                tolerance = asked or gated.get(metric)
                 # What is written nearer to the test wins.
-                written_here = request.tolerance is not None or metric not in gated
+                written_here = asked is not None or metric not in gated
                 gate = MetricGate(
                     checkpoint=name,
                     key=str(key),
@@ -383,7 +386,7 @@ class Guard:
                     if written_here
                     else self._line(name, entry, f"gates.{key}.{metric}"),
                     recorded_in=self._recorded_in(name, entry, key),
-                    command=self._command(name, nodeid),
+                    command=self._command(name, nodeid, key=key),
                 )
                 verdicts.append(
                     self._settle(
@@ -687,17 +690,22 @@ class Guard:
         shown = shown_path(self.files.path(name), self._start)
         return f"{shown}:{entry.lines[place]}"
 
-    def _command(self, name: str, nodeid: str, other: str = "") -> str:
+    def _command(
+        self, name: str, nodeid: str, *, key: Key | None = None, other: str = ""
+    ) -> str:
         """The command line that measures this again and records it.
 
-        With ``other``, one that gives this further checkpoint and records nothing.
+        By a ``key`` that has a reference, with that. With ``other``, one that gives
+        this further checkpoint and records nothing.
         """
-        target = self.targets.get(name)
         words = ["pytest", nodeid]
-        if target is not None:
-            recorded = self.files.names().get(name)
-            spec = name if target.spec == recorded else f"{name}={target.spec}"
-            words += ["--ppl-model", spec]
+        reference = None if key is None else self._reference(name, key)
+        for given in filter(None, (name, reference)):
+            target = self.targets.get(given)
+            if target is not None:
+                recorded = self.files.names().get(given)
+                spec = given if target.spec == recorded else f"{given}={target.spec}"
+                words += ["--ppl-model", spec]
         words += ["--ppl-model", other] if other else []
         words += self.options.typed
         return shlex.join(words if other else [*words, "--ppl-update"])

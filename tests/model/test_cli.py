@@ -350,7 +350,7 @@ def test_update_leaves_keys_of_later_versions_alone(tmp_path: Path, text: Path) 
     folder.mkdir()
     (folder / "x.yaml").write_text(
         "schema: 1\nmodel: x\ncheckpoints:\n  d:\n    gates:\n"
-        "      kl/mine:32: {kl_divergence: {max: 0.1}}\n"
+        "      later/mine:32: {metric_of_it: {max: 0.1}}\n"
         "      wanda/mine:32:first1: {token_perplexity: {}}\n"
     )
     done = pplguard(
@@ -359,12 +359,12 @@ def test_update_leaves_keys_of_later_versions_alone(tmp_path: Path, text: Path) 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[:2] == [
-        "pplguard: left alone, this version cannot measure it: kl/mine:32",
+        "pplguard: left alone, this version cannot measure it: later/mine:32",
         "pplguard: measuring what x/d gates or records: wanda/mine:32:first1",
     ]
     entry = read_baseline(folder / "x.yaml").checkpoints["d"]
     assert list(entry.recorded) == ["wanda/mine:32:first1"]
-    assert list(entry.gates.metrics) == ["kl/mine:32", "wanda/mine:32:first1"]
+    assert list(entry.gates.metrics) == ["later/mine:32", "wanda/mine:32:first1"]
 
 
 def test_demo_then_the_line_that_it_prints(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_demo_then_the_line_that_it_prints(tmp_path: Path) -> None:
     assert second == "  cd 'try it' && pytest baselines/demo.yaml --ppl-model demo"
     green = run_pytest(second.partition("&& ")[2], tmp_path / "try it")
     assert green.returncode == 0, green.stdout
-    assert "9 within tolerance" in green.stdout.splitlines()
+    assert "11 within tolerance" in green.stdout.splitlines()
     assert pplguard("demo", "try it", cwd=tmp_path).returncode == 0
     (tmp_path / "try it" / "baselines" / "demo.yaml").write_text("schema: 1\n")
     assert pplguard("demo", "try it", cwd=tmp_path).stderr == (

@@ -248,7 +248,7 @@ def test_the_command_of_the_workflow_for_github_works(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert all((tmp_path / file).stat().st_size for file in written(words))
     assert summary.read_text(encoding="utf-8").startswith(
-        "## \N{WHITE HEAVY CHECK MARK} Perplexity: 9 within tolerance\n"
+        "## \N{WHITE HEAVY CHECK MARK} Perplexity: 11 within tolerance\n"
     )
 
 

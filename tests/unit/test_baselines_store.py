@@ -398,6 +398,24 @@ def test_a_fingerprint_with_a_number_that_is_not_finite(file: Path) -> None:
     assert evidence_files(file.parent) == set()
 
 
+@pytest.mark.parametrize(
+    ("value", "tolerance"),
+    [(0.05, Tolerance(rel=0.02)), (0.0, Tolerance(abs=0.0001))],
+)
+def test_the_default_gates_of_a_divergence(
+    file: Path, value: float, tolerance: Tolerance
+) -> None:
+    key = "kl/wikitext2:512:first40"
+    metrics = {"kl_divergence": value, "top1_agreement": 0.9}
+    kl = msgspec.structs.replace(
+        recording(file), measurement=measured(key=key, metrics=metrics)
+    )
+    record([kl], today=TODAY)
+    assert checked(file).checkpoints["dense"].gates.metrics == {
+        key: {"kl_divergence": tolerance, "top1_agreement": Tolerance(abs=0.005)}
+    }
+
+
 PUBLISHED = f"""\
 schema: 1
 model: m

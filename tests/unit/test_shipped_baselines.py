@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from msgspec import UNSET
 
 from pytest_pplguard.baselines import (
     baseline_paths,
@@ -55,7 +56,16 @@ def test_values_follow_from_their_evidence(recorded: Recorded) -> None:
     evidence = read_evidence(FOLDER, recorded, where="shipped")
     nll = math.fsum(score.nll_sum for score in evidence.windows)
     scored = sum(score.scored for score in evidence.windows)
-    if "tokens" in recorded.units:
+    if "kl_divergence" in recorded.metrics:
+        assert recorded.units == {"tokens": scored}
+        both = [(score.kl_sum, score.top1) for score in evidence.windows]
+        kl = [kl for kl, _ in both if kl is not UNSET]
+        top1 = [top1 for _, top1 in both if top1 is not UNSET]
+        expected = {
+            "kl_divergence": math.fsum(kl) / scored,
+            "top1_agreement": sum(top1) / scored,
+        }
+    elif "tokens" in recorded.units:
         assert recorded.units == {"tokens": scored}
         expected = {"token_perplexity": math.exp(nll / scored)}
     else:
@@ -274,7 +284,7 @@ def test_the_demo_is_found_among_them() -> None:
     done = pytest_here("baselines", "--ppl-model=demo", "--collect-only", "-q")
     assert done.returncode == 0, done.stdout
     nodes = [line for line in done.stdout.splitlines() if "::" in line]
-    assert len(nodes) == 9
+    assert len(nodes) == 11
     assert all(node.startswith("baselines/demo.yaml::") for node in nodes)
 
 
