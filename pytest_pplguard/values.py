@@ -484,8 +484,7 @@ class Verdict(Struct, frozen=True):
     ``file`` and ``line`` (from 1) are where the gate stands: in a baseline file, or a
     test; ``path`` is the checkpoint that a gate of a baseline file measured, as it was
     given. The controller fills these in. ``changes`` says, a fact a line, what differs
-    from the recorded checkpoint, and ``explanation`` says, a fact a line, where a
-    change is and what it is.
+    from the recorded checkpoint, and ``where`` where in the text a value has moved.
     """
 
     checkpoint: str
@@ -512,7 +511,7 @@ class Verdict(Struct, frozen=True):
     line: int | None = None
     path: str = ""
     changes: tuple[str, ...] = ()
-    explanation: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
 
 
 class Remark(Struct, frozen=True):

@@ -43,7 +43,7 @@ def failure_text(verdict: Verdict) -> str:
         ("recorded in", verdict.recorded_in),
         *(("because", reason) for reason in _other_reasons(verdict)),
         *(("checkpoint", line) for line in verdict.changes),
-        *(("where", line) for line in verdict.explanation),
+        *(("where", line) for line in verdict.where),
         *(("note", note) for note in verdict.notes),
         ("look for", _LOOK_FOR if verdict.outcome is Outcome.IMPROVED else ""),
         (_command_label(verdict), verdict.command),

@@ -572,7 +572,7 @@ class Guard:
                     passed=False,
                     recorded_in=gate.recorded_in,
                     reasons=(str(measured),),
-                    explanation=self._localiser.of_window(measured, key, tokenizer),
+                    where=self._localiser.of_window(measured, key, tokenizer),
                 ),
                 from_files,
             )
@@ -603,7 +603,7 @@ class Guard:
             lines = self._localiser.of_change(
                 measured, evidence.windows, key, tokenizer
             )
-            verdict = replace(verdict, explanation=lines)
+            verdict = replace(verdict, where=lines)
         return self._keep(verdict, from_files)
 
     def _record(

@@ -99,7 +99,7 @@ def test_what_cannot_be_located_does_not_hide_the_failure(
         result, "test_it"
     )
     (verdict,) = json.loads((project.path / "r.json").read_text())["verdicts"]
-    assert verdict["explanation"] == lines
+    assert verdict["where"] == lines
 
 
 @pytest.mark.parametrize(

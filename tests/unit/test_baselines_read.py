@@ -160,7 +160,9 @@ def test_the_reference_is_the_one_written_else_an_entry_called_dense() -> None:
 
     assert references(TEXT) == [None, "dense"]
     assert references(
-        TEXT.replace("  dense:", "  whole:", 1).replace("to: dense", "to: whole")
+        TEXT.replace("  dense:", "  whole:", 1)
+        .replace(": dense\n", ": whole\n")
+        .replace("to: dense", "to: whole")
     ) == [None, None]
     other = TEXT + "  tuned: {}\n"
     assert references(other) == [None, "dense", "dense"]

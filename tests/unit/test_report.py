@@ -148,7 +148,8 @@ def test_the_document_of_results_has_every_field(tmp_path: Path) -> None:
                 "file": "",
                 "line": None,
                 "path": "",
-                "explanation": [],
+                "changes": [],
+                "where": [],
             }
         ],
         "problems": [

@@ -109,12 +109,14 @@ def test_the_place_of_one_window(place: WindowPlace, text: str) -> None:
 def test_the_lines_stand_behind_where_it_was_recorded() -> None:
     verdict = Verdict(
         "m/x", "wanda/t:8", "token_perplexity", Outcome.REGRESSED, False,
-        recorded_in="b/m.yaml:9", reasons=("why",), explanation=("one", "two"),
+        recorded_in="b/m.yaml:9", reasons=("why",), changes=("what",),
+            where=("one", "two"),
     )  # fmt: skip
     assert failure_text(verdict) == (
         "m/x wanda/t:8: token_perplexity regressed\n"
         "  recorded in  b/m.yaml:9\n"
+        "  because      why\n"
+        "  checkpoint   what\n"
         "  where        one\n"
-        "  where        two\n"
-        "  because      why"
+        "  where        two"
     )
