@@ -92,12 +92,21 @@ class Maker:
         folder: where they are kept.
         steps: optimiser steps of a base; another run for comparison takes a third.
         windows: of :data:`LENGTH` tokens that the gates measure.
+        others: whether to make another training run of each for comparison.
     """
 
-    def __init__(self, folder: Path, *, steps: int = STEPS, windows: int = 40) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        steps: int = STEPS,
+        windows: int = 40,
+        others: bool = True,
+    ) -> None:
         self._folder = folder
         self._steps = steps
         self._windows = windows
+        self._others = others
         self._worlds: list[list[str]] = []
 
     def make(self, name: str) -> Base:
@@ -113,7 +122,7 @@ class Maker:
             heldout="".join(corpus.worlds(HELDOUT_SEED, 1)[0][:3]),
             training="".join(page for world in self.worlds()[:3] for page in world),
             pattern="2:4" if which == "wanda-2of4" else None,
-            other=self._other(family, which),
+            other=self._other(family, which) if self._others else None,
         )
 
     def worlds(self) -> list[list[str]]:

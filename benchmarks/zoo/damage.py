@@ -90,6 +90,18 @@ class Undamaged:
         self.bits = self._reading.bits(self.size)
         self.accuracy = self._reading.accuracy()
 
+    @property
+    def perplexity(self) -> float:
+        """Of a token of the text."""
+        return math.exp(self.bits * math.log(2) * self.size / self.tokens)
+
+    @property
+    def unigram(self) -> float:
+        """What the text's own frequencies of tokens, without context, would give."""
+        counts = torch.bincount(self._reading.targets).double()
+        shares = counts[counts > 0] / self.tokens
+        return math.exp(-float((shares * shares.log()).sum()))
+
     def damage_of(self, spec: str) -> Damage:
         """What another checkpoint does to the text; ``ADAPTER+BASE`` is merged."""
         try:

@@ -18,8 +18,8 @@ class Row:
     ``kl`` is in nats a token, ``bits_change`` the relative change of bits per byte
     (where the token ids differ, so that there is no KL); ``broken`` says why there is
     neither. ``red`` and ``named`` are by policy of ``weights``; ``others`` says by rule
-    whether it was green. The estimates are of :func:`rms_shift` and
-    :func:`divergence`.
+    whether it was green, None where the rule has nothing to say. The estimates
+    are of :func:`rms_shift` and :func:`divergence`.
     """
 
     base: str
@@ -35,12 +35,13 @@ class Row:
     red: dict[str, bool]
     named: dict[str, bool]
     outcomes: tuple[str, ...]
-    others: dict[str, bool]
+    others: dict[str, bool | None]
     rms: float | None = None
     divergence: float | None = None
 
 
 Test = Callable[[Row], bool]
+_COLOURS = {True: "green", False: "red", None: "n/a"}
 
 
 def rms_shift(before: Windows, after: Windows) -> float | None:
@@ -130,8 +131,7 @@ def summary(rows: Sequence[Row], policies: Sequence[str]) -> str:
         )
 
     body = [
-        counts(f"`weights: {policy}`", _is_red(policy), _is_named(policy))
-        for policy in policies
+        counts(f"`{policy}`", _is_red(policy), _is_named(policy)) for policy in policies
     ]
     body += [counts(rule, _is_refused(rule)) for rule in RULES]
     return "\n".join([*lines, _grid(head, body), ""])
@@ -152,7 +152,7 @@ def table(rows: Sequence[Row], policies: Sequence[str]) -> str:
             "-" if row.change is None else f"{row.change * 100:+.3g} %",
             *("red" if row.red[policy] else "green" for policy in policies),
             "" if row.harmless else "yes" if _all_named(row) else "no",
-            *("green" if row.others[rule] else "red" for rule in RULES),
+            *(_COLOURS[row.others[rule]] for rule in RULES),
         )
         for row in rows
     ]
@@ -187,14 +187,14 @@ def sensitive(rows: Sequence[Row]) -> str:
         for row in rows
         if not row.harmless and row.damaging and row.divergence is not None
     ]
-    least = min(caught, key=lambda row: row.divergence or 0, default=None)
     lines = [_grid(head, body), "", f"{still} harmless changes: exactly 0 in both.\n"]
-    if least is not None:
-        lines.append(
-            "The damaging defect with the smallest divergence estimate: "
-            f"{least.case} on {least.base}, {_number(least.divergence)} "
-            f"(KL {kl_text(least)}).\n"
+    for name in ("rms", "divergence"):
+        order = sorted((getattr(row, name), n) for n, row in enumerate(caught))
+        told = (
+            f"{row.case} on {row.base} {_number(value)} (KL {kl_text(row)})"
+            for value, row in ((value, caught[n]) for value, n in order[:3])
         )
+        lines.append(f"Damaging with the smallest {name}: {'; '.join(told)}.\n")
     return "\n".join(lines)
 
 
@@ -238,7 +238,7 @@ def _is_named(policy: str) -> Test:
 
 
 def _is_refused(rule: str) -> Test:
-    return lambda row: not row.others[rule]
+    return lambda row: row.others[rule] is False
 
 
 def _is_nameless(row: Row) -> bool:

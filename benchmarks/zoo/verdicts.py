@@ -21,8 +21,9 @@ from .cases import Case
 from .site import Base, Names, Site
 
 CHECKPOINT = "zoo/base"
-POLICIES = ("any", "mask", "same")
-"""Values of ``weights``; what is written for ``any`` is what ``update`` writes."""
+POLICIES = ("any", "mask", "same", "tensor")
+"""``any`` is what ``update`` writes; to it come ``weights: mask``, ``weights: same``,
+or a sparsity gate of every tensor, with the pattern where there is one."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Verdict:
         return all(re.search(one, self.text, re.IGNORECASE) for one in culprit)
 
     @property
+    def comparable(self) -> bool:
+        """Whether the windows are the recorded ones."""
+        return all(gate["outcome"] != "not comparable" for gate in self.gates)
+
+    @property
     def change(self) -> float | None:
         """Relative change of the token perplexity, None where none was measured."""
         for gate in self.gates:
@@ -56,8 +62,8 @@ class Verdict:
 class Gates:
     """The baseline of an undamaged checkpoint, recorded by ``pplguard update``.
 
-    ``built`` are the policies that the installed version can check: all that gives
-    ``weights: same`` and ``mask`` a verdict on the undamaged checkpoint.
+    ``built`` are the policies that this version can check: ``any``, and those whose
+    gate is green on the undamaged checkpoint.
     """
 
     base: Base
@@ -89,7 +95,7 @@ class Gates:
             )
         for policy in POLICIES[1:]:
             shutil.copytree(first, folder / policy)
-            _edit_gates(folder / policy / "zoo.yaml", weights=policy)
+            _add_gate(folder / policy / "zoo.yaml", policy, base)
         gates = cls(base, folder)
         clean = gates.judge(str(base.folder))
         assert not clean.red, clean.text
@@ -99,7 +105,7 @@ class Gates:
             *(
                 policy
                 for policy in POLICIES[1:]
-                if not gates.judge_weights(policy, str(base.folder)).red
+                if not gates.judge_extra(policy, str(base.folder)).red
             ),
         )
         return gates
@@ -110,9 +116,12 @@ class Gates:
         """All gates that ``update`` wrote."""
         return self._pytest("any", "zoo.yaml", spec, options, threads)
 
-    def judge_weights(self, policy: str, spec: str) -> Verdict:
-        """The gate ``weights`` alone, with another policy."""
-        return self._pytest(policy, "zoo.yaml::base::weights", spec, (), 1)
+    def judge_extra(self, policy: str, spec: str) -> Verdict:
+        """The gate alone that a policy adds; green where the base has none."""
+        if policy == "tensor" and not self.base.pruned:
+            return Verdict(red=False, text="")
+        gate = "sparsity" if policy == "tensor" else "weights"
+        return self._pytest(policy, f"zoo.yaml::base::{gate}", spec, (), 1)
 
     def _pytest(
         self,
@@ -189,11 +198,11 @@ class Outcome:
 
 
 def judge_case(case: Case, site: Site, culprit: Names, gates: Gates) -> Outcome:
-    """Run all gates once, and the gate ``weights`` for every other policy."""
+    """Run all gates once, and for every other policy the gate that it adds."""
     verdict = gates.judge(site.spec, options=site.options, threads=site.threads)
     red, named = {"any": verdict.red}, {"any": verdict.names(culprit)}
     for policy in gates.built[1:]:
-        also = gates.judge_weights(policy, site.spec)
+        also = gates.judge_extra(policy, site.spec)
         red[policy] = verdict.red or also.red
         named[policy] = named["any"] or also.names(culprit)
     return Outcome(red, named, verdict)
@@ -257,7 +266,14 @@ def _words(screen: str) -> str:
     return "\n".join(line for line in lines if not line.startswith("  look for "))
 
 
-def _edit_gates(path: Path, **gates: object) -> None:
+def _add_gate(path: Path, policy: str, base: Base) -> None:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    content["checkpoints"]["base"]["gates"] |= gates
+    gates = content["checkpoints"]["base"]["gates"]
+    if policy != "tensor":
+        gates["weights"] = policy
+    elif base.pruned:
+        sparsity = gates.setdefault("sparsity", {"fraction": 0.5})
+        sparsity["scope"] = "tensor"
+        if base.pattern:
+            sparsity["pattern"] = base.pattern
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
