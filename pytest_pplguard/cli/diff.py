@@ -14,20 +14,18 @@ import msgspec
 
 from ..baselines import read_baseline, read_fingerprint
 from ..checkpoints import (
-    Located,
     Stream,
     changed_places,
     compare_streams,
     fingerprint,
+    locate,
     model_streams,
     stored_streams,
 )
-from ..diff import Difference, Exact, compare, lines
+from ..diff import Change, Difference, Exact, compare, lines
 from ..errors import PplguardError, UsageError
-from ..measure import load_target, locate_target
 from ..options import Options, Target
 from ..values import Fingerprint
-from .measure import say
 
 SCREEN = 20
 """Lines that are printed without ``--all``."""
@@ -90,9 +88,12 @@ class _Checkpoint:
     """A checkpoint: read from its files, or loaded if those do not hold its weights."""
 
     def __init__(self, spec: str, options: Options) -> None:
-        self._options = options
-        self._target = Target(name=spec, spec=spec)
-        self.located: Located = locate_target(self._target, options)
+        self._spec, self._options = spec, options
+        self.located = locate(
+            spec,
+            allow_pickle=options.allow_pickle,
+            trust_remote_code=options.trust_remote_code,
+        )
 
     @property
     def kind(self) -> str:
@@ -118,7 +119,12 @@ class _Checkpoint:
 
     @cached_property
     def _model(self) -> Any:
-        return load_target(self._target, self._options, tell=say).model
+        # These import torch, which two folders need not.
+        from ..measure import load_target
+        from .measure import say
+
+        spec = self._spec
+        return load_target(Target(spec, spec), self._options, tell=say).model
 
 
 def _side(spec: str, options: Options, folder: Path) -> _Recorded | _Checkpoint:
@@ -167,7 +173,7 @@ def _counted(
     difference: Difference, one: _Recorded | _Checkpoint, other: _Recorded | _Checkpoint
 ) -> Difference:
     """With counts of the weights that differ, where both can be read."""
-    wanted = [change.name for change in difference.changes if change.kind in _COUNTED]
+    wanted = [change.name for change in difference.changes if _can_be_counted(change)]
     if not (isinstance(one, _Checkpoint) and isinstance(other, _Checkpoint) and wanted):
         return difference
     before, now = one.streams(), other.streams()
@@ -179,7 +185,8 @@ def _counted(
         if sum(counts[:3]) > found.total // 2:
             return Exact(*counts)
         rows, columns = changed_places(one, other)
-        height, width = one.shape[0], found.total // one.shape[0]
+        height = one.shape[0] if one.shape else 1
+        width = found.total // height
         return Exact(
             *counts,
             rows=rows if len(rows) <= height // 2 else (),
@@ -190,6 +197,15 @@ def _counted(
         return difference.counted(
             dict(zip(wanted, pool.map(count, wanted), strict=True))
         )
+
+
+def _can_be_counted(change: Change) -> bool:
+    before, now = change.before, change.now
+    if change.kind not in _COUNTED or before is None or now is None:
+        return False
+    # Of packed tensors the bytes are compared, so they must be packed alike.
+    plain = bool(before.mask and now.mask)
+    return before.shape == now.shape and (plain or before.dtype == now.dtype)
 
 
 def _write_json(path: str | None, difference: Difference, one: str, other: str) -> None:

@@ -503,6 +503,7 @@ def test_help_in_full(tmp_path: Path) -> None:
         "  demo     Put the demo's baseline file into DIR and say how to run it.\n"
         "  measure  Measure a checkpoint; no baseline is read or written.\n"
         "  update   Measure a checkpoint and record it as a baseline.\n"
+        "  diff     Say what differs between two checkpoints, or from a baseline.\n"
         "  show     List recorded baselines.\n"
         "  noise    Measure how numbers move without any change; propose a tolerance.\n"
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pytest_pplguard.checkpoints import Located, fingerprint
@@ -64,5 +67,74 @@ def test_a_model_saved_without_its_head(tmp_path: Path, arch: str) -> None:
     save(body, tmp_path / "body")
     save_tokenizer(build_tokenizer(), tmp_path / "body")
     difference = compare(taken(tiny), taken(tmp_path / "body"))
-    print(lines(difference))
     assert not difference.matters
+    assert lines(difference)[-1] == "all weights are the same"
+
+
+def test_other_tokenizers(tmp_path: Path) -> None:
+    tiny = save_tiny(tmp_path / "tiny")
+    before = taken(tiny)
+
+    def named(tokenizer: Tokenizer) -> list[str]:
+        save_tokenizer(tokenizer, tiny)
+        return lines(compare(before, taken(tiny)))
+
+    without = build_tokenizer(bos=False)
+    assert [line.split(" {")[0] for line in named(without)] == [
+        "tokenizer: add_bos_token true -> false",
+        "tokenizer: post_processor",
+        "all weights and the config are the same",
+    ]
+    smaller = json.loads(build_tokenizer(300).to_str())
+    assert [
+        line.split(",")[0] for line in named(Tokenizer.from_str(json.dumps(smaller)))
+    ] == []
+    shifted = json.loads(build_tokenizer().to_str())
+    vocabulary = shifted["model"]["vocab"]
+    first, second = (token for token, place in vocabulary.items() if place in (5, 6))
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    assert named(Tokenizer.from_str(json.dumps(shifted))) == [
+        "tokenizer: the same 320 tokens have other ids",
+        "all weights and the config are the same",
+    ]
+    merges = json.loads(build_tokenizer().to_str())
+    merges["model"]["merges"].reverse()
+    assert named(Tokenizer.from_str(json.dumps(merges))) == [
+        f"tokenizer: merges differ: {len(merges['model']['merges'])} merges before and "
+        "now, but not the same",
+        "all weights and the config are the same",
+    ]
+
+
+def test_a_merged_adapter(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    tiny = save_tiny(tmp_path / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "proj" in name:
+                weight[weight.abs() < weight.abs().median()] = 0
+    save(model, tiny)
+    before = taken(tiny)
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        merged = peft.get_peft_model(model, config).merge_and_unload()
+    save(merged, tiny)
+    assert lines(compare(before, taken(tiny))) == [
+        "all 2 layers, self_attn.q_proj, self_attn.v_proj: mask lost, 50.0 % -> 0.0 %",
+        "all other weights (17 tensors), the config and the tokenizer are the same",
+    ]
+
+
+def test_another_seed_and_a_wrong_rope(tmp_path: Path) -> None:
+    tiny = save_tiny(tmp_path / "tiny")
+    other = save_tiny(tmp_path / "other", seed=1)
+    assert lines(compare(taken(tiny), taken(other)))[0] == ""
+    turned = save_tiny(tmp_path / "rope", rope_parameters={"rope_theta": 5e5})
+    assert lines(compare(taken(tiny), taken(turned))) == [
+        "config: rope_theta 10000.0 -> 500000.0",
+        "all weights and the tokenizer are the same",
+    ]
