@@ -30,6 +30,12 @@ def layer_of(name: str) -> str | None:
     return None if match is None else name[: -len(match["rest"]) - 1]
 
 
+def kind_of(name: str) -> str:
+    """``self_attn.q_proj.weight``: the name inside its layer; all of it outside."""
+    match = IN_LAYER.fullmatch(name)
+    return name if match is None else match["rest"]
+
+
 def group(
     names: Iterable[str],
     *,

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..tensornames import group, layer_of, ranges
+from ..tensornames import group, kind_of, layer_of, ranges
 from ..values import TensorFacts
 from .compare import Change, Difference
 from .layers import tell_copies
@@ -18,6 +18,8 @@ from .settings import config_line, tokenizer_line
 _MOST_LOST = 0.02
 """A mask is lost if no more than this part of its zeros is left."""
 _NEARLY_ALL = 0.9
+_RESTORED = 1.02
+"""What norms grow by at least when half of the weights, the smaller ones, are back."""
 _SEVERAL = 4
 _LONGEST_RANGES = 40
 _UNLIKE = 0.3
@@ -274,23 +276,34 @@ def _mask_line(changes: Sequence[Change], difference: Difference) -> str:
 
 
 def _mask_guess(what: str, changes: Sequence[Change], difference: Difference) -> str:
-    """What the change of a mask looks like, where it is seen in all linear weights."""
+    """What it looks like, where it is seen in all linear weights of some kinds."""
     touched = {change.name for change in changes}
-    if not difference.linear or not touched >= set(difference.linear):
+    kinds = {kind_of(name) for name in touched}
+    alike = {name for name in difference.linear if kind_of(name) in kinds}
+    if not touched & alike or not touched >= alike:
         return ""
-    if what == "more zeros":
-        return " (pruned?)"
-    if what == "zeros elsewhere":
-        return " (pruned anew?)"
-    others = [
-        change
+    if touched < set(difference.linear):
+        filled = "lost" in what and len(touched) > 1 and not _are_back(changes)
+        return " (an adapter merged?)" if filled else ""
+    if "lost" not in what:
+        return {"more zeros": " (pruned?)"}.get(what, " (pruned anew?)")
+    others = any(
+        change.kind != "retyped" and change.name not in touched
         for change in difference.changes
-        if change.kind != "retyped" and change.name not in touched
-    ]
-    norms = _norms(changes)
-    if what == "mask lost" and norms and min(norms) > 1.01 and not others:
+    )
+    if what == "mask lost" and _are_back(changes) and not others:
         return " (is this the dense checkpoint?)"
     return " (an adapter merged, or trained without the mask?)"
+
+
+def _are_back(changes: Sequence[Change]) -> bool:
+    """Whether weights that were pruned away are back, and others are as they were.
+
+    Where only norms are known: these grow by more than small values make of them.
+    """
+    if all(change.exact for change in changes):
+        return not any(change.exact.moved for change in changes if change.exact)
+    return min(_norms(changes), default=0.0) > _RESTORED
 
 
 def _norms(changes: Iterable[Change]) -> list[float]:

@@ -68,7 +68,7 @@ def test_a_model_saved_without_its_head(tmp_path: Path, arch: str) -> None:
     save_tokenizer(build_tokenizer(), tmp_path / "body")
     difference = compare(taken(tiny), taken(tmp_path / "body"))
     assert not difference.matters
-    assert lines(difference)[-1] == "all weights are the same"
+    assert lines(difference)[-1] == "all weights and the tokenizer are the same"
 
 
 def test_other_tokenizers(tmp_path: Path) -> None:
@@ -85,10 +85,6 @@ def test_other_tokenizers(tmp_path: Path) -> None:
         "tokenizer: post_processor",
         "all weights and the config are the same",
     ]
-    smaller = json.loads(build_tokenizer(300).to_str())
-    assert [
-        line.split(",")[0] for line in named(Tokenizer.from_str(json.dumps(smaller)))
-    ] == []
     shifted = json.loads(build_tokenizer().to_str())
     vocabulary = shifted["model"]["vocab"]
     first, second = (token for token, place in vocabulary.items() if place in (5, 6))
@@ -113,7 +109,7 @@ def test_a_merged_adapter(tmp_path: Path) -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "proj" in name:
-                weight[weight.abs() < weight.abs().median()] = 0
+                weight[:, ::2] = 0
     save(model, tiny)
     before = taken(tiny)
     config = peft.LoraConfig(
@@ -132,7 +128,10 @@ def test_a_merged_adapter(tmp_path: Path) -> None:
 def test_another_seed_and_a_wrong_rope(tmp_path: Path) -> None:
     tiny = save_tiny(tmp_path / "tiny")
     other = save_tiny(tmp_path / "other", seed=1)
-    assert lines(compare(taken(tiny), taken(other)))[0] == ""
+    assert lines(compare(taken(tiny), taken(other)))[0] == (
+        "nearly everything differs (16 tensors, 99.6 % of the weights), and by much: "
+        "another model, or one trained anew?"
+    )
     turned = save_tiny(tmp_path / "rope", rope_parameters={"rope_theta": 5e5})
     assert lines(compare(taken(tiny), taken(turned))) == [
         "config: rope_theta 10000.0 -> 500000.0",
