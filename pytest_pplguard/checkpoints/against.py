@@ -101,8 +101,8 @@ def _moved(now: Stream, then: Stream, *, prunable: bool) -> tuple[int, int]:
         return moved + compared.gained, compared.total
     if not moved:
         return 0, 0
-    zeros, total = count_zeros(now)
-    return moved, total - zeros
+    counted = count_zeros(now)
+    return moved, counted.total - counted.zeros
 
 
 def _comparable(one: Stream, other: Stream) -> bool:

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import CheckpointError
-from .files import TensorInfo
+from .files import TensorInfo, tensor_bytes
 
 if TYPE_CHECKING:
     import numpy
@@ -36,6 +37,7 @@ _DTYPES = {
     "I8": ("int8", "u1"),
 }
 """torch's name of a dtype, and numpy's for its bits."""
+_MAX_DIMENSIONS = 64
 _SCALED = ("F8_E4M3", "F8_E5M2", "I8")
 """Dtypes whose values are weights only once they are multiplied by a scale."""
 
@@ -89,7 +91,7 @@ def _weight(what: str, parts: Mapping[str, TensorInfo | None]) -> Bitmasked:
     if bitmask is None or values is None or shape is None:
         lacking = next(part for part in _PARTS if parts[part] is None)
         raise CheckpointError(f"{what} lacks its tensor {lacking!r}")
-    dense = tuple(_read(shape, "<i8").tolist()) if shape.dtype == "I64" else ()
+    dense = _dense_shape(shape)
     if (
         not dense
         or min(dense) < 1
@@ -102,9 +104,7 @@ def _weight(what: str, parts: Mapping[str, TensorInfo | None]) -> Bitmasked:
             f"{list(bitmask.shape)}, its values are {values.dtype}, its shape is "
             f"{list(dense)}"
         )
-    weight = Bitmasked(
-        TensorInfo(values.file, values.dtype, dense, values.offsets), bitmask
-    )
+    weight = Bitmasked(replace(values, shape=dense), bitmask)
     marked = sum(int(bits.sum()) for bits in _bits(weight))
     if marked != math.prod(values.shape):
         raise CheckpointError(
@@ -133,14 +133,14 @@ def dense_chunks(weight: Bitmasked) -> Iterator[numpy.ndarray[Any, Any]]:
     """The bits of the dense weight in row order, flat, some rows at a time."""
     import numpy
 
-    values = _read(weight.values, _DTYPES[weight.values.dtype][1])
-    stored = 0
-    for bits in _bits(weight):
-        marked = int(bits.sum())
-        dense = numpy.zeros(bits.size, values.dtype)
-        dense[bits] = values[stored : stored + marked]
-        stored += marked
-        yield dense
+    word = numpy.dtype(_DTYPES[weight.values.dtype][1])
+    with tensor_bytes(weight.values) as take:
+        for bits in _bits(weight):
+            dense = numpy.zeros(bits.size, word)
+            values = numpy.empty(int(bits.sum()), word)
+            take(values.data)
+            dense[bits] = values
+            yield dense
 
 
 def decoded_state(
@@ -163,16 +163,14 @@ def _bits(weight: Bitmasked) -> Iterator[numpy.ndarray[Any, Any]]:
     import numpy
 
     shape = weight.values.shape
-    packed = _read(weight.bitmask, "u1").reshape(_rows(shape), _row_bytes(shape))
+    rows, width = _rows(shape), _row_bytes(shape)
     step = max(1, _AT_ONCE // shape[-1])
-    for row in range(0, len(packed), step):
-        yield (
-            numpy.unpackbits(
-                packed[row : row + step], axis=1, count=shape[-1], bitorder="little"
-            )
-            .ravel()
-            .view(bool)
-        )
+    with tensor_bytes(weight.bitmask) as take:
+        for row in range(0, rows, step):
+            packed = numpy.empty((min(step, rows - row), width), "u1")
+            take(packed.data)
+            bits = numpy.unpackbits(packed, axis=1, count=shape[-1], bitorder="little")
+            yield bits.ravel().view(bool)
 
 
 def _rows(shape: Sequence[int]) -> int:
@@ -183,13 +181,14 @@ def _row_bytes(shape: Sequence[int]) -> int:
     return -(-shape[-1] // 8)
 
 
-def _read(tensor: TensorInfo, word: str) -> numpy.ndarray[Any, Any]:
-    """A tensor's elements, flat, as ``word`` of numpy; mapped, not read."""
+def _dense_shape(tensor: TensorInfo) -> tuple[int, ...]:
+    """The sizes that a tensor holds; empty if they cannot be those of a weight."""
     import numpy
 
     begin, end = tensor.offsets
-    dtype = numpy.dtype(word)
-    if begin == end:  # nothing can be mapped
-        return numpy.zeros(0, dtype)
-    count = (end - begin) // dtype.itemsize
-    return numpy.memmap(tensor.file, dtype, "r", offset=begin, shape=(count,))
+    if tensor.dtype != "I64" or end - begin > 8 * _MAX_DIMENSIONS:
+        return ()
+    sizes = numpy.empty((end - begin) // 8, "<i8")
+    with tensor_bytes(tensor) as take:
+        take(sizes.data)
+    return tuple(sizes.tolist())

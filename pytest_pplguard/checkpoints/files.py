@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeGuard
@@ -55,6 +58,9 @@ BITS = {
 
 _MAX_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library itself."""
+_MAX_DIMENSIONS = 64
+"""As numpy and torch have it."""
+_MAX_SIZE = 1 << 63
 _CHUNK = 1 << 22
 _LFS = b"version https://git-lfs"
 _TOKENIZER_EXTRAS = (
@@ -68,12 +74,16 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 class TensorInfo(Struct, frozen=True):
-    """Where a tensor's bytes are: ``file[offsets[0]:offsets[1]]``, from byte 0 on."""
+    """Where a tensor's bytes are: ``file[offsets[0]:offsets[1]]``, from byte 0 on.
+
+    ``state`` is the file's (:func:`file_state`) when its header was read.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offsets: tuple[int, int]
+    state: tuple[int, ...] = ()
 
 
 # ---------------------------------------------------------------------------- config
@@ -264,11 +274,12 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: the header is malformed or does not fit the file.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    with _reading(file), file.open("rb") as stream:
+        state = file_state(stream.fileno())
+        size = os.fstat(stream.fileno()).st_size
         start, header = _header(file, stream, size)
     tensors = {
-        name: _tensor(file, name, entry, start)
+        name: _tensor(file, name, entry, start, state)
         for name, entry in header.items()
         if name != "__metadata__"
     }
@@ -313,8 +324,15 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def _tensor(file: Path, name: str, entry: object, start: int) -> TensorInfo:
+def _tensor(
+    file: Path, name: str, entry: object, start: int, state: tuple[int, ...]
+) -> TensorInfo:
     """Check one entry of a header; its offsets become those in the file."""
+    if not name.isprintable():
+        raise CheckpointError(
+            f"{file}: the name {name!r} of a tensor holds characters that cannot be "
+            "printed: no library writes such names, so do not trust this file"
+        )
     if not isinstance(entry, dict):
         raise CheckpointError(f"{file}: malformed entry of {name}")
     dtype, shape = entry.get("dtype"), entry.get("shape")
@@ -323,7 +341,8 @@ def _tensor(file: Path, name: str, entry: object, start: int) -> TensorInfo:
         raise CheckpointError(f"{file}: {name} has the unknown dtype {dtype!r}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         raise CheckpointError(
-            f"{file}: {name} has no valid shape and data_offsets: {shape}, {offsets}"
+            f"{file}: {name} has no valid shape and data_offsets: "
+            f"{reprlib.repr(shape)}, {reprlib.repr(offsets)}"
         )
     begin, end = offsets
     expected = math.prod(shape) * BITS[dtype]
@@ -332,12 +351,15 @@ def _tensor(file: Path, name: str, entry: object, start: int) -> TensorInfo:
             f"{file}: {name} is {dtype} {shape}, {expected // 8} bytes, "
             f"but its data_offsets span {end - begin}"
         )
-    return TensorInfo(file, dtype, tuple(shape), (start + begin, start + end))
+    return TensorInfo(file, dtype, tuple(shape), (start + begin, start + end), state)
 
 
 def _sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(
-        type(item) is int and item >= 0 for item in value
+    # Bounded, so that a product of millions of sizes keeps nobody waiting.
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_DIMENSIONS
+        and all(type(item) is int and 0 <= item < _MAX_SIZE for item in value)
     )
 
 
@@ -362,6 +384,59 @@ def _check_layout(
             raise CheckpointError(
                 f"{file} is malformed: {left or 'the header'} and {right} {what}"
             )
+
+
+# -------------------------------------------------------------------- reading tensors
+
+
+@contextmanager
+def tensor_bytes(tensor: TensorInfo) -> Iterator[Callable[[memoryview], None]]:
+    """A function that fills memory with the next bytes of a tensor.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is another one than when its
+            header was read.
+    """
+    with _reading(tensor.file), tensor.file.open("rb", buffering=0) as stream:
+
+        def check() -> None:
+            if tensor.state and file_state(stream.fileno()) != tensor.state:
+                raise CheckpointError(
+                    f"{tensor.file} was changed while it was read: wait until whatever "
+                    "writes it is done, and run again"
+                )
+
+        def take(memory: memoryview) -> None:
+            view = memory.cast("B") if memory.nbytes else memory
+            while view.nbytes:
+                got = stream.readinto(view)
+                if not got:
+                    raise CheckpointError(
+                        f"{tensor.file} became shorter while it was read: wait until "
+                        "whatever writes it is done, and run again"
+                    )
+                view = view[got:]
+
+        check()
+        stream.seek(tensor.offsets[0])
+        yield take
+        check()
+
+
+def file_state(descriptor: int) -> tuple[int, ...]:
+    """What changes with an open file's contents: which file, size, time of change."""
+    stat = os.fstat(descriptor)
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {error.strerror or error}"
+        ) from error
 
 
 # -------------------------------------------------------------------------- identity

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import os
+import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ..values import Fingerprint, TensorFacts
@@ -15,7 +13,7 @@ from .files import read_config
 from .locate import Located
 from .numbers import as_float32
 from .sparsity import linear_weights
-from .streams import Model, Stream, weight_streams
+from .streams import Model, Stream, each, weight_streams
 
 if TYPE_CHECKING:
     import numpy
@@ -24,7 +22,9 @@ if TYPE_CHECKING:
 
 _DIGITS = 32
 """Hexadecimal digits that are kept of a tensor's SHA-256: 128 bits."""
-_MOST_THREADS = 16
+
+_INFINITY = 0x7F80_0000
+_SQUARED = (1e-15, 1e15)
 
 
 def fingerprint(
@@ -55,20 +55,8 @@ def fingerprint(
 
 
 def tensor_facts(streams: Iterable[Stream]) -> dict[str, TensorFacts]:
-    """The facts of each tensor, several tensors at a time.
-
-    A thread holds one chunk. numpy and hashlib let others run while they work.
-    """
-    # The largest first, so that none of them is left for the end.
-    work = sorted(streams, key=_size, reverse=True)
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        facts = pool.map(_facts, work)
-        return {s.name: f for s, f in zip(work, facts, strict=True)}
-
-
-def _size(stream: Stream) -> int:
-    return math.prod(stream.shape)
+    """The facts of each tensor, several tensors at a time."""
+    return each(streams, _facts)
 
 
 def _facts(stream: Stream) -> TensorFacts:
@@ -100,6 +88,27 @@ def _float_facts(stream: Stream) -> TensorFacts:
     )
 
 
+class _Memory(threading.local):
+    """Arrays that a thread writes its steps' results to, chunk after chunk.
+
+    The system takes as long to give new memory as SHA-256 takes for it.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple[str, str], Array] = {}
+
+    def __call__(self, step: str, dtype: str, size: int) -> Array:
+        import numpy
+
+        array = self._arrays.get((step, dtype))
+        if array is None or array.size < size:
+            array = self._arrays[step, dtype] = numpy.empty(size, dtype)
+        return array[:size]
+
+
+_memory = _Memory()
+
+
 class _Tally:
     """Sums up the chunks of one floating tensor.
 
@@ -107,6 +116,9 @@ class _Tally:
     a bfloat16, apart from the lower ones, which count only if one of them is not zero.
     So bfloat16 and float32 of equal numbers have one digest, and a bfloat16 costs no
     more than the hash of its bytes. A float64 that no float32 holds adds its own bits.
+
+    Zeros are told by their bits: a process may have been set to take numbers below
+    1.2e-38 for zero (``torch.set_flush_denormal``), and that decides nothing here.
     """
 
     def __init__(self) -> None:
@@ -120,13 +132,12 @@ class _Tally:
 
     def add(self, words: Array, dtype: str) -> None:
         """Take in a chunk of a tensor of ``dtype``."""
-        if dtype == "BF16":
-            values, has_low = as_float32(words, dtype), False
-        elif dtype == "F64":
-            values, has_low = self._narrow(words), True
-        else:
-            values, has_low = as_float32(words, dtype), True
-        self._digest(values, has_low=has_low)
+        if dtype == "F64":
+            words = self._narrow(words)
+        elif dtype not in ("F32", "BF16"):
+            words = as_float32(words, dtype).view("<u4")
+        magnitude = self._digest(words)
+        self._sum_up(words, int(magnitude.max(initial=0)))
 
     @property
     def values(self) -> str:
@@ -150,39 +161,56 @@ class _Tally:
             same = (values == wide) | numpy.isnan(wide)
         self._is_wide |= not same.all()
         self._wide.update(wide.data)
-        return values
+        return values.view("<u4")
 
-    def _digest(self, values: Array, *, has_low: bool) -> None:
+    def _digest(self, words: Array) -> Array:
+        """Take in bits of float32, or of bfloat16; returns them without their signs."""
         import numpy
 
-        # Adding 0.0 turns -0.0 into 0.0 and changes nothing else.
-        with numpy.errstate(invalid="ignore"):  # of signalling NaNs
-            values = values + numpy.float32(0)
-        nonzero = values != 0
-        self.zeros += values.size - int(numpy.count_nonzero(nonzero))
-        self.mask.update(numpy.packbits(nonzero).data)
-        words = values.view("<u4")
-        self.parity ^= int(numpy.bitwise_xor.reduce(words))
-        self._high.update((words >> 16).astype("<u2").data)
-        if has_low:
-            low = words.astype("<u2")
-            self._has_low |= bool(low.any())
-            self._low.update(low.data)
-        self._sum_up(values)
+        minus_zero = words.dtype.type(1 << (8 * words.itemsize - 1))
+        magnitude = _memory("magnitude", words.dtype.str, words.size)
+        numpy.bitwise_and(words, minus_zero - 1, out=magnitude)
+        flags = _memory("flags", "?", words.size)
+        numpy.not_equal(magnitude, 0, out=flags)
+        self.zeros += words.size - int(numpy.count_nonzero(flags))
+        self.mask.update(numpy.packbits(flags).data)
+        numpy.equal(words, minus_zero, out=flags)
+        if flags.any():
+            words = numpy.where(flags, words.dtype.type(0), words)
+        parity = int(numpy.bitwise_xor.reduce(words))
+        if words.itemsize == 2:
+            self.parity ^= parity << 16
+            self._high.update(words.data)
+            return magnitude
+        self.parity ^= parity
+        wide = _memory("wide", "<u4", words.size)
+        half = _memory("half", "<u2", words.size)
+        numpy.copyto(half, numpy.right_shift(words, 16, out=wide), casting="unsafe")
+        self._high.update(half.data)
+        numpy.copyto(half, words, casting="unsafe")
+        self._has_low |= bool(half.max(initial=0))
+        self._low.update(half.data)
+        return magnitude
 
-    def _sum_up(self, values: Array) -> None:
+    def _sum_up(self, words: Array, largest: int) -> None:
         import numpy
 
-        magnitude = numpy.abs(values)
-        peak = float(magnitude.max(initial=0))
-        if not numpy.isfinite(peak):
+        if words.itemsize == 2:
+            wide = _memory("wide", "<u4", words.size)
+            numpy.copyto(wide, words)
+            words, largest = numpy.left_shift(wide, 16, out=wide), largest << 16
+        values = words.view("<f4")
+        if largest >= _INFINITY:
             finite = numpy.isfinite(values)
             self.bad += values.size - int(numpy.count_nonzero(finite))
             values = values[finite]
-            peak = float(magnitude[finite].max(initial=0))
+            peak = float(numpy.abs(values).max(initial=0))
+        else:
+            peak = float(numpy.uint32(largest).view("f4"))
         self.peak = max(self.peak, peak)
-        # A square may be beyond float32; few tensors have such a peak.
-        if peak > 1e15:
+        # Squares may be out of float32's range; few tensors have such a peak.
+        if not _SQUARED[0] < peak < _SQUARED[1]:
             values = values.astype("f8")
         self.sum += float(values.sum())
-        self.squares += float(numpy.dot(values, values))
+        # einsum and not dot: what a BLAS returns depends on its number of threads.
+        self.squares += float(numpy.einsum("i,i->", values, values))

@@ -23,7 +23,7 @@ from ..values import Fingerprint
 from .files import read_config
 from .jsonfiles import section
 from .locate import Located
-from .streams import Model, Stream, model_streams, stored_streams
+from .streams import Model, Stream, each, model_streams, stored_streams
 
 if TYPE_CHECKING:
     import numpy
@@ -153,11 +153,15 @@ def measure_sparsity(
             f"{located.spec} has no linear weights of decoder layers (tensors named "
             "like model.layers.0.mlp.up_proj.weight): its sparsity cannot be counted"
         )
-    tensors = {
-        stream.name: Zeros(*count_zeros(stream), *_groups(stream, pattern, located))
+    apart = {
+        stream.name: _apart(stream, pattern, config, located.spec)
         for stream in linear
+        if pattern is not None
     }
-    return Sparsity(tensors, pattern)
+    counted = each(
+        linear, lambda one: count_zeros(one, pattern, apart.get(one.name, 1))
+    )
+    return Sparsity({stream.name: counted[stream.name] for stream in linear}, pattern)
 
 
 def sparsity_of(fingerprint: Fingerprint) -> Sparsity:
@@ -232,52 +236,48 @@ def _size(stream: Stream) -> int:
     return math.prod(stream.shape)
 
 
-def count_zeros(stream: Stream) -> tuple[int, int]:
-    """Zeros and elements of one tensor."""
-    nonzero = sum(_nonzero(chunk, stream.dtype) for chunk in stream.read())
-    return _size(stream) - nonzero, _size(stream)
-
-
-def _nonzero(words: numpy.ndarray[Any, Any], dtype: str) -> int:
+def count_zeros(
+    stream: Stream, pattern: tuple[int, int] | None = None, apart: int = 1
+) -> Zeros:
+    """Zeros of one tensor, and its groups; ``apart`` is from :func:`_apart`."""
     import numpy
 
-    return int(numpy.count_nonzero(words & words.dtype.type(_MAGNITUDE[dtype])))
+    if not _size(stream):
+        return Zeros(0, 0)
+    keep, size = pattern or (0, 0)
+    nonzero = broken = 0
+    for words in stream.read(size * apart if pattern else 1):
+        kept = (words & words.dtype.type(_MAGNITUDE[stream.dtype])) != 0
+        nonzero += int(numpy.count_nonzero(kept))
+        if pattern:
+            broken += _broken(kept, keep, size, apart)
+    total = _size(stream)
+    return Zeros(total - nonzero, total, total // size if pattern else 0, broken)
 
 
 # --------------------------------------------------------------------------- patterns
 
 
-def _groups(
-    stream: Stream, pattern: tuple[int, int] | None, located: Located
-) -> tuple[int, int]:
-    """Groups of M weights along the input dimension; those with more than N nonzero."""
-    if pattern is None:
-        return 0, 0
+def _apart(
+    stream: Stream, pattern: tuple[int, int], config: Mapping[str, Any], spec: str
+) -> int:
+    """How far apart the weights are that follow each other in a group."""
     keep, size = pattern
-    axis = _input_axis(stream, read_config(located), located.spec)
+    axis = _input_axis(stream, config, spec)
     width = stream.shape[axis]
     if width % size:
         raise CheckpointError(
-            f"{located.spec}: {stream.name} is {list(stream.shape)}: {size} does not "
+            f"{spec}: {stream.name} is {list(stream.shape)}: {size} does not "
             f"divide its input dimension of {width}, so it has no pattern "
             f"{keep}:{size}; gate the fraction instead"
         )
-    # Weights that follow each other in a group are this far apart.
-    apart = math.prod(stream.shape[axis + 1 :])
-    groups = _size(stream) // size
-    broken = sum(
-        _broken(chunk, stream.dtype, keep, size, apart)
-        for chunk in stream.read(size * apart)
-    )
-    return groups, broken
+    return math.prod(stream.shape[axis + 1 :])
 
 
-def _broken(
-    words: numpy.ndarray[Any, Any], dtype: str, keep: int, size: int, apart: int
-) -> int:
+def _broken(kept: numpy.ndarray[Any, Any], keep: int, size: int, apart: int) -> int:
+    """Groups of ``size`` weights of which more than ``keep`` are other than zero."""
     import numpy
 
-    kept = (words & words.dtype.type(_MAGNITUDE[dtype])) != 0
     members = kept.view("u1").reshape(-1, size, apart)
     # One member after the other is much faster than a sum over a short axis.
     counts = numpy.zeros((len(members), apart), "u1" if size < 256 else "u4")

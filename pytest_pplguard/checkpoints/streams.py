@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from msgspec import Struct
 
 from ..errors import CheckpointError
 from .compressed import Bitmasked, dense_chunks, split_compressed
 from .config import is_quantised
-from .files import TensorInfo, read_config, tensor_index
+from .files import TensorInfo, file_state, read_config, tensor_bytes, tensor_index
 from .gguf import import_gguf, open_gguf
 from .locate import Located
 
@@ -37,6 +39,9 @@ WORDS = {
 CHUNK = 1 << 18
 """Elements in a chunk, roughly: its temporaries stay in a processor's cache."""
 
+_MOST_THREADS = 16
+T = TypeVar("T")
+
 _TORCH = {
     "float64": "F64",
     "float32": "F32",
@@ -46,7 +51,12 @@ _TORCH = {
     "float8_e5m2": "F8_E5M2",
     "float8_e4m3fnuz": "F8_E4M3FNUZ",
     "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+    "bool": "BOOL",
+    "complex64": "C64",
 }
+"""safetensors' names of torch's dtypes."""
 
 
 class Read(Protocol):
@@ -55,6 +65,7 @@ class Read(Protocol):
     def __call__(self, unit: int = 1) -> Iterator[Words]:
         """Its words in row order, flat; each chunk but the last a multiple of ``unit``.
 
+        A chunk is good until the next one is asked for, which may be in its place.
         Words are the elements' bits (:data:`WORDS`), bytes where it is no plain float.
         """
 
@@ -119,12 +130,28 @@ def weight_streams(
 
 
 def model_streams(model: nn.Module) -> list[Stream]:
-    """The parameters and buffers of a loaded model; a shared one under each name."""
+    """What a loaded model would save; a shared tensor under each of its names."""
+    kept = model.state_dict().keys()
     tensors = chain(
         model.named_parameters(remove_duplicate=False),
         model.named_buffers(remove_duplicate=False),
     )
-    return [_memory_stream(name, tensor) for name, tensor in tensors]
+    return [_memory_stream(name, tensor) for name, tensor in tensors if name in kept]
+
+
+def each(streams: Iterable[Stream], work: Callable[[Stream], T]) -> dict[str, T]:
+    """What ``work`` gives for each tensor, several tensors at a time.
+
+    A thread holds one chunk. numpy and hashlib let others run while they work.
+    """
+    # The largest first, so that none of them is left for the end.
+    largest = sorted(streams, key=lambda stream: math.prod(stream.shape), reverse=True)
+    pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+    try:
+        results = pool.map(work, largest)
+        return {s.name: result for s, result in zip(largest, results, strict=True)}
+    finally:  # an error, or Ctrl-C, waits for the tensors that are being read only
+        pool.shutdown(cancel_futures=True)
 
 
 def _file_stream(name: str, info: TensorInfo) -> Stream:
@@ -135,24 +162,14 @@ def _file_stream(name: str, info: TensorInfo) -> Stream:
     def read(unit: int = 1) -> Iterator[Words]:
         begin, end = info.offsets
         size = _step(unit) * word.itemsize
-        with info.file.open("rb", buffering=0) as stream:
-            stream.seek(begin)
-            while begin < end:
-                data = bytearray(min(size, end - begin))
-                _fill(stream, data, info)
-                begin += len(data)
-                yield numpy.frombuffer(data, word)
+        memory = numpy.empty(min(size, end - begin) // word.itemsize, word)
+        with tensor_bytes(info) as take:
+            for place in range(begin, end, size):
+                chunk = memory[: (end - place) // word.itemsize]
+                take(chunk.data)
+                yield chunk
 
     return Stream(name, info.dtype, info.shape, read)
-
-
-def _fill(stream: Any, data: bytearray, info: TensorInfo) -> None:
-    view = memoryview(data)
-    while view:
-        count = stream.readinto(view)
-        if not count:
-            raise CheckpointError(f"{info.file} became shorter while it was read")
-        view = view[count:]
 
 
 def _decoded_stream(name: str, weight: Bitmasked) -> Stream:
@@ -163,10 +180,7 @@ def _decoded_stream(name: str, weight: Bitmasked) -> Stream:
 
 
 def _memory_stream(name: str, tensor: Tensor) -> Stream:
-    dtype = _TORCH.get(str(tensor.dtype).removeprefix("torch."), "")
-    if type(tensor.data).__name__ != "Tensor":
-        dtype = ""  # of a quantiser's own class: it only stands for its elements
-    shape = tuple(tensor.shape)
+    dtype, shape = _kind(tensor), tuple(tensor.shape)
 
     def read(unit: int = 1) -> Iterator[Words]:
         import torch
@@ -178,13 +192,16 @@ def _memory_stream(name: str, tensor: Tensor) -> Stream:
             words: Words = chunk.view(torch.uint8).numpy()
             yield words.view(WORDS.get(dtype, "u1"))
 
-    return Stream(name, dtype or _kind(tensor), shape, read)
+    return Stream(name, dtype, shape, read)
 
 
 def _kind(tensor: Tensor) -> str:
-    """The dtype, or the class for tensors that only stand for their elements."""
+    """The dtype, or a quantiser's own class, which only stands for its elements."""
     kind = type(tensor.data).__name__
-    return str(tensor.dtype).removeprefix("torch.") if kind == "Tensor" else kind
+    if kind != "Tensor":
+        return kind
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return _TORCH.get(dtype, dtype)
 
 
 def _gguf(located: Located) -> Iterator[Stream]:
@@ -193,28 +210,46 @@ def _gguf(located: Located) -> Iterator[Stream]:
     A quantised block can only hold an exact zero where its format has one, so what is
     seen here is the model as llama.cpp would run it.
     """
-    gguf = import_gguf()
+    import_gguf()
+    file = located.folder / str(located.gguf)
+    with file.open("rb") as stream:
+        state = file_state(stream.fileno())
     for tensor in open_gguf(located).tensors:
         shape = tuple(reversed([int(size) for size in tensor.shape]))
-        yield Stream(tensor.name, "F32", shape, _gguf_reader(gguf, tensor, shape))
+        begin = int(tensor.data_offset)
+        offsets = begin, begin + int(tensor.n_bytes)
+        # Read, not mapped: a file that is cut short meanwhile would kill the process.
+        info = TensorInfo(file, tensor.tensor_type.name, shape, offsets, state)
+        yield _gguf_stream(tensor.name, info, tensor.tensor_type)
 
 
-def _gguf_reader(gguf: Any, tensor: Any, shape: tuple[int, ...]) -> Read:
+def _gguf_stream(name: str, info: TensorInfo, kind: Any) -> Stream:
     def rows() -> Iterator[Words]:
         import numpy
+        from gguf.quants import dequantize
 
-        packed = tensor.data.reshape(-1, tensor.data.shape[-1])
-        step = max(1, CHUNK // shape[-1])
-        for begin in range(0, len(packed), step):
-            part = gguf.quants.dequantize(
-                packed[begin : begin + step], tensor.tensor_type
-            )
-            yield numpy.ascontiguousarray(part, "<f4").reshape(-1).view("<u4")
+        count = math.prod(info.shape[:-1])
+        if not math.prod(info.shape):
+            return
+        width = (info.offsets[1] - info.offsets[0]) // count
+        step = max(1, CHUNK // info.shape[-1])
+        with tensor_bytes(info) as take:
+            for row in range(0, count, step):
+                packed = numpy.empty((min(step, count - row), width), "u1")
+                take(packed.data)
+                try:
+                    dense = dequantize(packed, kind)
+                except NotImplementedError as error:
+                    raise CheckpointError(
+                        f"{info.file}: {name} is {info.dtype}, which the package gguf "
+                        "cannot unpack: give the checkpoint that it was made from"
+                    ) from error
+                yield numpy.ascontiguousarray(dense, "<f4").reshape(-1).view("<u4")
 
     def read(unit: int = 1) -> Iterator[Words]:
         return _regroup(rows(), _step(unit))
 
-    return read
+    return Stream(name, "F32", info.shape, read)
 
 
 def _step(unit: int) -> int:
