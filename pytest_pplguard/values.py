@@ -218,9 +218,9 @@ class TensorFacts(Struct, frozen=True, gc=False):
     numbers and not of their bytes: the same in any dtype that holds them exactly, with
     -0.0 as 0.0. ``mask`` is a digest of where the zeros are. ``sum``, ``norm``
     (Euclidean) and ``peak`` (largest magnitude) are of the finite values, roughly, in
-    float32. ``bad`` counts NaN and infinity. ``parity`` is the exclusive or of the
-    numbers' bits as float32: the same in any order. Of integers and packed elements
-    only ``values`` is known, a digest of their bytes.
+    float32. ``bad`` counts NaN, infinity, and what float32 takes for it. ``parity`` is
+    the exclusive or of the numbers' bits as float32: the same in any order. Of integers
+    and packed elements only ``values`` is known, a digest of their bytes.
     """
 
     dtype: str

@@ -133,11 +133,15 @@ class _Tally:
     def add(self, words: Array, dtype: str) -> None:
         """Take in a chunk of a tensor of ``dtype``."""
         if dtype == "F64":
+            self._mark(words)
             words = self._narrow(words)
-        elif dtype not in ("F32", "BF16"):
-            words = as_float32(words, dtype).view("<u4")
-        magnitude = self._digest(words)
-        self._sum_up(words, int(magnitude.max(initial=0)))
+            largest = int((words & 0x7FFF_FFFF).max(initial=0))
+        else:
+            if dtype not in ("F32", "BF16"):
+                words = as_float32(words, dtype).view("<u4")
+            largest = self._mark(words)
+        self._digest(words)
+        self._sum_up(words, largest)
 
     @property
     def values(self) -> str:
@@ -163,25 +167,31 @@ class _Tally:
         self._wide.update(wide.data)
         return values.view("<u4")
 
-    def _digest(self, words: Array) -> Array:
-        """Take in bits of float32, or of bfloat16; returns them without their signs."""
+    def _mark(self, words: Array) -> int:
+        """Take in where zeros are; returns the largest bits without their sign."""
         import numpy
 
-        minus_zero = words.dtype.type(1 << (8 * words.itemsize - 1))
         magnitude = _memory("magnitude", words.dtype.str, words.size)
-        numpy.bitwise_and(words, minus_zero - 1, out=magnitude)
-        flags = _memory("flags", "?", words.size)
-        numpy.not_equal(magnitude, 0, out=flags)
-        self.zeros += words.size - int(numpy.count_nonzero(flags))
-        self.mask.update(numpy.packbits(flags).data)
-        numpy.equal(words, minus_zero, out=flags)
-        if flags.any():
-            words = numpy.where(flags, words.dtype.type(0), words)
+        numpy.bitwise_and(words, _minus_zero(words) - 1, out=magnitude)
+        nonzero = _memory("flags", "?", words.size)
+        numpy.not_equal(magnitude, 0, out=nonzero)
+        self.zeros += words.size - int(numpy.count_nonzero(nonzero))
+        self.mask.update(numpy.packbits(nonzero).data)
+        return int(magnitude.max(initial=0))
+
+    def _digest(self, words: Array) -> None:
+        """Take in the bits of float32 or bfloat16."""
+        import numpy
+
+        minus = _memory("flags", "?", words.size)
+        numpy.equal(words, _minus_zero(words), out=minus)
+        if minus.any():
+            words = numpy.where(minus, words.dtype.type(0), words)
         parity = int(numpy.bitwise_xor.reduce(words))
         if words.itemsize == 2:
             self.parity ^= parity << 16
             self._high.update(words.data)
-            return magnitude
+            return
         self.parity ^= parity
         wide = _memory("wide", "<u4", words.size)
         half = _memory("half", "<u2", words.size)
@@ -190,7 +200,6 @@ class _Tally:
         numpy.copyto(half, words, casting="unsafe")
         self._has_low |= bool(half.max(initial=0))
         self._low.update(half.data)
-        return magnitude
 
     def _sum_up(self, words: Array, largest: int) -> None:
         import numpy
@@ -214,3 +223,8 @@ class _Tally:
         self.sum += float(values.sum())
         # einsum and not dot: what a BLAS returns depends on its number of threads.
         self.squares += float(numpy.einsum("i,i->", values, values))
+
+
+def _minus_zero(words: Array) -> Any:
+    """-0.0 in the format of ``words``."""
+    return words.dtype.type(1 << (8 * words.itemsize - 1))
