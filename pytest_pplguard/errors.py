@@ -7,9 +7,33 @@ knows about pytest.
 
 from __future__ import annotations
 
+import re
+
+# Control characters, and those that turn the direction of what follows.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+_LONGEST = 8000
+"""Characters of a message."""
+
+
+def printable(text: str) -> str:
+    """``text`` with what only a terminal would see written out, lines kept.
+
+    Names of tensors and files, and what configs hold, come from whoever made them.
+    """
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class PplguardError(Exception):
     """Root of all errors that this package raises on purpose."""
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST:  # somebody else's megabyte in the middle of it
+            half = _LONGEST // 2
+            message = f"{message[:half]} [...] {message[-half:]}"
+        super().__init__(printable(message))
 
 
 class UsageError(PplguardError):
@@ -26,6 +50,10 @@ class BaselineError(PplguardError):
 
 class CheckpointError(PplguardError):
     """A checkpoint cannot be found, read or loaded."""
+
+    def __init__(self, message: str) -> None:
+        # One line, whatever the names in it are.
+        super().__init__(message.replace("\n", "\\n"))
 
 
 class DeviceError(PplguardError):

@@ -274,7 +274,7 @@ def _read(path: Path, identity: Identity, windows: Sequence[Window]) -> _Content
         return content
     try:
         head = msgspec.json.decode(documents[0], type=_Head)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return content
     content.format = head.format
     content.is_ours = head.format == _FORMAT and bytes(head.identity) == _json(identity)
@@ -289,9 +289,13 @@ def _scores(
 ) -> Iterator[tuple[int, WindowScore]]:
     """The scores that fit the windows; the identity says that all do."""
     for document in documents:
-        for index, nll_sum, scored in msgspec.json.decode(
-            document, type=_Finished
-        ).windows:
+        try:
+            finished = msgspec.json.decode(document, type=_Finished).windows
+        except (msgspec.DecodeError, RecursionError):  # whole, but not of our making
+            continue
+        for index, nll_sum, scored in finished:
+            if not 0 <= index < len(windows):
+                continue
             window = windows[index]
             if scored == len(window.targets) and math.isfinite(nll_sum):
                 yield index, WindowScore(nll_sum, scored, window.page)

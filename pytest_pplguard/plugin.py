@@ -197,6 +197,14 @@ def _guard(config: pytest.Config) -> Guard | None:
 # --------------------------------------------------------------------------- collection
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Collect nothing in a checkpoint's folder: code in there came with the weights."""
+    guard = _guard(config)
+    if guard is None or not guard.targets:
+        return None
+    return guard.is_checkpoint(collection_path) or None
+
+
 def pytest_collect_file(
     file_path: Path, parent: pytest.Collector
 ) -> pytest.Collector | None:

@@ -158,7 +158,7 @@ def read_checked(folder: Path, name: str, kind: type[T], *, where: str) -> T:
     Raises:
         BaselineError: it does not, or ``name`` leads out of ``folder``.
     """
-    path = _inside(folder, name, where=where)
+    path = path_inside(folder, name, where=where)
     data = _read(path, where=where)
     match = _HASH_IN_NAME.fullmatch(path.name)
     digest = hashlib.sha256(data).hexdigest()
@@ -186,7 +186,12 @@ def fail(where: str, path: Path, message: str) -> NoReturn:
     raise BaselineError(f"{where}: evidence {path}: {message}: {_WAY_OUT}")
 
 
-def _inside(folder: Path, name: str, *, where: str) -> Path:
+def path_inside(folder: Path, name: str, *, where: str) -> Path:
+    """The path of an evidence file, which lies in the baseline ``folder``.
+
+    Raises:
+        BaselineError: it does not, or a link on the way leads out.
+    """
     path = folder / name
     if not is_evidence_path(name):
         fail(where, path, "the path leaves the baseline folder")
@@ -226,7 +231,7 @@ def _decode(data: bytes, path: Path, kind: type[T], *, where: str) -> T:
                 f"(schema {schema}, this version reads {SCHEMA}): upgrade"
             )
         evidence = msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BaselineError(
             f"{where}: evidence {path}: not an evidence file: {error}: {_WAY_OUT}"
         ) from error

@@ -30,7 +30,7 @@ from ..values import (
     divergence_tolerance,
 )
 from .emit import Block
-from .evidence import encode_evidence, refuse_non_finite
+from .evidence import encode_evidence, path_inside, refuse_non_finite
 from .find import SUFFIXES, split_name
 from .fingerprint import encode_fingerprint, read_fingerprint
 from .read import FINGERPRINT, baseline_of, read_text
@@ -176,13 +176,14 @@ class _Update:
         folder = self.path.parent
         for name, content in self.evidence.items():
             if name in named:
-                _write_once(folder / name, content)
+                path = path_inside(folder, name, where=str(self.path))
+                _write_once(path, content)
         if changed:
             _replace(self.path, text.encode(), temporary=f".{self.path.name}.tmp")
         for name in self.replaced - named:
             # The record stands; a file too many does no harm.
-            with contextlib.suppress(OSError):
-                (folder / name).unlink()
+            with contextlib.suppress(OSError, BaselineError):
+                path_inside(folder, name, where=str(self.path)).unlink()
 
     def _entry(
         self, recording: Recording, measurement: Measurement

@@ -106,8 +106,8 @@ def scalar_of(text: str) -> Scalar:
         value: Scalar = _YAML_1_1.yaml_constructors[tag](
             _YAML_1_1, yaml.ScalarNode(tag, text)
         )
-    except ValueError as error:
-        raise ValueError(f"{text} is no number") from error
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{text[:40]} is no number") from error
     if kind in ("int", "float") and ":" in text:
         raise ValueError(
             f'unquoted {text} is read by YAML as the number {value}: quote it: "{text}"'

@@ -41,6 +41,12 @@ def check_adapter(
     """
     if not trust_remote_code:
         refuse_remote_code(located)
+        if read_json(located.folder / ADAPTER_CONFIG).get("megatron_config"):
+            raise CheckpointError(
+                f"{located.spec} names a Python module to import (megatron_core beside "
+                f"megatron_config in {ADAPTER_CONFIG}): trust it with "
+                "--ppl-trust-remote-code, or delete megatron_config"
+            )
     if is_quantised(read_config(located)):
         raise CheckpointError(
             f"the base {located.model.spec} of the adapter {located.spec} is "

@@ -14,6 +14,13 @@ from .locate import Located
 
 _PACKINGS = ("quantization_config", "compression_config")
 _DECODED = ("sparse-bitmask", "sparse-24-bitmask")
+_IMPLEMENTATIONS = (
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+)
+"""Fields by which transformers also takes a kernel from the Hub."""
 _FUSED = ("marlin-24",)
 """Sparse and quantised in one layout, made for one kernel of vLLM."""
 
@@ -54,6 +61,22 @@ def refuse_remote_code(located: Located) -> None:
                 "trust and run it with --ppl-trust-remote-code, or delete auto_map if "
                 "transformers knows the architecture"
             )
+    path = located.folder / "config.json"
+    for name, kernel in _kernels(read_json(path) if path.is_file() else {}):
+        raise CheckpointError(
+            f"{located.spec} asks for code from the Hub ({name}: {kernel!r} in "
+            "config.json): trust and run it with --ppl-trust-remote-code, or delete "
+            "the field and choose with --ppl-attention"
+        )
+
+
+def _kernels(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Fields that name a repository of kernels, also those of parts of the model."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _kernels(value)
+        elif name in _IMPLEMENTATIONS and isinstance(value, str) and "/" in value:
+            yield name, value
 
 
 # ----------------------------------------------------------------------------- packing

@@ -32,11 +32,26 @@ def open_gguf(located: Located) -> Any:
         CheckpointError: it is no whole GGUF file, or the package is not installed.
     """
     gguf = import_gguf()
+
+    class Reader(gguf.GGUFReader):  # type: ignore[name-defined, misc]
+        """Stops where the file does: a number in it may say that there is no end."""
+
+        def _get(
+            self, offset: int, dtype: Any, count: int = 1, *rest: Any, **more: Any
+        ) -> Any:
+            found = super()._get(offset, dtype, count, *rest, **more)
+            if len(found) < count:
+                raise ValueError(f"it ends before byte {offset}")
+            return found
+
     path = located.folder / str(located.gguf)
     try:
-        return gguf.GGUFReader(path)
+        return Reader(path)
     # Whatever a broken file makes the reader do, it is the file that is broken.
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
+    except (
+        *(ValueError, IndexError, KeyError, OverflowError),
+        *(TypeError, RecursionError, MemoryError, OSError),
+    ) as error:
         raise CheckpointError(
             f"{located.spec} is truncated or no valid GGUF file: {error}"
         ) from error

@@ -9,6 +9,9 @@ from typing import Any
 
 from ..errors import CheckpointError
 
+_MAX_BYTES = 100_000_000
+"""An index of a million tensors has as much."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object.
@@ -16,8 +19,21 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it does not.
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no file")
     try:
-        value = json.loads(path.read_bytes())
+        with path.open("rb") as stream:
+            data = stream.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror or error}"
+        ) from error
+    if len(data) > _MAX_BYTES:
+        raise CheckpointError(
+            f"{path} is larger than {_MAX_BYTES // 1_000_000} MB: it is no such file"
+        )
+    try:
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):

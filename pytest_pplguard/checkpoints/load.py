@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..errors import CheckpointError, DeviceError
+from ..errors import CheckpointError, DeviceError, printable
 from .adapter import check_adapter, merge_adapter, with_tokenizer
 from .compressed import decoded_state, split_compressed
 from .config import check_config, is_quantised
@@ -28,7 +28,7 @@ from .files import (
     tensor_index,
     weight_files,
 )
-from .gguf import gguf_fields, import_gguf
+from .gguf import gguf_fields, open_gguf
 from .gguf_tokenizer import set_pre_tokenizer
 from .locate import Located
 
@@ -117,7 +117,7 @@ def load(
         settings["attn_implementation"] = attention
     tensors: dict[str, TensorInfo] = {}
     if whole.gguf:
-        import_gguf()
+        open_gguf(whole)  # what is broken is refused before transformers reads it
     else:
         files = weight_files(whole.folder, allow_pickle=allow_pickle)
         tensors = tensor_index(whole.folder, allow_pickle=allow_pickle)
@@ -141,6 +141,7 @@ def load(
     model.eval()
     model.requires_grad_(False)
     notices = (*index_notices(whole), *notices, *((rule,) if rule else ()))
+    notices = tuple(map(printable, notices))
     return replace(Loaded.of(model, tokenizer, notices), from_files=True)
 
 

@@ -280,6 +280,7 @@ def _file(spec: str, path: Path) -> Located:
 def _check_folder(found: Located, *, tokenizer: bool = True) -> None:
     """Check that a folder holds what every checkpoint needs besides weights."""
     spec, path = found.spec, found.folder
+    _refuse_devices(spec, path)
     names = sorted(entry.name for entry in path.iterdir())
     if "config.json" not in names:
         raise CheckpointError(_no_config(spec, path, names))
@@ -289,6 +290,16 @@ def _check_folder(found: Located, *, tokenizer: bool = True) -> None:
             "save it beside the weights with tokenizer.save_pretrained; "
             f"it holds {_listing(names)}"
         )
+
+
+def _refuse_devices(spec: str, folder: Path) -> None:
+    """Refuse what would be read without end: a pipe or device, or a link to one."""
+    for entry in sorted(folder.iterdir()):
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise CheckpointError(
+                f"{spec}: {entry.name} is neither file nor folder, but a pipe or a "
+                "device: no checkpoint has one, so do not trust it"
+            )
 
 
 def _no_config(spec: str, path: Path, names: Iterable[str]) -> str:

@@ -66,7 +66,7 @@ def json_lines(name: str, path: Path, columns: Sequence[str] = TEXT) -> Iterator
 def _json_document(name: str, place: str, line: bytes, columns: Sequence[str]) -> str:
     try:
         value = json.loads(line.decode("utf-8").removesuffix("\n"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"corpus {name}: {place} is not JSON: {error}") from error
     if isinstance(value, dict):
         value = next((value[key] for key in columns if key in value), None)

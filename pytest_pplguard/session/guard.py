@@ -6,6 +6,8 @@ it is put on the test's report; see :mod:`.controller` for the other end.
 
 from __future__ import annotations
 
+import functools
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -521,6 +523,19 @@ class Guard:
     def _tokenizer(self, name: str) -> Tokenizer | None:
         """The checkpoint's tokenizer, if that needs no loading."""
         return self.store.loaded(name).tokenizer if self.resident == name else None
+
+    def is_checkpoint(self, path: Path) -> bool:
+        """Whether ``path`` is the folder of a checkpoint that was given."""
+        return os.path.realpath(path) in self._folders
+
+    @functools.cached_property
+    def _folders(self) -> frozenset[str]:
+        """Folders of the checkpoints, and of both parts of ``ADAPTER+BASE``."""
+        specs = [target.spec for target in self.targets.values()]
+        parts = [part for spec in specs for part in (spec, *spec.split("+")) if part]
+        return frozenset(
+            os.path.realpath(self._start / Path(part).expanduser()) for part in parts
+        )
 
     def reclaim(self) -> None:
         """Take a lent model back; tell the user if it came back changed."""

@@ -284,7 +284,7 @@ def test_weights_that_stay_packed_are_not_counted(
     with pytest.raises(CheckpointError) as caught:
         measure_sparsity(located, model=lambda: model)
     assert str(caught.value) == (
-        f"{located.spec}: model.layers.0.mlp.up_proj.weight is packed (torch.int32) "
+        f"{located.spec}: model.layers.0.mlp.up_proj.weight is packed (I32) "
         "also in memory: the sparsity of such weights is not counted; count the zeros "
         "of the checkpoint as it was before packing"
     )

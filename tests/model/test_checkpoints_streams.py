@@ -68,7 +68,7 @@ def facts_in_memory(model: torch.nn.Module) -> dict[str, TensorFacts]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_model_in_memory_and_its_files(tmp_path: Path, arch: str, dtype: str) -> None:
-    """Other names only where transformers saves experts one by one, or as it once did."""
+    """Other names only where transformers saves as it once did."""
     model = build_model(arch).to(getattr(torch, dtype))
     save(model, tmp_path)
     stored = fingerprint(Located("m", tmp_path)).tensors

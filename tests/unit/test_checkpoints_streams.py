@@ -439,18 +439,18 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
         stream.truncate(8 + len(text) + count * GIB)  # sparse: it takes no space
     (tmp_path / "config.json").write_text("{}")
     script = """
-        import sys
+        import os, sys
         from pathlib import Path
         from pytest_pplguard.checkpoints import Located
         from pytest_pplguard.checkpoints.streams import each, stored_streams
         def work(stream):
-            print("reading", flush=True)
+            os.write(1, b"reading\\n")
             for chunk in stream.read():
                 pass
         try:
             each(stored_streams(Located("m", Path(sys.argv[1]))), work)
         except KeyboardInterrupt:
-            print("interrupted")
+            print("interrupted", flush=True)
     """
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],

@@ -7,6 +7,7 @@ import math
 import os
 import resource
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,6 +156,25 @@ def test_scores_that_cannot_be_of_these_windows_are_not_taken(tmp_path: Path) ->
     with open_in(tmp_path) as journal:
         journal.add({0: WindowScore(1.0, 2, 0)})
         journal.add({1: SCORES[1]})
+    with open_in(tmp_path) as journal:
+        assert journal.finished == {1: SCORES[1]}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        b'{"windows":[[-1,9.0,3],[6,9.0,3],[99999999999999,9.0,3]]}',
+        b'{"windows":[[0,"code",3]]}',
+        b'{"windows":' + b"[" * 100_000,
+        b"[]",
+    ],
+)
+def test_a_record_with_a_good_sum_that_no_run_wrote(
+    tmp_path: Path, forged: bytes
+) -> None:
+    path = written(tmp_path, 1)
+    with path.open("ab") as file:
+        file.write(b"%08x %s\n" % (zlib.crc32(forged), forged))
     with open_in(tmp_path) as journal:
         assert journal.finished == {1: SCORES[1]}
 
