@@ -25,6 +25,11 @@ def test_verdict(value: float | None, limit: float | None, verdict: str) -> None
     assert Figure("import", value, "ms", limit).verdict == verdict
 
 
+@pytest.mark.parametrize(("value", "verdict"), [(0.5, "met"), (0.49, "not met")])
+def test_verdict_on_what_must_not_be_less(value: float, verdict: str) -> None:
+    assert Figure("rate", value, "x", 0.5, least=True).verdict == verdict
+
+
 def test_own_time_is_what_is_left() -> None:
     assert Account(total=10, imports=5, loading=1.5, forward=2.25).own == 1.25
 
