@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec import Struct
@@ -12,8 +11,6 @@ from ..errors import CheckpointError
 from ..tensornames import group, layer_of
 from ..values import Fingerprint, Outcome, SparsityGate, TensorFacts, Verdict
 from .bounds import Bounds
-
-Facts = Sequence[TensorFacts]
 
 _LINES = 5
 """Reasons that name tensors, before one says how many more there are."""
@@ -231,7 +228,7 @@ def judge_weights(
 
     ``same``: all weights are the recorded numbers, in any dtype. ``mask``: the zeros of
     the tensors in which sparsity is counted are where they were; values may move. The
-    verdict measures how many tensors are not so.
+    verdict measures how many tensors are not so; to name them is the diff's part.
 
     Args:
         gate: whose weights they are.
@@ -259,26 +256,15 @@ def judge_weights(
     old = then.weights if kind == "same" else _linear(then)
     new = now.weights if kind == "same" else _linear(now)
     both = [name for name in old if name in new]
-    kinds = _strangers(new, old) | {what: [] for what in _SAY}
-    for name in both:
-        if found := _difference(new[name], old[name], kind):
-            kinds[found].append(name)
-    count = sum(map(len, kinds.values()))
-
-    def say(what: str, names: Sequence[str]) -> str:
-        if what in _STRANGE:
-            return _STRANGE[what]
-        return _SAY[what]([new[name] for name in names], [old[name] for name in names])
-
+    count = len(old.keys() ^ new.keys()) + sum(
+        _differ(new[name], old[name], kind) for name in both
+    )
     return replace(
         verdict,
         outcome=Outcome.CHANGED if count else Outcome.WITHIN,
         passed=not count,
         measured=count,
         allowed=(None, 0),
-        reasons=name_tensors(
-            kinds, say, known={*old, *new}, linear={*then.linear, *now.linear}
-        ),
         notes=_retyped((new[name], old[name]) for name in both),
     )
 
@@ -307,63 +293,10 @@ def _refuse_packed(checkpoint: str, fingerprint: Fingerprint) -> None:
     )
 
 
-def _difference(now: TensorFacts, then: TensorFacts, kind: str) -> str:
-    """What kind of trouble there is with a tensor; empty if there is none."""
+def _differ(now: TensorFacts, then: TensorFacts, kind: str) -> bool:
     if now.shape != then.shape:
-        return "shape"
-    if kind == "same" and now.values == then.values:
-        return ""
-    if now.mask != then.mask:
-        if now.zeros == then.zeros:
-            return "elsewhere"
-        return "lost" if now.share < _LOST * then.share else "mask"
-    if kind == "mask":
-        return ""
-    return "bad" if now.bad > then.bad else "values"
-
-
-def _say_shape(now: Facts, then: Facts) -> str:
-    if len(now) > 1:
-        return "other shapes"
-    return f"shape {list(now[0].shape)}, recorded {list(then[0].shape)}"
-
-
-def _say_bad(now: Facts, then: Facts) -> str:
-    return f"{sum(facts.bad for facts in now)} NaN or infinite"
-
-
-def _say_lost(now: Facts, then: Facts) -> str:
-    return f"mask lost, zeros {_zeros(then)} -> {_zeros(now)}"
-
-
-def _say_mask(now: Facts, then: Facts) -> str:
-    return f"other weights are zero, {_zeros(then)} -> {_zeros(now)}"
-
-
-def _say_elsewhere(now: Facts, then: Facts) -> str:
-    return f"other weights are zero, as many ({_zeros(now)})"
-
-
-def _say_values(now: Facts, then: Facts) -> str:
-    after, before = (math.hypot(*(f.norm for f in facts)) for facts in (now, then))
-    growth = f"{after / before:.4g}" if before else "1"
-    return "values moved" + ("" if growth == "1" else f", norm x {growth}")
-
-
-def _zeros(facts: Facts) -> str:
-    size = sum(one.size for one in facts)
-    return f"{sum(one.zeros for one in facts) / max(1, size) * 100:.2f} %"
-
-
-_SAY: dict[str, Callable[[Facts, Facts], str]] = {
-    "shape": _say_shape,
-    "bad": _say_bad,
-    "lost": _say_lost,
-    "mask": _say_mask,
-    "elsewhere": _say_elsewhere,
-    "values": _say_values,
-}
-"""Words for each kind of trouble, the one that explains most first."""
+        return True
+    return now.values != then.values if kind == "same" else now.mask != then.mask
 
 
 def _retyped(pairs: Iterable[tuple[TensorFacts, TensorFacts]]) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def brief(verdicts: Iterable[Verdict]) -> str:
 
 
 def _brief(verdict: Verdict) -> str:
-    facts = list(verdict.reasons)
+    facts = list(verdict.reasons or verdict.changes[:1])
     if verdict.outcome in _JUDGED:
         allowed = range_text(*verdict.allowed, _show(verdict))
         facts.insert(0, f"measured {_measured(verdict)}, allowed {allowed}")
