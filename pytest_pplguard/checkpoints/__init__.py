@@ -16,6 +16,7 @@ from .device import (
     choose_dtype,
     probe,
 )
+from .examine import Examination, Finding, ZeroTable, examine
 from .files import TensorInfo, digest, read_config, saved_dtype, tensor_index
 from .fingerprint import fingerprint, tensor_facts
 from .load import Loaded, load
@@ -29,6 +30,8 @@ __all__ = [
     "Comparison",
     "DeviceChoice",
     "DtypeChoice",
+    "Examination",
+    "Finding",
     "Hardware",
     "Loaded",
     "Located",
@@ -36,6 +39,7 @@ __all__ = [
     "Stream",
     "Survivors",
     "TensorInfo",
+    "ZeroTable",
     "Zeros",
     "changed_places",
     "choose_device",
@@ -43,6 +47,7 @@ __all__ = [
     "compare_streams",
     "compare_with_dense",
     "digest",
+    "examine",
     "fingerprint",
     "layer_of",
     "load",

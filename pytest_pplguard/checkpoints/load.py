@@ -282,7 +282,7 @@ def _from_pretrained(
     quantised = is_quantised(saved)
     compressed, others = split_compressed(tensors, located.spec, quantised=quantised)
     if quantised:
-        _check_method(located.spec, saved["quantization_config"])
+        check_method(located.spec, saved["quantization_config"])
     dense = "quantization_config" in saved and not quantised
     if not compressed and not dense:
         return of_folder
@@ -307,8 +307,12 @@ def _from_pretrained(
     )
 
 
-def _check_method(spec: str, packing: dict[str, Any]) -> None:
-    """Refuse a quantisation that transformers would only warn of, and skip."""
+def check_method(spec: str, packing: dict[str, Any]) -> None:
+    """Refuse a quantisation that transformers would only warn of, and skip.
+
+    Raises:
+        CheckpointError: the installed transformers does not know it.
+    """
     import transformers
     from transformers.quantizers.auto import AutoHfQuantizer
 

@@ -176,6 +176,12 @@ def linear_weights(streams: Iterable[Stream], config: Mapping[str, Any]) -> list
     return sorted(stream.name for stream in linear)
 
 
+def packed_weights(streams: Iterable[Stream], config: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors of decoder layers whose elements are no plain floats."""
+    _, packed = _split(streams, _layer_count(config))
+    return sorted(stream.name for stream in packed)
+
+
 def _stored(
     located: Located, config: Mapping[str, Any], *, allow_pickle: bool
 ) -> tuple[list[Stream], str]:
@@ -263,7 +269,7 @@ def _apart(
 ) -> int:
     """How far apart the weights are that follow each other in a group."""
     keep, size = pattern
-    axis = _input_axis(stream, config, spec)
+    axis = input_axis(stream, config, spec)
     width = stream.shape[axis]
     if width % size:
         raise CheckpointError(
@@ -286,7 +292,7 @@ def _broken(kept: numpy.ndarray[Any, Any], keep: int, size: int, apart: int) -> 
     return int(numpy.count_nonzero(counts > keep))
 
 
-def _input_axis(stream: Stream, config: Mapping[str, Any], spec: str) -> int:
+def input_axis(stream: Stream, config: Mapping[str, Any], spec: str) -> int:
     """Which dimension is multiplied with the layer's input."""
     if stream.name.endswith(".weight"):
         conv1d = config.get("model_type") in _INPUT_FIRST

@@ -18,11 +18,11 @@ def main() -> None:
         sys.exit(_complain(error, status=1))
 
 
-def _own_options(text: str) -> str:
+def own_options(text: str) -> str:
     """Messages name pytest's options; the command has most of them without ``ppl``."""
     return text if "pplguard: --" in text else text.replace("--ppl-", "--")
 
 
 def _complain(error: Exception, *, status: int) -> int:
-    print(f"pplguard: error: {_own_options(str(error))}", file=sys.stderr)
+    print(f"pplguard: error: {own_options(str(error))}", file=sys.stderr)
     return status

@@ -242,6 +242,46 @@ def diff(
 
 
 @app.command()
+def doctor(
+    model: Model,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS", min=2, help="Check that a window of so many tokens fits"
+        ),
+    ] = None,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Write JSON to a file, or to stdout"),
+    ] = None,
+    heatmap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Draw where the zeros are, as .png, .svg or .pdf"
+        ),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every row of the table of zeros")
+    ] = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Look a checkpoint over without running it: is it whole, is it plausible?"""
+    from .doctor import doctor_model
+
+    healthy = doctor_model(
+        model,
+        window=window,
+        json_path=json,
+        heatmap=heatmap,
+        everything=everything,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    raise typer.Exit(0 if healthy else 1)
+
+
+@app.command()
 def show(
     name: Annotated[
         str | None,

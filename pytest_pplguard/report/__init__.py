@@ -1,8 +1,10 @@
 """What people and programs read: texts, tables, files, and what GitHub shows."""
 
 from .csv import figures
+from .examination import examination_document, examination_lines
 from .files import check_report_path, write_report
 from .github import annotation_commands, append_step_summary
+from .heatmap import check_heatmap, write_heatmap
 from .json import measurements_document, plain, results_document
 from .markdown import markdown_blocks
 from .progress import watch_lines, watch_live
@@ -15,7 +17,10 @@ __all__ = [
     "brief",
     "change_text",
     "changes_table",
+    "check_heatmap",
     "check_report_path",
+    "examination_document",
+    "examination_lines",
     "failure_text",
     "figures",
     "markdown_blocks",
@@ -28,5 +33,6 @@ __all__ = [
     "watch_lines",
     "watch_live",
     "where_lines",
+    "write_heatmap",
     "write_report",
 ]
