@@ -16,7 +16,7 @@ from ..values import SCHEMA
 _MOST_ROWS = 24
 """Rows of the table that leave room on a screen for what is above it."""
 _MOST_FILES = 4
-_WIDEST = 12
+_WIDEST = 15
 _STYLES: dict[Grade, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 Style = Callable[[str, str], str]
@@ -47,7 +47,7 @@ def examination_document(examined: Examination) -> dict[str, Any]:
         "parameters": examined.parameters,
         "dtypes": examined.dtypes,
         "files": examined.files,
-        "findings": to_builtins(examined.findings),
+        "findings": [to_builtins(finding) for finding in examined.findings],
         "sparsity": sparsity,
     }
 
@@ -169,6 +169,8 @@ def _percent(cell: tuple[int, int] | None) -> str:
     if cell is None or not cell[1]:
         return "-"
     share = 100 * cell[0] / cell[1]
+    if share < 0.1:
+        return "0.0"  # rounding to 16 bits leaves some zeros in any model
     # Nothing is left of a weight that is all zeros; of one that rounds to it, a little.
     return "<100" if cell[0] < cell[1] and share > 99.9 else f"{share:.1f}"
 

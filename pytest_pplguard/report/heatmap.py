@@ -58,7 +58,6 @@ def write_heatmap(file: Path, table: ZeroTable, title: str) -> None:
         size = (2.2 + 0.75 * len(projections), 1.6 + 0.17 * max(6, len(layers)))
         figure = Figure(size, layout="constrained")
         axes = figure.subplots()
-        axes.set_facecolor("lightgrey")  # a projection that a layer does not have
         mesh = axes.pcolormesh(shares, cmap=_COLOURS, vmin=0, vmax=1, edgecolor="white",
                                linewidth=0.3)  # fmt: skip
         axes.invert_yaxis()
@@ -69,7 +68,7 @@ def write_heatmap(file: Path, table: ZeroTable, title: str) -> None:
         axes.set_ylabel("layer")
         axes.set_title(title)
         axes.tick_params(length=0)
-        figure.colorbar(mesh, label="share of zeros")
+        figure.colorbar(mesh, label="share of zeros", aspect=40)
         if shares.size <= _MOST_NUMBERS:
             for (row, column), share in numpy.ndenumerate(shares):
                 if not numpy.isnan(share):

@@ -99,9 +99,9 @@ def check_packing_of(
         found.error(
             "packed",
             packed[0],
-            f"{located.spec}: {len(packed)} weights like {packed[0]} are packed, but "
-            "config.json has no quantization_config that says how: bring it back from "
-            "the folder that the quantiser wrote",
+            f"{located.spec}: weights are packed ({len(packed)}, like {packed[0]}), "
+            "but config.json has no quantization_config that says how: bring it back "
+            "from the folder that the quantiser wrote",
         )
     dense = all(
         stream.dtype in _NAMES and stream.name.rpartition(".")[2] not in _SCALES

@@ -43,7 +43,7 @@ def readable_tensors(
         with found.collect("file", file.name):
             for name, info in read_header(file).items():
                 tensors.setdefault(name, info)
-    if not found.has("file", "index", "missing-shard"):
+    if tensors and not found.has("file", "index", "missing-shard"):
         # What is about several files: stale entries, tensors held twice, masks.
         with found.collect("files", folder.name):
             tensor_index(folder, allow_pickle=allow_pickle)
@@ -100,7 +100,7 @@ def _check_unread(located: Located, names: list[str], found: Findings) -> None:
         read = set(named_shards(index).values())
     shards = [name for name in names if _SHARD.fullmatch(name) and name not in read]
     if shards or (single.is_file() and index.is_file()):
-        what = f"{len(shards)} shards like {shards[0]}" if shards else index.name
+        what = f"shards ({len(shards)}, like {shards[0]})" if shards else index.name
         by = SAFETENSORS if single.is_file() else index.name
         found.warning(
             "unread-shards",

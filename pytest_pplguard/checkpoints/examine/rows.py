@@ -168,7 +168,7 @@ def check_rows(
         found.warning(
             "dead-rows",
             named(names),
-            f"{spec}: {_count(many)} rows are all zeros in {named(names)}: neurons "
+            f"{spec}: all-zero rows ({_count(many)}) in {named(names)}: neurons "
             "removed on purpose, or overwritten?",
         )
     if few:
@@ -176,7 +176,7 @@ def check_rows(
         found.note(
             "dead-rows",
             named(names),
-            f"{spec}: {_count(few)} rows are all zeros in {named(names)}",
+            f"{spec}: all-zero rows ({_count(few)}) in {named(names)}",
         )
 
 

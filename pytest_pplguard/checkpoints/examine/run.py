@@ -17,7 +17,14 @@ from ..fingerprint import tensor_facts
 from ..gguf import gguf_fields
 from ..jsonfiles import section
 from ..load import check_method
-from ..locate import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Located, locate
+from ..locate import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    Located,
+    locate,
+)
 from ..sparsity import linear_weights, packed_weights
 from ..streams import Stream, file_streams, state_streams, stored_streams
 from .config import check_config_file, check_dtype, check_packing_of
@@ -62,7 +69,7 @@ def examine(
     )
     whole = located.model
     config: dict[str, Any] = {}
-    if located.base is not None or not _is_adapter(located):
+    if (whole.folder / "config.json").is_file():
         with found.collect("config", "config.json"):
             config = read_config(whole)
     streams = _streams(whole, config, found, allow_pickle=allow_pickle)
@@ -276,15 +283,16 @@ def _form(located: Located, config: Mapping[str, Any], streams: list[Stream]) ->
         return f"adapter of {located.base.spec}; the weights are its base's"
     if located.gguf:
         return "GGUF, dequantised"
-    packing = section(config, "quantization_config")
     if is_quantised(config):
-        method = packing.get("quant_method") or "unknown"
-        return f"quantised ({method}); keys are not compared"
-    folder = located.folder
-    sparse = section(packing, "sparsity_config").get("format")
-    if isinstance(sparse, str) and sparse != "dense":
-        return f"sparse-compressed ({sparse}), decoded"
-    shards = len(list(folder.glob("*.safetensors")))
-    if shards:
-        return f"safetensors, {shards} file{'s' if shards > 1 else ''}"
-    return "pickle" if streams else "no weights"
+        method = section(config, "quantization_config").get("quant_method")
+        return f"quantised ({method or 'unknown'}); keys are not compared"
+    if not streams:
+        return "no weights that can be read"
+    for name in ("quantization_config", "compression_config"):
+        sparse = section(section(config, name), "sparsity_config").get("format")
+        if isinstance(sparse, str) and sparse != "dense":
+            return f"sparse-compressed ({sparse}), decoded"
+    if (located.folder / SAFETENSORS).is_file():
+        return "safetensors, one file"
+    sharded = (located.folder / SAFETENSORS_INDEX).is_file()
+    return "safetensors, in shards" if sharded else "pickle"

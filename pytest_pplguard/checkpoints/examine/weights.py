@@ -59,10 +59,10 @@ def check_weights(
     """
     _check_finite(spec, facts, found)
     _check_constant(spec, facts, linear, found)
-    _check_peaks(spec, facts, found, dtype)
+    odd = _check_peaks(spec, facts, found, dtype)
     _check_dtypes(spec, facts, found)
     _check_shares(spec, facts, linear, found)
-    _check_norms(spec, facts, linear, found)
+    _check_norms(spec, facts, set(linear) - odd, found)
     _check_repeats(spec, facts, linear, found)
     _check_reset(spec, facts, found)
     _check_vocabulary_zeros(spec, facts, found)
@@ -73,9 +73,8 @@ def _check_finite(spec: str, facts: Facts, found: Findings) -> None:
         found.error(
             "not-finite",
             named(bad),
-            f"{spec}: {sum(bad.values())} weights are NaN or infinite "
-            f"({named(bad)}): every loss would be NaN; save the checkpoint again from "
-            "its source",
+            f"{spec}: NaN or infinity ({sum(bad.values())}) in {named(bad)}: every "
+            "loss would be NaN; save the checkpoint again from its source",
         )
 
 
@@ -88,15 +87,15 @@ def _check_constant(
         found.error(
             "all-zero",
             named(lost),
-            f"{spec}: {named(lost)} is all zeros: every token would look the same; "
+            f"{spec}: only zeros in {named(lost)}: every token would look the same; "
             "save the checkpoint again from its source",
         )
     if zero := zero - whole:
         found.warning(
             "all-zero",
             named(zero),
-            f"{spec}: {len(zero)} weights are all zeros ({named(zero)}): lost in "
-            "saving, or removed on purpose?",
+            f"{spec}: only zeros in {named(zero)}: lost in saving, or removed on "
+            "purpose?",
         )
     if same := {n for n in {*linear, *whole} if _is_constant(facts[n])}:
         found.warning(
@@ -120,7 +119,10 @@ def _is_constant(facts: TensorFacts) -> bool:
 # ------------------------------------------------------------------------------- sizes
 
 
-def _check_peaks(spec: str, facts: Facts, found: Findings, dtype: str | None) -> None:
+def _check_peaks(
+    spec: str, facts: Facts, found: Findings, dtype: str | None
+) -> set[str]:
+    """Weights that are far too large; returns the tensors that hold them."""
     if dtype == "float16" and (
         high := {n for n, each in facts.items() if each.peak > FLOAT16_MAX}
     ):
@@ -140,10 +142,16 @@ def _check_peaks(spec: str, facts: Facts, found: Findings, dtype: str | None) ->
             f"{spec}: single weights are far too large in {named(odd)} (up to "
             f"{facts[worst].peak:.3g}{odd[worst]}): a flipped bit, or a broken save?",
         )
+    return set(odd)
 
 
 def _odd_peaks(facts: Facts) -> Iterator[tuple[str, str]]:
     """Tensors with an implausible largest weight, and how it compares."""
+    for name, each in facts.items():
+        matrix = len(each.shape) >= 2 and each.size >= _SMALLEST_MATRIX
+        left = each.size - each.zeros
+        if matrix and left > _SMALLEST_MATRIX // 16 and _is_dominated(each):
+            yield name, "; all others together weigh less"
     for layers in by_role(facts).values():
         peaks = {n: facts[n].peak for names in layers.values() for n in names}
         usual = median(peaks.values())
@@ -151,11 +159,6 @@ def _odd_peaks(facts: Facts) -> Iterator[tuple[str, str]]:
             for name, peak in peaks.items():
                 if peak > _PEAK_FACTOR * usual:
                     yield name, f"; {usual:.3g} is usual in the other layers"
-    for name, each in facts.items():
-        matrix = len(each.shape) >= 2 and each.size >= _SMALLEST_MATRIX
-        left = each.size - each.zeros
-        if matrix and left > _SMALLEST_MATRIX // 16 and _is_dominated(each):
-            yield name, "; all others together weigh less"
 
 
 def _is_dominated(facts: TensorFacts) -> bool:
