@@ -80,13 +80,15 @@ def _print(examined: Examination, *, everything: bool) -> None:
         print("\n".join(examination_lines(examined, everything=everything)))
         return
     from rich.console import Console
-    from rich.markup import escape
+    from rich.style import Style
+    from rich.text import Text
 
-    lines = examination_lines(
-        replace(examined, model=escape(examined.model)),
-        everything=everything,
-        style=lambda text, style: f"[{style}]{escape(text)}[/]",
-    )
     console = Console(highlight=False, soft_wrap=True)
+    lines = examination_lines(
+        examined,
+        everything=everything,
+        style=lambda text, style: Style.parse(style).render(text),
+    )
+    # rich leaves colours out where the terminal or NO_COLOR says so.
     for line in lines:
-        console.print(line)
+        console.print(Text.from_ansi(line))

@@ -87,7 +87,11 @@ def _summary(examined: Examination, style: Style) -> str:
         for grade in _STYLES
         if counts[grade]
     )
-    word = style("healthy", "green") if examined.healthy else style("ill", "bold red")
+    word = style("healthy", "green")
+    if counts["error"]:
+        word = style("ill", _STYLES["error"])
+    elif counts["warning"]:
+        word = style("suspicious", _STYLES["warning"])
     return f"{word}: {said or 'nothing found'}"
 
 

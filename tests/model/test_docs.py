@@ -276,3 +276,20 @@ def test_the_table_of_smollm2_is_what_is_recorded() -> None:
             f"+{100 * (word / token - 1):.0f} %",
             f"{math.log(word) / math.log(token):.3f}",
         ]
+
+
+def test_the_docs_list_every_finding() -> None:
+    sources = (ROOT / "pytest_pplguard/checkpoints/examine").glob("*.py")
+    code = "\n".join(source.read_text(encoding="utf-8") for source in sources)
+    used = set(re.findall(r'found\.\w+\(\s*f?"([a-z{}0-9-]+)"', code))
+    assert "{name}-differs" in used
+    used |= {"bos-differs", "eos-differs", "missing", "shape", "unexpected"}
+    used |= {"incomplete", "no-tokenizer", "base"}
+    used |= set(re.findall(r'yield "([a-z-]+)", partial', code_of_config()))
+    rows = re.findall(r"^\| (`[a-z].*?) \| ", read("docs/doctor.md"), re.M)
+    listed = {code for row in rows for code in re.findall(r"`([a-z0-9-]+)`", row)}
+    assert used - {"{name}-differs"} == listed
+
+
+def code_of_config() -> str:
+    return read("pytest_pplguard/checkpoints/config.py")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+
+from pytest_pplguard.checkpoints import Examination, Finding
+from pytest_pplguard.cli import doctor
 
 from .test_cli import pplguard
 from .tiny import save_tiny
@@ -83,3 +87,29 @@ def test_options_are_named_as_the_command_has_them(tmp_path: Path) -> None:
     done = pplguard("doctor", "m", cwd=tmp_path)
     assert done.returncode == 1
     assert "trust them with --allow-pickle (weights)" in done.stdout
+
+
+def test_colours_on_a_terminal_and_every_character(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finding = Finding("error", "adapter", "w", "m: pip install 'pytest-pplguard[peft]'")
+    examined = Examination("m", "pickle", "", 0, 0, {}, {}, (finding,), None)
+    monkeypatch.setattr(doctor, "examine", lambda spec, **options: examined)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert not doctor.doctor_model(
+        "m",
+        window=None,
+        json_path=None,
+        heatmap=None,
+        everything=False,
+        allow_pickle=False,
+        trust_remote_code=False,
+    )
+    shown = capsys.readouterr().out
+    assert (
+        "\x1b[1;31merror   \x1b[0m pip install 'pytest-pplguard[peft]' (adapter)"
+        in (shown)
+    )
+    assert "\x1b[1;31mill\x1b[0m: 1 error" in shown

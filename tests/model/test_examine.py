@@ -145,7 +145,7 @@ def test_a_whole_report(model: Path) -> None:
         "warning  0.00% zeros in layers 2-3: self_attn.q_proj, self_attn.k_proj, "
         "self_attn.v_proj, self_attn.o_proj and 3 more, 50.00% in the other layers: a "
         "mask lost, or left so on purpose? (sparsity)",
-        "healthy: 1 warning",
+        "suspicious: 1 warning",
         "",
         "zeros in %  q_proj  k_proj  v_proj  o_proj  gate_proj  up_proj  down_proj     "
         "all",

@@ -121,3 +121,5 @@ def test_the_document() -> None:
 def test_only_errors_make_it_ill(grade: str) -> None:
     report = examined(None, Finding(grade, "c", "w", "t"))  # type: ignore[arg-type]
     assert report.healthy is (grade != "error")
+    word = {"error": "ill", "warning": "suspicious", "note": "healthy"}[grade]
+    assert examination_lines(report)[-1] == f"{word}: 1 {grade}"
