@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from ..errors import CheckpointError
@@ -34,17 +35,29 @@ def check_config(located: Located, *, trust_remote_code: bool) -> None:
     """
     if located.gguf:
         return
-    config = read_config(located)
+    for _, check in config_checks(located, trust_remote_code=trust_remote_code):
+        check()
+
+
+def config_checks(
+    located: Located, *, trust_remote_code: bool
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The checks of :func:`check_config` one by one, each with a name."""
+    config, spec = read_config(located), located.spec
     if not trust_remote_code:
-        refuse_remote_code(located)
+        yield "remote-code", partial(refuse_remote_code, located)
+    yield "weights-elsewhere", partial(_check_place, spec, config)
+    yield "packing", partial(_check_packing, spec, config)
+    for settings in (config, section(config, "text_config")):
+        yield "rope", partial(_check_rope, spec, settings)
+
+
+def _check_place(spec: str, config: Mapping[str, Any]) -> None:
     if "transformers_weights" in config:
         raise CheckpointError(
-            f"{located.spec}: config.json names its own weight file "
+            f"{spec}: config.json names its own weight file "
             "(transformers_weights), which is not supported: use model.safetensors"
         )
-    _check_packing(located.spec, config)
-    for settings in (config, section(config, "text_config")):
-        _check_rope(located.spec, settings)
 
 
 def refuse_remote_code(located: Located) -> None:

@@ -168,6 +168,18 @@ def _pickle_file(folder: Path, *, allow_pickle: bool) -> Path:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor name to shard name; every shard exists and lies in the folder."""
+    weight_map = named_shards(index)
+    for name in sorted(set(weight_map.values())):
+        check_shard(index, name)
+    return weight_map
+
+
+def named_shards(index: Path) -> dict[str, str]:
+    """Tensor name to shard name, as an index has them.
+
+    Raises:
+        CheckpointError: it has no such map, or names a file that is never read.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")
@@ -183,12 +195,20 @@ def _weight_map(index: Path) -> dict[str, str]:
                 f"{index} names the shard {name!r}, which is no safetensors file: "
                 "save the checkpoint again (model.save_pretrained writes safetensors)"
             )
-        if not (index.parent / name).is_file():
-            raise CheckpointError(
-                f"{index.parent} lacks the shard {name} that {index.name} names: "
-                "copy or download it again"
-            )
     return {name: str(file) for name, file in weight_map.items()}
+
+
+def check_shard(index: Path, name: str) -> None:
+    """Refuse a shard that an index names and that is not there.
+
+    Raises:
+        CheckpointError: it is missing.
+    """
+    if not (index.parent / name).is_file():
+        raise CheckpointError(
+            f"{index.parent} lacks the shard {name} that {index.name} names: "
+            "copy or download it again"
+        )
 
 
 # -------------------------------------------------------------------- what is in them

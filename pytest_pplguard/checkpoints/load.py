@@ -31,8 +31,10 @@ from .files import (
 from .gguf import gguf_fields, open_gguf
 from .gguf_tokenizer import set_pre_tokenizer
 from .locate import Located
+from .streams import Stream
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LISTED = 5
@@ -129,7 +131,13 @@ def load(
         _memory(located.spec, device, dtype),
     ):
         tokenizer = _tokenizer(tokenized, options)
-        model, info = _model(whole, settings, tensors, device, dtype, log)
+        model, info = _model(
+            whole,
+            partial(_from_pretrained, whole, settings, tensors),
+            device,
+            dtype,
+            log,
+        )
         _check_keys(whole.spec, type(model).__name__, info, allow_keys)
         if located.base is not None:
             model, notices = merge_adapter(model, located)
@@ -200,6 +208,21 @@ class _Lines(logging.Handler):
         self._lines.append(record.getMessage())
 
 
+def load_tokenizer(
+    located: Located, *, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, as :func:`load` gives it.
+
+    Raises:
+        CheckpointError: transformers cannot read it.
+    """
+    with _quiet(bars=located.model.gguf is not None):
+        return _tokenizer(
+            with_tokenizer(located),
+            _options(located.model, trust_remote_code=trust_remote_code),
+        )
+
+
 def _tokenizer(located: Located, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
@@ -226,10 +249,49 @@ def _set_gguf_rule(located: Located, tokenizer: PreTrainedTokenizerBase) -> str 
     )
 
 
+def fit(
+    located: Located, tensors: Iterable[Stream], *, trust_remote_code: bool
+) -> tuple[PreTrainedModel, dict[str, str]]:
+    """The model without its weights, and in what its tensors do not fit it.
+
+    transformers does all that it does with weights, on tensors that have a dtype and a
+    shape but no data: nothing is read, and next to no memory is needed.
+
+    Args:
+        located: a folder; its ``config.json`` decides what the model is.
+        tensors: everything that the files hold.
+        trust_remote_code: run Python code that the checkpoint brings along.
+
+    Returns:
+        The model on torch's ``meta`` device, and sentences by what they are about:
+        ``missing``, ``shape``, ``unexpected``.
+
+    Raises:
+        CheckpointError: transformers cannot build the model, or put the weights
+            together.
+    """
+    import torch
+
+    def make() -> Callable[..., Any]:
+        state = {
+            tensor.name: torch.empty(
+                tensor.shape,
+                dtype=torch.float32 if tensor.is_float else torch.uint8,
+                device="meta",
+            )
+            for tensor in tensors
+        }
+        return _of_state(_config(located, trust), state, trust)
+
+    trust = {"trust_remote_code": trust_remote_code}
+    with _quiet(bars=False) as log:
+        model, info = _model(located, make, "meta", "float32", log)
+    return model, _key_problems(info, ())
+
+
 def _model(
     located: Located,
-    settings: Mapping[str, Any],
-    tensors: Mapping[str, TensorInfo],
+    make: Callable[[], Callable[..., Any]],
     device: str,
     dtype: str,
     log: list[str],
@@ -238,7 +300,7 @@ def _model(
     import torch
 
     try:
-        model, info = _from_pretrained(located, settings, tensors)(
+        model, info = make()(
             dtype=getattr(torch, dtype),
             device_map={"": device},
             # Only so that all of them are reported: _check_keys refuses them.
@@ -272,8 +334,7 @@ def _from_pretrained(
     located: Located, settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
 ) -> Callable[..., Any]:
     """``from_pretrained`` of the folder, or of what had to be decoded from it."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     of_folder = partial(
         AutoModelForCausalLM.from_pretrained, located.folder, **settings
@@ -287,22 +348,40 @@ def _from_pretrained(
     if not compressed and not dense:
         return of_folder
     trust = {"trust_remote_code": settings["trust_remote_code"]}
-    config = AutoConfig.from_pretrained(located.folder, local_files_only=True, **trust)
-    if dense:
-        # All that it says is how sparse the weights are.
-        vars(config).pop("quantization_config", None)
+    config = _config(located, trust)
     if not compressed:
         return partial(of_folder, config=config)
     if quantised:
         config.quantization_config.pop("sparsity_config", None)
-    # Given tensors instead of a folder, transformers wants the class by name.
+    return _of_state(config, decoded_state(compressed, others), trust, **settings)
+
+
+def _config(located: Located, trust: Mapping[str, bool]) -> Any:
+    """The config of a folder as transformers reads it."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(located.folder, local_files_only=True, **trust)
+    if not is_quantised(read_config(located)):
+        # All that it may say is how sparse the weights are.
+        vars(config).pop("quantization_config", None)
+    return config
+
+
+def _of_state(
+    config: Any, state: Mapping[str, Tensor], trust: Mapping[str, bool], **settings: Any
+) -> Callable[..., Any]:
+    """``from_pretrained`` of tensors instead of a folder."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    # Given tensors, transformers wants the class by name.
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config, **trust)
     return partial(
         type(empty).from_pretrained,
         None,
         config=empty.config,
-        state_dict=decoded_state(compressed, others),
+        state_dict=state,
         **settings,
     )
 
@@ -380,27 +459,37 @@ def _check_keys(
     spec: str, model: str, info: Mapping[str, Any], allow_keys: Sequence[str]
 ) -> None:
     """Refuse a model whose weights do not all come from the files, and all of them."""
-    unexpected = {
+    refuse_prune_masks(spec, _unexpected(info, allow_keys))
+    problems = _key_problems(info, allow_keys)
+    if problems:
+        raise CheckpointError(
+            f"{spec} does not fit its architecture {model}: "
+            + "; ".join(problems.values())
+        )
+
+
+def _key_problems(info: Mapping[str, Any], allow_keys: Sequence[str]) -> dict[str, str]:
+    """What is wrong with a model's weights, by what it is about."""
+    problems = {}
+    if missing := info["missing_keys"]:
+        problems["missing"] = f"{_named(missing)} missing from the files ({_RANDOM})"
+    if mismatched := info["mismatched_keys"]:
+        shapes = set(map(_mismatch, mismatched))
+        problems["shape"] = f"{_named(shapes)} of another shape ({_RANDOM})"
+    if unexpected := _unexpected(info, allow_keys):
+        problems["unexpected"] = (
+            f"{_named(unexpected)} in the files but not in the model (if that is "
+            "right, list them under allow_keys of the checkpoint in its baseline file)"
+        )
+    return problems
+
+
+def _unexpected(info: Mapping[str, Any], allow_keys: Sequence[str]) -> set[str]:
+    return {
         key
         for key in info["unexpected_keys"]
         if not any(fnmatchcase(key, glob) for glob in allow_keys)
     }
-    refuse_prune_masks(spec, unexpected)
-    problems = []
-    if missing := info["missing_keys"]:
-        problems.append(f"{_named(missing)} missing from the files ({_RANDOM})")
-    if mismatched := info["mismatched_keys"]:
-        shapes = set(map(_mismatch, mismatched))
-        problems.append(f"{_named(shapes)} of another shape ({_RANDOM})")
-    if unexpected:
-        problems.append(
-            f"{_named(unexpected)} in the files but not in the model (if that is "
-            "right, list them under allow_keys of the checkpoint in its baseline file)"
-        )
-    if problems:
-        raise CheckpointError(
-            f"{spec} does not fit its architecture {model}: " + "; ".join(problems)
-        )
 
 
 def _mismatch(entry: str | tuple[str, Sequence[int], Sequence[int]]) -> str:

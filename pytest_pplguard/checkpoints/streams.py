@@ -97,11 +97,24 @@ def stored_streams(located: Located, *, allow_pickle: bool = False) -> list[Stre
         return list(_gguf(located))
     folder = located.model.folder
     stored = tensor_index(folder, allow_pickle=allow_pickle)
-    if not stored:
-        return []
-    compressed, others = split_compressed(
-        stored, located.spec, quantised=is_quantised(read_config(located))
-    )
+    quantised = bool(stored) and is_quantised(read_config(located))
+    return file_streams(stored, located.spec, quantised=quantised)
+
+
+def file_streams(
+    tensors: Mapping[str, TensorInfo], spec: str, *, quantised: bool
+) -> list[Stream]:
+    """The tensors of safetensors files; sparse-compressed ones decoded.
+
+    Args:
+        tensors: from :func:`~.files.tensor_index`.
+        spec: names the checkpoint in errors.
+        quantised: whether its config says that weights are to be dequantised.
+
+    Raises:
+        CheckpointError: the parts of a compressed weight do not fit together.
+    """
+    compressed, others = split_compressed(tensors, spec, quantised=quantised)
     return [
         *(_file_stream(name, info) for name, info in others.items()),
         *(_decoded_stream(name, weight) for name, weight in compressed.items()),
@@ -127,6 +140,11 @@ def weight_streams(
             f"{located.spec} {what}: its weights are only known once it is loaded"
         )
     return model_streams(model())
+
+
+def state_streams(state: Mapping[str, Tensor]) -> list[Stream]:
+    """Tensors in memory by name."""
+    return [_memory_stream(name, tensor) for name, tensor in state.items()]
 
 
 def model_streams(model: nn.Module) -> list[Stream]:

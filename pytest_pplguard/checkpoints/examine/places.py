@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
-from ..sparsity import layer_of
+from ...tensornames import layer_of
 
 _NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _SHOWN = 4

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -14,7 +11,7 @@ from msgspec import Struct
 from ...errors import CheckpointError
 from ...values import TensorFacts
 from ..sparsity import input_axis
-from ..streams import Stream
+from ..streams import Stream, each
 from .places import layers_text, named, place_of
 from .result import Findings
 
@@ -27,7 +24,6 @@ _GROUPS = (4, 8, 16, 32)
 _SPARSE = 0.2
 """A smaller share of zeros is no pattern."""
 _ROUNDING = 0.01
-_MOST_THREADS = 16
 _BY_HEADS = re.compile(r"(^|\.)(q|k|v)(_proj)?$")
 _FROM_HEADS = re.compile(r"att.*\.(o_proj|out_proj|wo)(\.weight)?$")
 _MANY = 0.1
@@ -61,10 +57,8 @@ def look_inside(
         and min(stream.shape) > 0
         and min(stream.shape) <= facts[stream.name].zeros < facts[stream.name].size
     ]
-    work.sort(key=lambda stream: -math.prod(stream.shape))
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda s: _inside(s, facts[s.name].share, config), work))
+    found = each(work, lambda one: _inside(one, facts[one.name].share, config))
+    return list(found.values())
 
 
 def _inside(stream: Stream, share: float, config: Mapping[str, Any]) -> Inside:
