@@ -17,6 +17,9 @@ from .settings import config_line, tokenizer_line
 
 _MOST_LOST = 0.02
 """A mask is lost if no more than this part of its zeros is left."""
+_PRUNED = {"more zeros": " (pruned?)", "zeros elsewhere": " (pruned anew?)"}
+_AS_MANY = 1e-3
+"""Shares of zeros that differ by less are those of another mask, as a rule."""
 _NEARLY_ALL = 0.9
 _RESTORED = 1.02
 """What norms grow by at least when half of the weights, the smaller ones, are back."""
@@ -120,7 +123,8 @@ def _the_rest(difference: Difference) -> str:
 
 def _tensor_lines(difference: Difference) -> Iterable[_Line]:
     changes = difference.changes
-    if headline := _other_base(difference):
+    headline = _other_base(difference)
+    if headline is not None:
         yield headline
     copies = {
         change.name: change.source
@@ -134,7 +138,7 @@ def _tensor_lines(difference: Difference) -> Iterable[_Line]:
     buckets: dict[tuple[object, ...], list[Change]] = defaultdict(list)
     for change in changes:
         if change.name not in told:
-            buckets[_bucket(change)].append(change)
+            buckets[_bucket(change, alike=headline is not None)].append(change)
     for alike in buckets.values():
         by_name = {change.name: change for change in alike}
         for found in group(by_name, known=difference.tensors, linear=difference.linear):
@@ -146,8 +150,11 @@ def _tensor_lines(difference: Difference) -> Iterable[_Line]:
             )
 
 
-def _bucket(change: Change) -> tuple[object, ...]:
-    """Changes that have one line if their tensors have one name together."""
+def _bucket(change: Change, *, alike: bool) -> tuple[object, ...]:
+    """Changes that have one line if their tensors have one name together.
+
+    Where nearly everything differs, values that moved are ``alike``.
+    """
     before, now = change.before, change.now
     if before is None or now is None:
         return change.kind, change.looks, change.source
@@ -158,9 +165,11 @@ def _bucket(change: Change) -> tuple[object, ...]:
     if change.kind == "mask":
         return change.kind, _mask_words(before.share, now.share)
     if change.kind == "values":
-        factor = change.factor and f"{change.factor:.3g}"
-        alike = _size_class(before, now) if factor is None else 0
-        return change.kind, change.looks, factor, alike
+        if change.factor is not None:
+            return change.kind, change.looks, f"{change.factor:.3g}"
+        if alike and change.looks in ("", "little"):
+            return (change.kind,)
+        return change.kind, change.looks, _size_class(before, now)
     return (change.kind,)
 
 
@@ -189,7 +198,7 @@ def _weight(changes: Sequence[Change]) -> float:
     kind = changes[0].kind
     if kind == "mask":
         before, now = _shares(changes)
-        return abs(now - before) + (now < before)
+        return abs(now - before) + ("lost" in _mask_words(before, now))
     if kind == "values":
         return max(
             abs(_size_class(change.before, change.now))
@@ -256,7 +265,7 @@ def _shares(changes: Iterable[Change]) -> tuple[float, float]:
 
 
 def _mask_words(before: float, now: float) -> str:
-    if now == before:
+    if abs(now - before) < _AS_MANY:
         return "zeros elsewhere"
     if now > before:
         return "more zeros"
@@ -267,12 +276,14 @@ def _mask_line(changes: Sequence[Change], difference: Difference) -> str:
     before, now = _shares(changes)
     what = _mask_words(before, now)
     guess = _mask_guess(what, changes, difference)
-    if what == "zeros elsewhere":
+    if what != "zeros elsewhere":
+        return f"{what}, {_percent(before)} -> {_percent(now)}{guess}"
+    zeros = _zeros(changes)
+    if len(changes) > 1 or zeros[0] == zeros[1]:
         return f"{what}, {_percent(before)} as before{guess}"
-    if _percent(before) == _percent(now):
-        zeros = _zeros(changes)
-        return f"{what}, {zeros[0]:,} -> {zeros[1]:,}{guess}"
-    return f"{what}, {_percent(before)} -> {_percent(now)}{guess}"
+    # Of one tensor, even one weight is told.
+    what = "zeros lost" if zeros[1] < zeros[0] else "more zeros"
+    return f"{what}, {zeros[0]:,} -> {zeros[1]:,}{guess}"
 
 
 def _mask_guess(what: str, changes: Sequence[Change], difference: Difference) -> str:
@@ -285,12 +296,12 @@ def _mask_guess(what: str, changes: Sequence[Change], difference: Difference) ->
     if touched < set(difference.linear):
         filled = "lost" in what and len(touched) > 1 and not _are_back(changes)
         return " (an adapter merged?)" if filled else ""
-    if "lost" not in what:
-        return {"more zeros": " (pruned?)"}.get(what, " (pruned anew?)")
     others = any(
         change.kind != "retyped" and change.name not in touched
         for change in difference.changes
     )
+    if "lost" not in what:
+        return "" if others else _PRUNED[what]
     if what == "mask lost" and _are_back(changes) and not others:
         return " (is this the dense checkpoint?)"
     return " (an adapter merged, or trained without the mask?)"
@@ -330,7 +341,8 @@ def _moved_words(changes: Sequence[Change], difference: Difference) -> str:
     before, now = first.before, first.now
     if before is None or now is None or not before.mask or not now.mask:
         return "other values"
-    text = f"values moved{' a little' * (first.looks == 'little')}"
+    is_little = all(change.looks == "little" for change in changes)
+    text = f"values moved{' a little' * is_little}"
     if norms := _norms(changes):
         low, high = f"{min(norms):.4g}", f"{max(norms):.4g}"
         text += f", norm x{low}" + (f" to x{high}" if high != low else "")
@@ -341,7 +353,7 @@ def _moved_words(changes: Sequence[Change], difference: Difference) -> str:
             text += f", zeros {before.zeros:,} -> {now.zeros:,}"
         if not math.isclose(now.peak, before.peak, rel_tol=0.2):
             text += f", largest {before.peak:.3g} -> {now.peak:.3g}"
-    if first.looks != "little":
+    if not is_little:
         return text
     if before.dtype != now.dtype:
         return f"{text} (rounded, {before.dtype} -> {now.dtype}?)"
