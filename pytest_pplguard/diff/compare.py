@@ -75,7 +75,8 @@ class Difference(Struct, frozen=True):
     ``tensors`` maps the recorded names, and those of new tensors, to numbers of
     weights; ``linear`` are those in which sparsity is counted. ``renamed`` maps
     recorded names to others that the tensors have now. ``head`` is the width of an
-    attention head, if the config says it.
+    attention head, if the config says it. ``described`` says which of config and
+    tokenizer both fingerprints have.
     """
 
     tensors: dict[str, int]
@@ -85,6 +86,7 @@ class Difference(Struct, frozen=True):
     tokenizer: tuple[SettingChange, ...] = ()
     renamed: dict[str, str] = {}
     head: int | None = None
+    described: tuple[str, ...] = ("config", "tokenizer")
 
     @property
     def matters(self) -> bool:
@@ -105,6 +107,11 @@ def compare(recorded: Fingerprint, now: Fingerprint) -> Difference:
     """What differs from the ``recorded`` fingerprint, by the facts of both."""
     before, after = recorded.weights, now.weights
     names = match(before, after)
+    described = tuple(
+        part
+        for part in ("config", "tokenizer")
+        if getattr(recorded, part) and getattr(now, part)
+    )
     recorded_name = {name: names.get(name, name) for name in after}
     owners = _owners(before)
     changes = [
@@ -131,10 +138,19 @@ def compare(recorded: Fingerprint, now: Fingerprint) -> Difference:
         | {name: facts.size for name, facts in before.items()},
         linear=recorded.linear,
         changes=tuple(sorted(changes, key=lambda change: natural(change.name))),
-        config=tuple(compare_config(recorded.config, now.config)),
-        tokenizer=tuple(compare_tokenizers(recorded.tokenizer, now.tokenizer)),
+        config=(
+            tuple(compare_config(recorded.config, now.config))
+            if "config" in described
+            else ()
+        ),
+        tokenizer=(
+            tuple(compare_tokenizers(recorded.tokenizer, now.tokenizer))
+            if "tokenizer" in described
+            else ()
+        ),
         renamed={old: new for new, old in sorted(names.items()) if old != new},
         head=_head(recorded.config),
+        described=described,
     )
 
 

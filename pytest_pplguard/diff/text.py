@@ -68,9 +68,10 @@ def lines(
     # The order of lines of one place and weight is that of the tensors.
     texts = [line.text for line in sorted(found, key=lambda x: (x.rank, -x.weight))]
     if not texts:
+        same = _listed(["weights", *difference.described])
         return [
-            f"weights, config and tokenizer are those of {before} to the bit: look at "
-            "the environment (dtype, device, versions, attention)"
+            f"{same} are those of {before} to the bit: look at the environment "
+            "(dtype, device, versions, attention)"
         ]
     if rest := _the_rest(difference):
         texts.append(rest)
@@ -106,16 +107,19 @@ def _the_rest(difference: Difference) -> str:
     changed = {change.name for change in difference.changes}
     same = len(set(difference.tensors) - changed)
     weights = f"all other weights ({same} tensors)" if changed else "all weights"
+    told = {"config": difference.config, "tokenizer": difference.tokenizer}
     parts = [
         *([weights] if same else []),
-        *([] if difference.config else ["the config"]),
-        *([] if difference.tokenizer else ["the tokenizer"]),
+        *(f"the {part}" for part in difference.described if not told[part]),
     ]
     if not parts:
         return ""
     verb = "are" if len(parts) > 1 or same else "is"
-    listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
-    return f"{listed} {verb} the same"
+    return f"{_listed(parts)} {verb} the same"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 # --------------------------------------------------------------------------- tensors

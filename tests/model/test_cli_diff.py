@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from pytest_pplguard.checkpoints.locate import DEMO
 from tests.model.test_cli import pplguard
+from tests.model.tiny import save_tiny
 
 Weights = dict[str, torch.Tensor]
 DOCS = (Path(__file__).parents[2] / "docs" / "diff.md").read_text(encoding="utf-8")
@@ -214,6 +216,26 @@ def test_trouble_is_status_2(
     assert (done.returncode, done.stderr) == (
         2,
         f"pplguard: error: {message.format(cwd=tmp_path)}\n",
+    )
+
+
+def test_an_adapter_is_merged_and_its_settings_are_told(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    tiny = save_tiny(tmp_path / "tiny")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_pretrained(tiny)
+        peft.get_peft_model(model, config).save_pretrained(tmp_path / "lora")
+    done = pplguard("diff", "tiny", "lora+tiny", cwd=tmp_path)
+    shown = done.stdout.splitlines()
+    assert (done.returncode, shown[0]) == (1, "tiny -> lora+tiny")
+    assert "  config: adapter.r absent -> 2" in shown
+    moved = [line for line in shown if "moved" in line]
+    assert len(moved) == 1
+    assert moved[0].startswith("  all 2 layers, self_attn.q_proj: values moved, norm x")
+    assert (
+        shown[-1] == "  all other weights (19 tensors) and the tokenizer are the same"
     )
 
 

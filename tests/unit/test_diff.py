@@ -654,3 +654,14 @@ def test_linear_weights_that_are_not_known_need_not_be() -> None:
         "all 6 layers, mlp.down_proj, mlp.up_proj, self_attn.k_proj, self_attn.q_proj: "
         "mask lost, 50.0 % -> 0.0 %"
     )
+
+
+def test_what_was_not_recorded_is_not_compared() -> None:
+    old = replace(taken(PRUNED), config={}, tokenizer={})
+    assert explain(old, taken(PRUNED), limit=5) == (
+        "weights are those of the baseline to the bit: look at the environment "
+        "(dtype, device, versions, attention)",
+    )
+    assert explain(old, taken(DENSE), limit=5)[1:] == (
+        "all other weights (8 tensors) are the same",
+    )
