@@ -98,11 +98,11 @@ def test_defects_are_named_and_counted(tmp_path: Path) -> None:
         "model.norm.weight: gone",
         "layers 2 and 3 are swapped: mlp.gate_proj only",
         "config: rope_theta 10000.0 -> 500000.0",
-        f"layer 2, mlp.up_proj: zeros lost, {zeros:,} -> {zeros - 1:,}; "
-        "1 zero lost at [3, 7], no other weight moved",
         f"layer 1, self_attn.q_proj: more zeros, 50.0 % -> {share:.1f} %; "
         f"{int((head != 0).sum()):,} zeros gained in rows 32-63 (head 1), no other "
         "weight moved",
+        f"layer 2, mlp.up_proj: zeros lost, {zeros:,} -> {zeros - 1:,}; "
+        "1 zero lost at [3, 7], no other weight moved",
         f"layer 1, mlp.up_proj: values moved, norm x{ratio:.4g}, largest "
         f"{up.abs().max():.3g} -> {flipped.abs().max():.3g}; "
         f"{int((row != 0).sum())} weights moved by up to {2 * row.abs().max():.3g} "
