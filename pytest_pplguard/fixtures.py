@@ -97,7 +97,7 @@ class PplGuard:
                 ``"wanda/wikitext2:4096"``.
             tokenizer: the model's tokenizer; by default that of the checkpoint given
                 with ``--ppl-model``.
-            options: ``checkpoint``, ``rel``, ``abs``, ``max``, ``min``,
+            options: ``checkpoint``, ``rel``, ``abs``, ``max``, ``min``, ``drift``,
                 ``direction``, ``window``, as the marker takes them. Without a
                 tolerance the one of the baseline file holds.
 

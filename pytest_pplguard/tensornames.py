@@ -99,7 +99,12 @@ def ranges(numbers: Iterable[int]) -> str:
 def _place(name: str) -> tuple[str, int, str] | None:
     """The stack of layers, the number and the name inside the layer."""
     match = IN_LAYER.fullmatch(name)
-    return None if match is None else (match["before"], int(match["number"]), match[3])
+    if match is None:
+        return None
+    word = name[match.end("before") : match.start("number")].strip(".")
+    # Others than the usual word may stand beside it in one model.
+    stack = match["before"] + ("" if word == "layers" else f" {word}")
+    return stack, int(match["number"]), match["rest"]
 
 
 def _whole(

@@ -366,17 +366,24 @@ class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     ``baseline -+ abs``. ``max``: never above, whatever the baseline; ``min``: never
     below. ``direction: no-worse`` drops what ``rel`` and ``abs`` say on the better
     side: the lower bound, for a metric of :data:`HIGHER_IS_BETTER` the upper one.
+
+    ``drift`` bounds, in nats a token, how far the predictions are from the recorded
+    ones: a perplexity can stay while they move. It is estimated from the windows'
+    losses, see :func:`pytest_pplguard.gates.paired`.
     """
 
     rel: float | None = None
     abs: float | None = None
     max: float | None = None
     min: float | None = None
+    drift: float | None = None
     direction: Literal["both", "no-worse"] = "both"
 
 
-USUAL_REFERENCE = "dense"
-"""The entry of a baseline file that ``kl`` compares with where none is named."""
+FEWEST_WINDOWS = 9
+"""With fewer, one window is no small part of the text, and a variance over windows is
+known to no better than a factor: its relative standard error is ``sqrt(2 / (W - 1))``,
+a half for nine."""
 
 USUAL_REFERENCE = "dense"
 """The entry of a baseline file that ``kl`` compares with where none is named."""

@@ -327,7 +327,7 @@ class _Parser:
     def _tolerance(self, field: Field, where: str) -> Tolerance:
         example = "a mapping like {rel: 0.005}"
         tolerance, fields = self._struct(field, where, Tolerance, example)
-        for name in ("rel", "abs", "max", "min"):
+        for name in ("rel", "abs", "max", "min", "drift"):
             limit = name in ("max", "min")
             self._number(fields.get(name), where, low=0.0, open_low=limit)
         if (tolerance.min or 0.0) > (tolerance.max or math.inf):

@@ -15,6 +15,7 @@ from msgspec.structs import asdict, replace
 
 from ..errors import BaselineError, UsageError
 from ..values import (
+    FEWEST_WINDOWS,
     BaselineFile,
     CheckpointEntry,
     Fingerprint,
@@ -39,6 +40,8 @@ from .tree import BYTE_ORDER_MARK, Plain, parse_tree
 
 LOCK_SECONDS = 60.0
 DEFAULT_REL = 0.005
+DEFAULT_DRIFT = 0.002
+"""Nats a token; docs/baseline-files.md says what moves predictions so far."""
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -312,7 +315,9 @@ def _base(recordings: Sequence[Recording]) -> str:
 def _default_tolerances(measurement: Measurement) -> dict[str, Plain]:
     metrics = measurement.metrics
     if "token_perplexity" in metrics:
-        return {"token_perplexity": {"rel": DEFAULT_REL}}
+        told = len(measurement.evidence) >= FEWEST_WINDOWS
+        drift = {"drift": DEFAULT_DRIFT} if told else {}
+        return {"token_perplexity": {"rel": DEFAULT_REL} | drift}
     perplexities = ("word_perplexity", "byte_perplexity")
     return {name: {"rel": DEFAULT_REL} for name in perplexities if name in metrics} | {
         name: msgspec.to_builtins(tolerance)

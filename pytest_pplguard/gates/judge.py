@@ -9,6 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..values import (
+    FEWEST_WINDOWS,
     HIGHER_IS_BETTER,
     Measurement,
     Outcome,
@@ -22,6 +23,7 @@ from ..values import (
 )
 from .bounds import Bounds, bounds, published_bounds
 from .comparable import differences, environment_notes
+from .paired import paired
 
 DEFAULT_MEASURED = Tolerance(rel=0.005)
 """The same checkpoint measured again: 0.5 % covers other machines and versions."""
@@ -121,12 +123,15 @@ def judge_metric(
         return replace(verdict, outcome=Outcome.NOT_COMPARABLE, reasons=different)
     outcome, passed = _place(value, allowed, gate.metric)
     verdict = replace(verdict, outcome=outcome, passed=passed)
+    if passed and tolerance.drift is not None:
+        verdict = _held_to_drift(verdict, measured, recorded_windows, tolerance.drift)
+        passed = verdict.passed
     if dtype is not None:
         # It explains a failure better than anything else, and a pass needs no excuse.
         verdict = (
             replace(verdict, notes=(dtype, *others))
             if passed
-            else replace(verdict, reasons=(dtype,))
+            else replace(verdict, reasons=(dtype, *verdict.reasons))
         )
     if is_published and passed:
         remark = f"published, no evidence: {recorded.source.reference}"
@@ -191,6 +196,41 @@ def judge_relative(
     return verdict
 
 
+def _held_to_drift(
+    verdict: Verdict,
+    measured: Measurement,
+    recorded_windows: Sequence[WindowScore],
+    limit: float,
+) -> Verdict:
+    """A verdict that has passed all else, held to its ``drift``."""
+    drift = None
+    if recorded_windows:
+        drift = paired(measured.evidence, recorded_windows).divergence
+    if drift is None:
+        why = (
+            f"there are {measured.windows}, and {FEWEST_WINDOWS} are needed"
+            if recorded_windows
+            else "the baseline has none"
+        )
+        return replace(
+            verdict,
+            outcome=Outcome.NOT_COMPARABLE,
+            passed=False,
+            reasons=(f"the gate asks for drift, which windows tell: {why}",),
+        )
+    if drift <= limit:
+        return replace(verdict, notes=(*verdict.notes, f"drift {drift:.2g}"))
+    return replace(
+        verdict,
+        outcome=Outcome.CHANGED,
+        passed=False,
+        reasons=(
+            f"the predictions drifted by {drift!r} nats a token (estimated from the "
+            f"windows), allowed is {limit!r}",
+        ),
+    )
+
+
 def _without_baseline(
     gate: MetricGate, verdict: Verdict, recorded: Recorded | None
 ) -> Verdict:
@@ -237,7 +277,7 @@ def describe(tolerance: Tolerance) -> str:
     """A tolerance as people write it: ``rel 0.005, no-worse``."""
     parts = [
         f"{name} {bound:g}"
-        for name in ("rel", "abs", "max", "min")
+        for name in ("rel", "abs", "max", "min", "drift")
         if (bound := getattr(tolerance, name)) is not None
     ]
     if tolerance.direction != "both":

@@ -9,7 +9,7 @@ from typing import Literal
 from msgspec import Struct
 
 from ..errors import BaselineError
-from ..values import WindowScore
+from ..values import FEWEST_WINDOWS, WindowScore
 
 EQUAL = 1e-6
 """Nats a token. Less is rounding: threads and batches move a window by so much."""
@@ -19,11 +19,6 @@ WHOLE = 0.9
 
 FEW = 0.05
 """No more than this share of the windows (one, of less than 40) are a few."""
-
-FEWEST_WINDOWS = 9
-"""With fewer, one window is no small part of the text, and a variance over windows is
-known to no better than a factor: its relative standard error is ``sqrt(2 / (W - 1))``,
-a half for nine."""
 
 MOST_NAMED = 3
 
@@ -79,7 +74,7 @@ def paired(measured: Sequence[WindowScore], recorded: Sequence[WindowScore]) -> 
     :data:`FEW` of the windows carry more than half of ``sum |D_w|``; ``whole`` if at
     least :data:`WHOLE` of them moved the same way; else ``mixed``. The order matters:
     one spoilt window and a trace of the same sign everywhere is ``few``. Below
-    :data:`FEWEST_WINDOWS` nothing is called ``few``.
+    :data:`~pytest_pplguard.values.FEWEST_WINDOWS` nothing is called ``few``.
 
     **Divergence** ``sum (D_w - m n_w)^2 / n_w / (2 (W - 1))``. Let ``r`` be the
     logarithm of recorded / measured probability of a token, so that ``D_w`` sums r.

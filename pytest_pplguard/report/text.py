@@ -188,7 +188,12 @@ def _regressed(verdict: Verdict) -> str:
 
 
 def _changed(verdict: Verdict) -> str:
-    """Of gates of the weights, which measure how many tensors are not as they were."""
+    """Of gates of the weights, which measure how many tensors are not as they were.
+
+    And of a metric that stayed within its bounds while the predictions drifted.
+    """
+    if not _counts(verdict):
+        return "the value stayed, but the predictions drifted"
     many = _many(verdict.measured, "tensor")
     if verdict.key == "against":
         return f"weights that survived are not those of {verdict.metric}, in {many}"

@@ -613,7 +613,11 @@ class Guard:
         )
         if verdict.outcome is Outcome.MISSING and window_asked is not None:
             verdict = self._other_window(name, verdict, key)
-        moved = verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED)
+        moved = verdict.outcome in (
+            Outcome.REGRESSED,
+            Outcome.IMPROVED,
+            Outcome.CHANGED,
+        )
         if moved and not verdict.passed and evidence is not None:
             lines = self._localiser.of_change(
                 measured, evidence.windows, key, tokenizer

@@ -33,6 +33,7 @@ def ppl(
     abs: float | None = None,
     max: float | None = None,
     min: float | None = None,
+    drift: float | None = None,
     direction: Direction | None = None,
     window: int | None = None,
 ) -> Request:
@@ -60,7 +61,7 @@ def ppl(
         raise UsageError(
             f"direction={direction!r} is not one of {', '.join(get_args(Direction))}"
         )
-    bounds = {"rel": rel, "abs": abs, "max": max, "min": min}
+    bounds = {"rel": rel, "abs": abs, "max": max, "min": min, "drift": drift}
     for name, bound in bounds.items():
         _check_bound(name, bound)
     given = [value for value in (*bounds.values(), direction) if value is not None]

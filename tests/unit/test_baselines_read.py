@@ -509,7 +509,7 @@ CASES = [
         "rel: 0.005",
         "rell: 0.005",
         f"13: {GATES}, {KEY}, token_perplexity: unknown field 'rell' (did you "
-        "mean 'rel'?): known are rel, abs, max, min, direction",
+        "mean 'rel'?): known are rel, abs, max, min, drift, direction",
     ),
     (
         "rel: 0.005",

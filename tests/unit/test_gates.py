@@ -567,3 +567,79 @@ def test_another_reference_is_not_comparable(loss: float, reason: str | None) ->
     else:
         assert verdict.outcome is Outcome.NOT_COMPARABLE
         assert verdict.reasons == (reason,)
+
+
+# ------------------------------------------------------------------------------- drift
+
+CALM: tuple[WindowScore, ...] = tuple(WindowScore(100.0, 50) for _ in range(10))
+
+
+def moved(by: float) -> tuple[WindowScore, ...]:
+    """Every other window better by so much, the rest worse: the mean stays."""
+    return tuple(WindowScore(100.0 + by * (-1) ** i, 50) for i in range(10))
+
+
+def judge_drift(
+    by: float, tolerance: Tolerance, *, value: float = 6.0, **changes: Any
+) -> Verdict:
+    windows: int = changes.setdefault("windows", len(CALM))
+    changes.setdefault("evidence", moved(by))
+    return judge(
+        measurement(value, **changes),
+        baseline(windows=windows),
+        tolerance,
+        recorded_windows=CALM[:windows],
+    )
+
+
+def test_a_mean_that_stays_while_the_predictions_drift() -> None:
+    # Sums that scatter by 0.5 over windows of 50 tokens: Var / 2n, with W - 1 of 10.
+    drift = 10 * 0.5**2 / 9 / (2 * 50)
+    verdict = judge_drift(0.5, Tolerance(rel=0.005, drift=0.0027))
+    assert verdict.outcome is Outcome.CHANGED
+    said = float(verdict.reasons[0].split()[4])
+    assert said == pytest.approx(drift, rel=1e-12)
+    assert failure_text(verdict) == (
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity: the value stayed, but the "
+        "predictions drifted\n"
+        "  baseline     6.0 (measured)\n"
+        "  measured     6.0\n"
+        "  allowed      5.970149253731344 .. 6.029999999999999 (rel 0.005, drift "
+        "0.0027, baselines/m.yaml:7)\n"
+        "  recorded in  baselines/m.yaml:12\n"
+        f"  because      the predictions drifted by {said!r} nats a token (estimated "
+        "from the windows), allowed is 0.0027\n"
+        "  to accept    pytest m.yaml --ppl-update"
+    )
+    passed = judge_drift(0.5, Tolerance(rel=0.005, drift=0.0028))
+    assert passed.passed
+    assert passed.notes == ("drift 0.0028",)
+
+
+def test_what_regressed_is_not_said_to_have_drifted() -> None:
+    verdict = judge_drift(0.5, Tolerance(rel=0.005, drift=0.0), value=6.1)
+    assert (verdict.outcome, verdict.reasons) == (Outcome.REGRESSED, ())
+
+
+def test_too_few_windows_tell_no_drift() -> None:
+    few: dict[str, Any] = {"evidence": moved(0.0)[:8], "windows": 8}
+    verdict = judge_drift(0.0, Tolerance(rel=0.005, drift=0.0027), **few)
+    assert (verdict.outcome, verdict.passed) == (Outcome.NOT_COMPARABLE, False)
+    assert verdict.reasons == (
+        "the gate asks for drift, which windows tell: there are 8, and 9 are needed",
+    )
+
+
+def test_a_published_value_tells_no_drift() -> None:
+    verdict = judge(6.42, PUBLISHED, Tolerance(rel=0.03, drift=0.003))
+    assert verdict.outcome is Outcome.NOT_COMPARABLE
+    assert verdict.reasons == (
+        "the gate asks for drift, which windows tell: the baseline has none",
+    )
+
+
+def test_drift_in_another_dtype_begins_with_the_dtype() -> None:
+    other: dict[str, Any] = {"environment": ENVIRONMENT | {"dtype": "float32"}}
+    verdict = judge_drift(0.5, Tolerance(drift=0.0027), **other)
+    assert verdict.reasons[0] == "dtype float32, baseline float16"
+    assert verdict.reasons[1].startswith("the predictions drifted by 0.00277")
