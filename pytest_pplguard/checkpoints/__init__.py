@@ -24,7 +24,7 @@ from .locate import Located, locate
 from .places import changed_places
 from .sparsity import Sparsity, Zeros, measure_sparsity, sparsity_of
 from .state import model_digest, state_digest
-from .streams import Stream, model_streams, stored_streams
+from .streams import Stream, each, model_streams, stored_streams
 
 __all__ = [
     "Comparison",
@@ -47,6 +47,7 @@ __all__ = [
     "compare_streams",
     "compare_with_dense",
     "digest",
+    "each",
     "examine",
     "fingerprint",
     "layer_of",

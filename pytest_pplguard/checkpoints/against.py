@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
 
@@ -14,9 +12,7 @@ from .compare import compare_streams
 from .files import read_config
 from .locate import Located
 from .sparsity import count_zeros, linear_weights
-from .streams import Model, Stream, by_name, weight_streams
-
-_MOST_THREADS = 16
+from .streams import Model, Stream, by_name, each, weight_streams
 
 
 class Survivors(Struct, frozen=True):
@@ -78,12 +74,10 @@ def compare_with_dense(
             name for name in both if not _comparable(now[name], then[name])
         ),
     }
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        moved = pool.map(
-            lambda name: _moved(now[name], then[name], prunable=name in linear),
-            both := [name for name in both if _comparable(now[name], then[name])],
-        )
-        found = dict(zip(both, moved, strict=True))
+    found = each(
+        (now[name] for name in both if _comparable(now[name], then[name])),
+        lambda one: _moved(one, then[one.name], prunable=one.name in linear),
+    )
     return Survivors(
         moved={name: counts for name, counts in found.items() if counts[0]},
         strange={why: names for why, names in strange.items() if names},

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from ..checkpoints import (
     Stream,
     changed_places,
     compare_streams,
+    each,
     fingerprint,
     locate,
     model_streams,
@@ -178,8 +177,8 @@ def _counted(
         return difference
     before, now = one.streams(), other.streams()
 
-    def count(name: str) -> Exact:
-        one, other = before[name], now[difference.renamed.get(name, name)]
+    def count(one: Stream) -> Exact:
+        other = now[difference.renamed.get(one.name, one.name)]
         found = compare_streams(one, other)
         counts = found.lost, found.gained, found.moved, found.largest
         if sum(counts[:3]) > found.total // 2:
@@ -193,10 +192,7 @@ def _counted(
             columns=columns if len(columns) <= width // 2 else (),
         )
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        return difference.counted(
-            dict(zip(wanted, pool.map(count, wanted), strict=True))
-        )
+    return difference.counted(each((before[name] for name in wanted), count))
 
 
 def _can_be_counted(change: Change) -> bool:
