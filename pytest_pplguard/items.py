@@ -13,6 +13,12 @@ from .errors import BaselineError, PplguardError, UsageError
 from .session.failing import fail_gates
 from .session.guard import Guard
 from .session.setup import guard_of
+from .session.weights_gates import (
+    against_verdict,
+    pattern_verdict,
+    sparsity_verdict,
+    weights_verdict,
+)
 from .values import (
     CheckpointEntry,
     Key,
@@ -243,8 +249,8 @@ class SparsityItem(FilesItem):
         self.gate = gate
 
     def judge(self) -> Verdict:
-        return self.guard.judge_sparsity(
-            self.checkpoint, self.gate, nodeid=self.group.nodeid
+        return sparsity_verdict(
+            self.guard, self.checkpoint, self.gate, nodeid=self.group.nodeid
         )
 
 
@@ -255,15 +261,15 @@ class PatternItem(SparsityItem):
         return self.group.name, str(self.gate.pattern)
 
     def judge(self) -> Verdict:
-        return self.guard.judge_pattern(self.checkpoint, self.gate)
+        return pattern_verdict(self.guard, self.checkpoint, self.gate)
 
 
 class WeightsItem(FilesItem):
     """The recorded fingerprint."""
 
     def judge(self) -> Verdict:
-        return self.guard.judge_weights(
-            self.checkpoint, self.name, nodeid=self.group.nodeid
+        return weights_verdict(
+            self.guard, self.checkpoint, self.name, nodeid=self.group.nodeid
         )
 
 
@@ -271,8 +277,8 @@ class AgainstItem(FilesItem):
     """The weights of the dense checkpoint."""
 
     def judge(self) -> Verdict:
-        return self.guard.judge_against(
-            self.checkpoint, self.name, nodeid=self.group.nodeid
+        return against_verdict(
+            self.guard, self.checkpoint, self.name, nodeid=self.group.nodeid
         )
 
 

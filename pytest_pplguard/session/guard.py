@@ -18,21 +18,12 @@ from msgspec.structs import replace
 from ..baselines import split_name
 from ..checkpoints import (
     Loaded,
-    Located,
-    compare_with_dense,
-    locate,
-    sparsity_of,
 )
 from ..errors import CheckpointError, InvalidLossError, PplguardError, UsageError
 from ..gates import (
     MetricGate,
-    WeightsGate,
-    judge_against,
     judge_metric,
-    judge_pattern,
     judge_relative,
-    judge_sparsity,
-    judge_weights,
 )
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, Tokenizer, check_key, get_protocol
@@ -46,7 +37,6 @@ from ..values import (
     Recorded,
     Recording,
     RelativeGate,
-    SparsityGate,
     Tolerance,
     Verdict,
 )
@@ -110,9 +100,9 @@ class Guard:
             key=str(key),
             metric=metric,
             tolerance=tolerance,
-            origin=self._line(name, entry, f"gates.{key}.{metric}"),
+            origin=self.line(name, entry, f"gates.{key}.{metric}"),
             recorded_in=self._recorded_in(name, entry, key),
-            command=self._command(name, nodeid, key=key),
+            command=self.command(name, nodeid, key=key),
         )
         measured = self.measured(name, key)
         return self._settle(
@@ -129,7 +119,7 @@ class Guard:
         """Judge the ratio to another checkpoint of the file."""
         key = Key.parse(gate.key)
         entry = self.files.entry(name)
-        origin = self._line(name, entry, "gates.relative")
+        origin = self.line(name, entry, "gates.relative")
         verdict = Verdict(
             checkpoint=name,
             key=gate.key,
@@ -143,12 +133,12 @@ class Guard:
         for checkpoint in (base, name):
             measured = self.measured(checkpoint, key)
             if isinstance(measured, InvalidLossError):
-                return self._keep(
+                return self.keep(
                     replace(verdict, reasons=(f"{checkpoint}: {measured}",)),
-                    self._given(name),
+                    self.given(name),
                 )
             pair.append(measured)
-        return self._keep(
+        return self.keep(
             judge_relative(
                 name,
                 gate,
@@ -157,7 +147,7 @@ class Guard:
                 base=pair[0],
                 origin=origin,
             ),
-            self._given(name),
+            self.given(name),
         )
 
     def relative_metric(self, gate: RelativeGate) -> str:
@@ -199,133 +189,9 @@ class Guard:
             )
         return reference
 
-    # -------------------------------------------------------------------------- weights
-
-    def judge_sparsity(self, name: str, gate: SparsityGate, *, nodeid: str) -> Verdict:
-        """Judge shares of zeros in the weights that run."""
-        found = self.weights.sparsity(name)
-        then = None
-        if gate.fraction is None:
-            then = self.weights.recorded(name)
-        verdict = judge_sparsity(
-            self._weights_gate(name, "sparsity", nodeid),
-            gate,
-            found.fraction,
-            found.shares(gate.scope),
-            recorded=None if then is None else sparsity_of(then).shares(gate.scope),
-            linear=found.tensors,
-        )
-        if gate.fraction is None:
-            verdict = self._accept(name, verdict)
-        return self._keep(verdict, self._given(name))
-
-    def judge_pattern(self, name: str, gate: SparsityGate) -> Verdict:
-        """Judge the groups of an N:M pattern."""
-        assert gate.pattern is not None
-        found = self.weights.sparsity(name, gate.pattern)
-        groups = {
-            tensor: (zeros.broken, zeros.groups)
-            for tensor, zeros in found.tensors.items()
-        }
-        return self._keep(
-            judge_pattern(self._weights_gate(name, "sparsity"), gate.pattern, groups),
-            self._given(name),
-        )
-
-    def judge_weights(self, name: str, kind: str, *, nodeid: str) -> Verdict:
-        """Judge whether the weights, or their zeros, are the recorded ones."""
-        verdict = judge_weights(
-            self._weights_gate(name, "weights", nodeid),
-            kind,
-            self.weights.fingerprint(name),
-            self.weights.recorded(name),
-        )
-        return self._keep(self._accept(name, verdict), self._given(name))
-
-    def judge_against(self, name: str, dense: str, *, nodeid: str) -> Verdict:
-        """Judge whether the surviving weights are those of the dense checkpoint."""
-        base = f"{split_name(name)[0]}/{dense}"
-        target = self.targets.get(base)
-        found = compare_with_dense(
-            self.weights.located(name),
-            self._dense(name, base, nodeid),
-            model=self.weights.model(name),
-            # What a baseline file names is read, but nothing loads it.
-            dense_model=(lambda: self.store.load(target).model) if target else None,
-            allow_pickle=self.options.allow_pickle,
-        )
-        return self._keep(
-            judge_against(
-                self._weights_gate(name, "against"),
-                dense,
-                moved=found.moved,
-                strange=found.strange,
-                known=found.known,
-                linear=found.linear,
-            ),
-            self._given(name),
-        )
-
-    def _dense(self, name: str, base: str, nodeid: str) -> Located:
-        """The checkpoint ``base``, which was pruned: as given, else at its ``path:``.
-
-        Raises:
-            UsageError: it was not given, and is not at its ``path:``.
-        """
-        if base in self.targets:
-            return self.weights.located(base)
-        path = self.files.entry(base).path
-        command = self._command(name, nodeid, other=f"{base}=PATH")
-        why = "has no `path:`"
-        if path is not None:
-            try:
-                # A gate fetches nothing that nobody asked for.
-                return locate(path, offline=True)
-            except CheckpointError as error:
-                why = f"is not at its `path:` ({error})"
-        raise UsageError(
-            f"the gate against of {name} compares with {base}, which was not given and "
-            f"{why}: run {command}"
-        )
-
-    def _accept(self, name: str, verdict: Verdict) -> Verdict:
-        """Record the fingerprint that a gate misses, or that is not the recorded one.
-
-        If that is what the run is for.
-        """
-        missing = verdict.outcome is Outcome.MISSING
-        update = self.options.update
-        if verdict.passed or not (update == "all" or (update == "new" and missing)):
-            return verdict
-        recording = Recording(
-            file=str(self.files.path(name)),
-            checkpoint=split_name(name)[1],
-            fingerprint=self.weights.fingerprint(name),
-        )
-        if recording not in self.outbox.recordings:
-            self.outbox.recordings.append(recording)
-        return replace(
-            verdict,
-            outcome=Outcome.RECORDED,
-            passed=True,
-            reasons=(),
-            notes=verdict.notes + verdict.reasons,
-            command="",
-        )
-
-    def _weights_gate(self, name: str, gate: str, nodeid: str = "") -> WeightsGate:
-        entry = self.files.entry(name)
-        place = "recorded.fingerprint"
-        return WeightsGate(
-            checkpoint=name,
-            origin=self._line(name, entry, f"gates.{gate}"),
-            recorded_in=self._line(name, entry, place) if place in entry.lines else "",
-            command=self._command(name, nodeid) if nodeid else "",
-        )
-
     def error(self, name: str, key: str, metric: str, error: PplguardError) -> Verdict:
         """The verdict of a gate that could not be measured."""
-        return self._keep(
+        return self.keep(
             Verdict(
                 checkpoint=name,
                 key=key,
@@ -334,7 +200,7 @@ class Guard:
                 passed=False,
                 reasons=(str(error),),
             ),
-            self._given(name),
+            self.given(name),
         )
 
     # ---------------------------------------------------------------------- test code
@@ -387,9 +253,9 @@ class Guard:
                     tolerance=tolerance,
                     origin=origin
                     if written_here
-                    else self._line(name, entry, f"gates.{key}.{metric}"),
+                    else self.line(name, entry, f"gates.{key}.{metric}"),
                     recorded_in=self._recorded_in(name, entry, key),
-                    command=self._command(name, nodeid, key=key),
+                    command=self.command(name, nodeid, key=key),
                 )
                 verdicts.append(
                     self._settle(
@@ -511,7 +377,7 @@ class Guard:
         self.reclaim()
         return self.store.loaded(name).model
 
-    def _given(self, name: str) -> FromFiles | None:
+    def given(self, name: str) -> FromFiles | None:
         """The files of a checkpoint, if it was given."""
         if name not in self.targets:
             return None
@@ -519,7 +385,7 @@ class Guard:
 
     def _files_of(self, name: str) -> FromFiles | None:
         """A checkpoint that was loaded from its files; None for what a hook brought."""
-        return self._given(name) if self.store.came_from_files(name) else None
+        return self.given(name) if self.store.came_from_files(name) else None
 
     def _tokenizer(self, name: str) -> Tokenizer | None:
         """The checkpoint's tokenizer, if that needs no loading."""
@@ -579,7 +445,7 @@ class Guard:
     ) -> Verdict:
         """Judge one metric, or record it if that is what the run is for."""
         if isinstance(measured, InvalidLossError):
-            return self._keep(
+            return self.keep(
                 Verdict(
                     checkpoint=name,
                     key=str(key),
@@ -598,7 +464,7 @@ class Guard:
             self.options.update == "new" and recorded is None
         )
         if recording:
-            return self._keep(self._record(name, gate, measured, recorded, from_files))
+            return self.keep(self._record(name, gate, measured, recorded, from_files))
         evidence = (
             self.files.evidence_of(name, key, recorded)
             if recorded is not None
@@ -624,7 +490,7 @@ class Guard:
                 measured, evidence.windows, key, tokenizer
             )
             verdict = replace(verdict, where=lines)
-        return self._keep(verdict, from_files)
+        return self.keep(verdict, from_files)
 
     def _record(
         self,
@@ -690,7 +556,7 @@ class Guard:
             ),
         )
 
-    def _keep(self, verdict: Verdict, files: FromFiles | None = None) -> Verdict:
+    def keep(self, verdict: Verdict, files: FromFiles | None = None) -> Verdict:
         """Keep a verdict; one that did not pass says what differs in ``files``."""
         if not (verdict.passed or files is None or verdict.outcome is Outcome.MISSING):
             changes = self.weights.changes(verdict.checkpoint, files, key=verdict.key)
@@ -703,14 +569,14 @@ class Guard:
     def _recorded_in(self, name: str, entry: CheckpointEntry, key: Key) -> str:
         """Where the baseline stands; empty where there is none."""
         place = f"recorded.{key}"
-        return self._line(name, entry, place) if place in entry.lines else ""
+        return self.line(name, entry, place) if place in entry.lines else ""
 
-    def _line(self, name: str, entry: CheckpointEntry, place: str) -> str:
+    def line(self, name: str, entry: CheckpointEntry, place: str) -> str:
         """``FILE:LINE`` of a place of the entry."""
         shown = shown_path(self.files.path(name), self._start)
         return f"{shown}:{entry.lines[place]}"
 
-    def _command(
+    def command(
         self, name: str, nodeid: str, *, key: Key | None = None, other: str = ""
     ) -> str:
         """The command line that measures this again and records it.

@@ -1,0 +1,152 @@
+"""Judges the gates of a checkpoint's weights, for which no model need be loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from ..baselines import split_name
+from ..checkpoints import Located, compare_with_dense, locate, sparsity_of
+from ..errors import CheckpointError, UsageError
+from ..gates import (
+    WeightsGate,
+    judge_against,
+    judge_pattern,
+    judge_sparsity,
+    judge_weights,
+)
+from ..values import Outcome, Recording, SparsityGate, Verdict
+
+if TYPE_CHECKING:
+    from .guard import Guard
+
+
+def sparsity_verdict(
+    guard: Guard, name: str, gate: SparsityGate, *, nodeid: str
+) -> Verdict:
+    """Judge shares of zeros in the weights that run."""
+    found = guard.weights.sparsity(name)
+    then = None
+    if gate.fraction is None:
+        then = guard.weights.recorded(name)
+    verdict = judge_sparsity(
+        _weights_gate(guard, name, "sparsity", nodeid),
+        gate,
+        found.fraction,
+        found.shares(gate.scope),
+        recorded=None if then is None else sparsity_of(then).shares(gate.scope),
+        linear=found.tensors,
+    )
+    if gate.fraction is None:
+        verdict = _accept(guard, name, verdict)
+    return guard.keep(verdict, guard.given(name))
+
+
+def pattern_verdict(guard: Guard, name: str, gate: SparsityGate) -> Verdict:
+    """Judge the groups of an N:M pattern."""
+    assert gate.pattern is not None
+    found = guard.weights.sparsity(name, gate.pattern)
+    groups = {
+        tensor: (zeros.broken, zeros.groups) for tensor, zeros in found.tensors.items()
+    }
+    return guard.keep(
+        judge_pattern(_weights_gate(guard, name, "sparsity"), gate.pattern, groups),
+        guard.given(name),
+    )
+
+
+def weights_verdict(guard: Guard, name: str, kind: str, *, nodeid: str) -> Verdict:
+    """Judge whether the weights, or their zeros, are the recorded ones."""
+    verdict = judge_weights(
+        _weights_gate(guard, name, "weights", nodeid),
+        kind,
+        guard.weights.fingerprint(name),
+        guard.weights.recorded(name),
+    )
+    return guard.keep(_accept(guard, name, verdict), guard.given(name))
+
+
+def against_verdict(guard: Guard, name: str, dense: str, *, nodeid: str) -> Verdict:
+    """Judge whether the surviving weights are those of the dense checkpoint."""
+    base = f"{split_name(name)[0]}/{dense}"
+    target = guard.targets.get(base)
+    found = compare_with_dense(
+        guard.weights.located(name),
+        _dense(guard, name, base, nodeid),
+        model=guard.weights.model(name),
+        # What a baseline file names is read, but nothing loads it.
+        dense_model=(lambda: guard.store.load(target).model) if target else None,
+        allow_pickle=guard.options.allow_pickle,
+    )
+    return guard.keep(
+        judge_against(
+            _weights_gate(guard, name, "against"),
+            dense,
+            moved=found.moved,
+            strange=found.strange,
+            known=found.known,
+            linear=found.linear,
+        ),
+        guard.given(name),
+    )
+
+
+def _dense(guard: Guard, name: str, base: str, nodeid: str) -> Located:
+    """The checkpoint ``base``, which was pruned: as given, else at its ``path:``.
+
+    Raises:
+        UsageError: it was not given, and is not at its ``path:``.
+    """
+    if base in guard.targets:
+        return guard.weights.located(base)
+    path = guard.files.entry(base).path
+    command = guard.command(name, nodeid, other=f"{base}=PATH")
+    why = "has no `path:`"
+    if path is not None:
+        try:
+            # A gate fetches nothing that nobody asked for.
+            return locate(path, offline=True)
+        except CheckpointError as error:
+            why = f"is not at its `path:` ({error})"
+    raise UsageError(
+        f"the gate against of {name} compares with {base}, which was not given and "
+        f"{why}: run {command}"
+    )
+
+
+def _accept(guard: Guard, name: str, verdict: Verdict) -> Verdict:
+    """Record the fingerprint that a gate misses, or that is not the recorded one.
+
+    If that is what the run is for.
+    """
+    missing = verdict.outcome is Outcome.MISSING
+    update = guard.options.update
+    if verdict.passed or not (update == "all" or (update == "new" and missing)):
+        return verdict
+    recording = Recording(
+        file=str(guard.files.path(name)),
+        checkpoint=split_name(name)[1],
+        fingerprint=guard.weights.fingerprint(name),
+    )
+    if recording not in guard.outbox.recordings:
+        guard.outbox.recordings.append(recording)
+    return replace(
+        verdict,
+        outcome=Outcome.RECORDED,
+        passed=True,
+        reasons=(),
+        notes=verdict.notes + verdict.reasons,
+        command="",
+    )
+
+
+def _weights_gate(guard: Guard, name: str, gate: str, nodeid: str = "") -> WeightsGate:
+    entry = guard.files.entry(name)
+    place = "recorded.fingerprint"
+    return WeightsGate(
+        checkpoint=name,
+        origin=guard.line(name, entry, f"gates.{gate}"),
+        recorded_in=guard.line(name, entry, place) if place in entry.lines else "",
+        command=guard.command(name, nodeid) if nodeid else "",
+    )
