@@ -135,7 +135,7 @@ class Guard:
             if isinstance(measured, InvalidLossError):
                 return self.keep(
                     replace(verdict, reasons=(f"{checkpoint}: {measured}",)),
-                    self.given(name),
+                    self._files_of(name),
                 )
             pair.append(measured)
         return self.keep(
@@ -147,7 +147,7 @@ class Guard:
                 base=pair[0],
                 origin=origin,
             ),
-            self.given(name),
+            self._files_of(name),
         )
 
     def relative_metric(self, gate: RelativeGate) -> str:
@@ -559,7 +559,9 @@ class Guard:
     def keep(self, verdict: Verdict, files: FromFiles | None = None) -> Verdict:
         """Keep a verdict; one that did not pass says what differs in ``files``."""
         if not (verdict.passed or files is None or verdict.outcome is Outcome.MISSING):
-            changes = self.weights.changes(verdict.checkpoint, files, key=verdict.key)
+            changes = self.weights.changes(
+                verdict.checkpoint, files, key=verdict.key, told=verdict.reasons
+            )
             verdict = replace(verdict, changes=changes)
         self.outbox.verdicts.append(verdict)
         return verdict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..baselines import read_fingerprint
@@ -124,12 +124,18 @@ class Weights:
         return self._sparsities[name, pattern]
 
     def changes(
-        self, name: str, files: FromFiles, *, key: str | None = None
+        self,
+        name: str,
+        files: FromFiles,
+        *,
+        key: str | None = None,
+        told: Sequence[str] = (),
     ) -> tuple[str, ...]:
         """What differs from the recorded checkpoint, for a gate that did not pass.
 
-        Nothing where no fingerprint is recorded; why, where it cannot be told. With a
-        ``key`` it also says whether that was measured on the recorded weights.
+        Nothing where no fingerprint is recorded; why, where it cannot be told, unless
+        that was ``told``. With a ``key`` it also says whether that was measured on the
+        recorded weights.
         """
         target, _ = files
         command = f"pplguard diff {name} {target.spec} --all"
@@ -139,6 +145,8 @@ class Weights:
                 return ()
             now = self.fingerprint_of(files)
         except PplguardError as error:
+            if str(error) in told:
+                return ()
             return (f"what differs from the recorded one is not known: {error}",)
         lines = explain(recorded, now, limit=_MOST_LINES, command=command)
         measured = self._files.entry(name).recorded.get(key or "")
@@ -147,12 +155,18 @@ class Weights:
             return lines
         if known == now.digest:
             return (
-                "the weights are those that this baseline was measured on; another "
-                "key has been recorded since on other weights",
+                "the weights are those that this baseline was measured on: look at "
+                "config, tokenizer and environment (another key was recorded since, on "
+                "other weights)",
+            )
+        if recorded.digest == now.digest:
+            return (
+                "these weights were recorded for another key, and this baseline was "
+                "measured on others: record this key again too",
             )
         return (
-            "this baseline was measured on other weights than the recorded "
-            "fingerprint, from which there differ:",
+            "this baseline was measured on other weights than those of the recorded "
+            "fingerprint, from which differ:",
             *lines,
         )
 

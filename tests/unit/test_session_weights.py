@@ -1,0 +1,262 @@
+"""The weights of a run: looked at once each, and what is said of those that changed."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from safetensors.numpy import save_file
+
+from pytest_pplguard.baselines import record
+from pytest_pplguard.checkpoints import fingerprint, locate, measure_sparsity
+from pytest_pplguard.errors import CheckpointError
+from pytest_pplguard.options import Options, Target
+from pytest_pplguard.session import weights as room
+from pytest_pplguard.session.files import BaselineFiles
+from pytest_pplguard.session.weights import Weights
+from pytest_pplguard.values import Measurement, Recording, WindowScore
+
+from .diffing import LAYERS, NORM, at, decoder
+from .diffing import Weights as Tensors
+
+NAME, KEY, OTHER = "m/w50", "wanda/tiny:16", "wanda/tiny:32"
+DIGEST = "sha256:" + "1" * 64
+UP = at(2, "mlp.up_proj")
+REST = (
+    f"all other weights ({5 * LAYERS + 1} tensors), the config and the tokenizer are "
+)
+LOST = ("layer 2, mlp.up_proj: all zeros now", f"{REST}the same")
+
+
+def save(folder: Path, weights: Tensors) -> Path:
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors")
+    config = {"model_type": "llama", "num_hidden_layers": LAYERS}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return save(tmp_path / "good", decoder(pruned=True))
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    """As ``good`` without one projection."""
+    weights = decoder(pruned=True)
+    weights[UP][:] = 0
+    return save(tmp_path / "bad", weights)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """As ``good`` with another last norm."""
+    weights = decoder(pruned=True)
+    weights[NORM] *= 2
+    return save(tmp_path / "other", weights)
+
+
+def recorded(folder: Path, **keys: Path) -> Path:
+    """A baseline file: keys in the order in which they were recorded, of what."""
+    path = folder / "m.yaml"
+    for name, checkpoint in keys.items():
+        measurement = Measurement(
+            key={"key": KEY, "other": OTHER}[name],
+            metrics={"token_perplexity": 5.5},
+            units={"tokens": 12},
+            windows=1,
+            windows_digest=DIGEST,
+            corpus_digest=DIGEST,
+            protocol={},
+            evidence=(WindowScore(1.0, 12),),
+            environment={},
+            seconds=1.0,
+        )
+        taken = fingerprint(locate(str(checkpoint)))
+        record(
+            [Recording(str(path), "w50", measurement, base="m", fingerprint=taken)],
+            today=datetime.date(2026, 11, 23),
+        )
+    return path
+
+
+def weights_of(path: Path, checkpoint: Path) -> Weights:
+    def load(name: str) -> NoReturn:
+        raise AssertionError(f"{name} was loaded")
+
+    targets = {NAME: Target(NAME, str(checkpoint))}
+    return Weights(Options(), targets, BaselineFiles(path.parent), load)
+
+
+def changes(path: Path, checkpoint: Path, **options: Any) -> tuple[str, ...]:
+    weights = weights_of(path, checkpoint)
+    target = Target(NAME, str(checkpoint))
+    return weights.changes(NAME, (target, weights.model(NAME)), **options)
+
+
+# -------------------------------------------------------------------- looked at once
+
+
+def test_a_fingerprint_is_taken_once(
+    tmp_path: Path, good: Path, bad: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(located: Any, **options: Any) -> Any:
+        calls.append(located.spec)
+        return fingerprint(located, **options)
+
+    monkeypatch.setattr(room, "fingerprint", counted)
+    weights = weights_of(recorded(tmp_path, key=good), bad)
+    assert weights.fingerprint(NAME) == fingerprint(locate(str(bad)))
+    weights.fingerprint(NAME)
+    files = (Target(NAME, str(bad)), weights.model(NAME))
+    assert weights.changes(NAME, files, key=KEY) == LOST
+    # What a test has brought under the same name is another checkpoint.
+    assert weights.fingerprint_of((Target(NAME, str(good)), files[1])) == (
+        weights.recorded(NAME)
+    )
+    assert calls == [str(bad), str(good)]
+
+
+def test_the_same_error_every_time_without_its_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "cut", decoder())
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    calls = []
+
+    def counted(located: Any, **options: Any) -> Any:
+        calls.append(located.spec)
+        return fingerprint(located, **options)
+
+    monkeypatch.setattr(room, "fingerprint", counted)
+    weights = weights_of(tmp_path / "m.yaml", folder)
+    said = []
+    for _ in range(2):
+        with pytest.raises(CheckpointError) as caught:
+            weights.fingerprint(NAME)
+        said.append(str(caught.value))
+        assert caught.value.__cause__ is None
+        # Nothing below the fingerprint's own frame is kept alive.
+        assert {Path(entry.path).name for entry in caught.traceback} <= {
+            Path(__file__).name,
+            "weights.py",
+        }
+    assert said[0] == said[1] != ""
+    assert len(calls) == 1
+
+
+def test_zeros_are_counted_once_with_or_without_groups(
+    tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(located: Any, **options: Any) -> Any:
+        calls.append(options["pattern"])
+        return measure_sparsity(located, **options)
+
+    monkeypatch.setattr(room, "measure_sparsity", counted)
+    weights = weights_of(tmp_path / "m.yaml", good)
+    groups = weights.sparsity(NAME, "2:4")
+    assert weights.sparsity(NAME) is groups
+    assert weights.sparsity(NAME, "2:4") is groups
+    assert groups.fraction == 0.5
+    assert all(zeros.groups for zeros in groups.tensors.values())
+    assert calls == [(2, 4)]
+    # The other way round there are no groups yet.
+    weights = weights_of(tmp_path / "m.yaml", good)
+    weights.sparsity(NAME)
+    assert weights.sparsity(NAME, "4:8").tensors[UP].groups == 40 * 24 // 8
+    assert calls == [(2, 4), None, (4, 8)]
+
+
+# -------------------------------------------------------------------- what differs
+
+
+def test_nothing_recorded_nothing_said(
+    tmp_path: Path, good: Path, bad: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recorded(tmp_path, key=good)
+    text = path.read_text()
+    start = text.index("      fingerprint:")
+    path.write_text(text[:start])
+    weights = weights_of(path, bad)
+    assert weights.recorded(NAME) is None
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("read in vain")
+
+    monkeypatch.setattr(room, "fingerprint", refuse)
+    assert changes(path, bad, key=KEY) == ()
+
+
+def test_what_differs(tmp_path: Path, good: Path, bad: Path) -> None:
+    path = recorded(tmp_path, key=good)
+    assert changes(path, bad, key=KEY) == LOST
+    assert changes(path, bad, key="sparsity") == LOST
+    assert changes(path, bad) == LOST
+    assert changes(path, good, key=KEY) == (
+        "weights, config and tokenizer are those of the baseline to the bit: look at "
+        "the environment (dtype, device, versions, attention)",
+    )
+
+
+def test_a_screen_is_not_filled(tmp_path: Path, good: Path) -> None:
+    path = recorded(tmp_path, key=good)
+    weights = decoder(pruned=True)
+    for layer in range(LAYERS):
+        for kind in ("self_attn.q_proj", "mlp.up_proj"):
+            weights[at(layer, kind)] *= 1.1 + 0.1 * layer + 0.01 * len(kind)
+    lines = changes(path, save(tmp_path / "out", weights))
+    assert len(lines) == 8
+    assert lines[-1] == (f"and 6 more: pplguard diff {NAME} {tmp_path / 'out'} --all")
+
+
+def test_a_key_of_other_weights_than_the_fingerprint(
+    tmp_path: Path, good: Path, bad: Path, other: Path
+) -> None:
+    path = recorded(tmp_path, other=good, key=other)
+    assert changes(path, good, key=OTHER) == (
+        "the weights are those that this baseline was measured on: look at config, "
+        "tokenizer and environment (another key was recorded since, on other weights)",
+    )
+    assert changes(path, other, key=OTHER) == (
+        "these weights were recorded for another key, and this baseline was measured "
+        "on others: record this key again too",
+    )
+    norm = "model.norm.weight: values moved, norm x0.5 (scaled by 0.5?)"
+    rest = REST.replace(str(5 * LAYERS + 1), str(5 * LAYERS))
+    assert changes(path, bad, key=OTHER) == (
+        "this baseline was measured on other weights than those of the recorded "
+        "fingerprint, from which differ:",
+        LOST[0],
+        norm,
+        f"{rest}the same",
+    )
+    assert changes(path, bad, key=KEY) == (LOST[0], norm, f"{rest}the same")
+    # A gate of the weights is about the fingerprint, whatever the keys are of.
+    assert changes(path, good, key="weights")[0] == norm
+
+
+def test_why_it_cannot_be_told(tmp_path: Path, good: Path, bad: Path) -> None:
+    path = recorded(tmp_path, key=good)
+    gone = tmp_path / "gone" / "a" / "b"
+    (line,) = changes(path, gone, key=KEY)
+    start = "what differs from the recorded one is not known: "
+    assert line.startswith(f"{start}{gone} does not exist")
+    # Once is enough.
+    assert changes(path, gone, key=KEY, told=(line.removeprefix(start),)) == ()
+    (evidence,) = tmp_path.rglob("fingerprint-*.json")
+    evidence.unlink()
+    (line,) = changes(path, bad, key=KEY, told=("the loss is nan",))
+    assert line == (
+        f"{start}{NAME}, fingerprint: evidence {evidence}: the file does not exist: "
+        "restore it from version control or re-record with `pplguard update`"
+    )
