@@ -10,7 +10,7 @@ from .judge import (
     judge_metric,
     judge_relative,
 )
-from .paired import Paired, WindowChange, paired
+from .paired import Paired, Summed, WindowChange, paired
 from .weights import (
     WeightsGate,
     judge_against,
@@ -25,6 +25,7 @@ __all__ = [
     "Bounds",
     "MetricGate",
     "Paired",
+    "Summed",
     "WeightsGate",
     "WindowChange",
     "bounds",
@@ -36,7 +37,6 @@ __all__ = [
     "judge_relative",
     "judge_sparsity",
     "judge_weights",
-    "not_built",
     "paired",
     "published_bounds",
 ]

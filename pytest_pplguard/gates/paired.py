@@ -22,6 +22,9 @@ FEW = 0.05
 
 MOST_NAMED = 3
 
+Summed = Literal["nll_sum", "kl_sum"]
+"""What a :class:`WindowScore` sums over a window, and more of is worse."""
+
 
 class WindowChange(Struct, frozen=True):
     """How far one window moved: in nats a token, and in all; more is worse."""
@@ -40,7 +43,7 @@ class Paired(Struct, frozen=True):
     that add most to the change, the largest first. ``half`` is how many of them make up
     more than half of the total absolute change. ``extent`` says where it is, see
     :func:`paired`. ``divergence`` estimates in nats a token how far the two models'
-    predictions are apart (None with few windows).
+    predictions are apart (None with few windows). ``of`` is what was paired.
     """
 
     windows: int
@@ -53,10 +56,19 @@ class Paired(Struct, frozen=True):
     half: int
     extent: Literal["nothing", "whole", "few", "mixed"]
     divergence: float | None
+    of: Summed = "nll_sum"
 
 
-def paired(measured: Sequence[WindowScore], recorded: Sequence[WindowScore]) -> Paired:
+def paired(
+    measured: Sequence[WindowScore],
+    recorded: Sequence[WindowScore],
+    *,
+    of: Summed = "nll_sum",
+) -> Paired:
     """Compare two measurements of the same token windows, window by window.
+
+    Their losses, or ``of`` their divergences from a reference, of which no divergence
+    is estimated.
 
     With ``D_w`` the difference of window w's summed losses, ``n_w`` its scored tokens,
     ``W`` windows and ``N`` tokens in all:
@@ -102,7 +114,7 @@ def paired(measured: Sequence[WindowScore], recorded: Sequence[WindowScore]) -> 
             f"measured ({len(measured)})"
         )
     changes = [
-        _change(index, new, old)
+        _change(index, new, old, of)
         for index, (new, old) in enumerate(zip(measured, recorded, strict=True))
     ]
     sizes = [score.scored for score in measured]
@@ -126,12 +138,13 @@ def paired(measured: Sequence[WindowScore], recorded: Sequence[WindowScore]) -> 
         moved_most=tuple(largest[:MOST_NAMED]),
         half=half,
         extent=_extent(count, worse=worse, better=better, half=half),
-        divergence=_divergence(apart, sizes),
+        divergence=_divergence(apart, sizes) if of == "nll_sum" else None,
+        of=of,
     )
 
 
-def _change(index: int, new: WindowScore, old: WindowScore) -> WindowChange:
-    total = new.nll_sum - old.nll_sum
+def _change(index: int, new: WindowScore, old: WindowScore, of: Summed) -> WindowChange:
+    total: float = getattr(new, of) - getattr(old, of)
     return WindowChange(index, new.page, total / new.scored, total)
 
 

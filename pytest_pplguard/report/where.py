@@ -8,7 +8,7 @@ from ..gates import Paired, WindowChange
 from ..gates.paired import EQUAL
 from ..values import WindowPlace
 
-_NATS = "nats a token"
+_NATS = {"nll_sum": "nats a token", "kl_sum": "nats of divergence a token"}
 
 
 def where_lines(change: Paired, places: Mapping[int, WindowPlace]) -> tuple[str, ...]:
@@ -16,15 +16,16 @@ def where_lines(change: Paired, places: Mapping[int, WindowPlace]) -> tuple[str,
 
     ``places`` has those of the windows whose place is known.
     """
+    nats = _NATS[change.of]
     if change.extent == "nothing":
-        return (f"no window moved: {_all(change)} as recorded, to {EQUAL:g} {_NATS}",)
+        return (f"no window moved: {_all(change)} as recorded, to {EQUAL:g} {nats}",)
     # Of a whole text one example is enough.
     shown = change.moved_most[: 1 if change.extent == "whole" else None]
     return (
         _extent(change),
         *_divergence(change),
         *(
-            _window(moved, change.windows, places.get(moved.index), first=not rank)
+            _window(moved, change, places.get(moved.index), first=not rank)
             for rank, moved in enumerate(shown)
             if abs(moved.change) > EQUAL
         ),
@@ -38,7 +39,7 @@ def place_line(index: int, place: WindowPlace) -> str:
 
 def _extent(change: Paired) -> str:
     worse, better, count = change.worse, change.better, change.windows
-    size = f"{_size(abs(change.mean), change.error)} {_NATS}"
+    size = f"{_size(abs(change.mean), change.error)} {_NATS[change.of]}"
     mean = f"the mean moved by {'-' if change.mean < 0 else '+'}{size}"
     counts = f"{worse} of {count} windows {_are(worse)} worse, {better} better"
     if change.extent == "few":
@@ -62,18 +63,20 @@ def _divergence(change: Paired) -> tuple[str, ...]:
         return ()
     more = " more than the mean," if change.divergence > 2 * abs(change.mean) else ""
     return (
-        f"the predictions moved{more} by roughly {change.divergence:.1g} {_NATS} (KL "
-        "divergence, told from how the windows scatter)",
+        f"the predictions moved{more} by roughly {change.divergence:.1g} nats a token "
+        "(KL divergence, told from how the windows scatter)",
     )
 
 
 def _window(
-    moved: WindowChange, count: int, place: WindowPlace | None, *, first: bool
+    moved: WindowChange, change: Paired, place: WindowPlace | None, *, first: bool
 ) -> str:
     number = moved.index + 1
-    which = f"window {number} of {count} moved most" if first else f"window {number}"
+    which = f"window {number}"
+    if first:
+        which += f" of {change.windows} moved most"
     page = moved.page if place is None else place.page
-    return f"{which}: {moved.change:+.2g} {_NATS}{_of_page(page, place)}"
+    return f"{which}: {moved.change:+.2g} {_NATS[change.of]}{_of_page(page, place)}"
 
 
 def _of_page(page: int | None, place: WindowPlace | None) -> str:

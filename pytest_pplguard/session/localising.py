@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidLossError, PplguardError
-from ..gates import paired
-from ..protocols import Tokenizer
+from ..gates import Summed, paired
+from ..protocols import Tokenizer, get_protocol
 from ..report import place_line, where_lines
 from ..values import Key, Measurement, WindowPlace, WindowScore
 
@@ -63,7 +63,9 @@ class Localiser:
         tokenizer: Tokenizer | None,
     ) -> tuple[str, ...]:
         try:
-            change = paired(measured.evidence, recorded)
+            compares = get_protocol(key.method).needs_reference
+            of: Summed = "kl_sum" if compares else "nll_sum"
+            change = paired(measured.evidence, recorded, of=of)
         except PplguardError as error:
             return (_no_place(error),)
         places: dict[int, WindowPlace] = {}

@@ -81,6 +81,10 @@ def test_regressed(project: Project, local_args: tuple[str, ...]) -> None:
         "  measured     0.00735978\n"
         "  allowed      0.00591549 .. 0.00652182 (rel 0.05, baselines/llama.yaml:32)\n"
         "  recorded in  baselines/llama.yaml:34\n"
+        "  where        the whole text moved: 11 of 11 windows are worse, by 0.0011 +- "
+        "0 nats of divergence a token\n"
+        "  where        window 1 of 11 moved most: +0.0011 nats of divergence a token, "
+        'at "?"\n'
         f"  to accept    pytest {ITEM} --ppl-model llama/w50=ppl:9.1 --ppl-model "
         "llama/dense=ppl:8 --ppl-update\n"
     )
@@ -90,7 +94,21 @@ def test_nearer_to_the_reference_should_be_looked_at(project: Project) -> None:
     recorded(project)
     result = project.run(*project.give(dense="ppl:8", w50="ppl:8.9"), ITEM)
     result.assert_outcomes(passed=1, failed=1)
-    assert "kl_divergence improved by " in failure(result, TITLE)
+    text = failure(result, TITLE)
+    assert "kl_divergence improved by " in text
+    assert "11 of 11 windows are better, by " in text
+
+
+def test_where_it_is_further_though_its_losses_are_lower(project: Project) -> None:
+    """A divergence has its own windows: a better perplexity is no comfort."""
+    recorded(project)
+    result = project.run(*project.give(dense="ppl:8", w50="ppl:6.9"), ITEM)
+    result.assert_outcomes(passed=1, failed=1)
+    text = failure(result, TITLE)
+    moved = divergence(8, 6.9) - divergence(8, 9)
+    assert moved > 0
+    assert "kl_divergence regressed by " in text
+    assert f"11 of 11 windows are worse, by {moved:.2g} +- 0 nats of div" in text
 
 
 def test_lost_agreement(project: Project) -> None:

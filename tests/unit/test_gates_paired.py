@@ -115,3 +115,14 @@ def test_other_windows_cannot_be_paired() -> None:
     assert str(caught.value) == (
         "the recorded evidence is of other windows (2) than were measured (2)"
     )
+
+
+def test_divergences_from_a_reference() -> None:
+    """Their own sums are paired, whatever the losses did; nothing is estimated."""
+    old = [WindowScore(20.0, 10, kl_sum=1.0, top1=9) for _ in range(12)]
+    new = [WindowScore(10.0, 10, kl_sum=1.0 + 0.5 * (i == 7)) for i in range(12)]
+    found = paired(new, old, of="kl_sum")
+    assert (found.worse, found.better, found.equal) == (1, 0, 11)
+    assert found.mean == pytest.approx(0.5 / 120)
+    assert (found.moved_most[0].index, found.extent) == (7, "few")
+    assert (found.of, found.divergence) == ("kl_sum", None)

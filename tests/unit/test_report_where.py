@@ -120,3 +120,15 @@ def test_the_lines_stand_behind_where_it_was_recorded() -> None:
         "  where        one\n"
         "  where        two"
     )
+
+
+def test_a_divergence() -> None:
+    """What moved is no loss, and the lines say so."""
+    assert lines({}, of="kl_sum", divergence=None) == [
+        "the whole text moved: 64 of 64 windows are worse, by 0.031 +- 0.002 nats of "
+        "divergence a token",
+        "window 12 of 64 moved most: +0.41 nats of divergence a token",
+    ]
+    assert lines({}, of="kl_sum", extent="nothing", worse=0, equal=64) == [
+        "no window moved: all 64 are as recorded, to 1e-06 nats of divergence a token"
+    ]
