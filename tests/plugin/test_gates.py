@@ -407,8 +407,8 @@ def test_nan_is_invalid_and_fails_instead_of_an_error(project: Project) -> None:
     assert failure(result, TITLE) == (
         "llama/w50 wanda/tiny:16: token_perplexity is invalid\n"
         "  recorded in  baselines/llama.yaml:9\n"
-        '  where        window 3 of 11, at "...?"\n'
         "  because      the loss of window 3 of 11 is nan\n"
+        '  where        window 3 of 11, at "...?"\n'
     )
 
 
@@ -454,8 +454,8 @@ def test_a_method_that_is_not_built_is_an_error(project: Project) -> None:
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         [
-            "  because * unknown method 'strided'*: this version measures wanda and "
-            "lm-eval"
+            "  because * unknown method 'strided'*: this version measures wanda, "
+            "lm-eval and kl"
         ]
     )
 

@@ -10,7 +10,7 @@ import pytest
 from pytest_pplguard.baselines import read_baseline, read_fingerprint
 from pytest_pplguard.checkpoints import fingerprint, locate
 from pytest_pplguard.errors import CheckpointError
-from pytest_pplguard.session import guard
+from pytest_pplguard.session import weights
 from tests.model.tiny import save_tiny
 
 from .project import LM_EVAL, WANDA, Project, section
@@ -269,7 +269,7 @@ def test_a_fingerprint_that_cannot_be_taken_is_a_notice(
     def refuse(*_: object, **__: object) -> None:
         raise CheckpointError("model.safetensors cannot be read")
 
-    monkeypatch.setattr(guard, "fingerprint", refuse)
+    monkeypatch.setattr(weights, "fingerprint", refuse)
     path = project.baseline(KEYS)
     given = project.give(w50=str(checkpoints / "one"))
     result = project.run(*given, "--ppl-update")

@@ -271,13 +271,14 @@ def test_same(project: Project, plugin_args: tuple[str, ...]) -> None:
     result = run(project, *plugin_args)
     result.assert_outcomes(failed=1)
     command = f"pytest {ITEM}::weights --ppl-model llama/w50=out --ppl-update"
-    assert failure(result, "llama/w50 weights same").splitlines()[-6:] == [
+    assert failure(result, "llama/w50 weights same").splitlines()[-7:] == [
         "llama/w50 weights: same: weights are not the recorded ones, in 4 tensors",
         "  measured     4",
         "  allowed      at most 0 (baselines/llama.yaml:7)",
         "  recorded in  baselines/llama.yaml:9",
-        "  because      layers 1-2, all projections: mask lost, zeros 50.00 % -> "
-        "0.00 %",
+        "  checkpoint   layers 1-2, all projections: mask lost, 50.0 % -> 0.0 %",
+        "  checkpoint   all other weights (5 tensors), the config and the tokenizer "
+        "are the same",
         f"  to accept    {command}",
     ]
     assert section(result) == (
@@ -314,7 +315,8 @@ def test_mask(project: Project) -> None:
     run(project).assert_outcomes(passed=1)
 
     def reseed(weights: dict[str, Tensor]) -> None:
-        weights[NAMES[5]][:] = weights[NAMES[5]].roll(1, 1)
+        weights[NAMES[5]][:] = dense()[NAMES[5]]
+        weights[NAMES[5]][:, 1::2] = 0.0
 
     change(project, "out", reseed)
     result = run(project)
@@ -324,8 +326,9 @@ def test_mask(project: Project) -> None:
         "  measured     1\n"
         "  allowed      at most 0 (baselines/llama.yaml:7)\n"
         "  recorded in  baselines/llama.yaml:9\n"
-        "  because      layer 2, mlp.up_proj: other weights are zero, as many "
-        "(50.00 %)\n"
+        "  checkpoint   layer 2, mlp.up_proj: zeros elsewhere, 50.0 % as before\n"
+        "  checkpoint   all other weights (8 tensors), the config and the tokenizer "
+        "are the same\n"
         f"  to accept    pytest {ITEM}::weights --ppl-model llama/w50=out "
         "--ppl-update\n"
     )
@@ -416,14 +419,21 @@ def test_reports(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(project, *reports, "--junitxml=r.xml", *ALONE)
     result.assert_outcomes(failed=2)
     verdicts = json.loads((project.path / "r.json").read_text())["verdicts"]
-    shown = ("key", "metric", "outcome", "baseline", "measured", "allowed", "reasons")
+    shown = (
+        *("key", "metric", "outcome", "baseline", "measured", "allowed"),
+        *("reasons", "changes"),
+    )
     pattern = (
         "layer 1, all projections: 16 of 16 groups have more weights than 2:4 allows"
     )
-    same = "layer 1, all projections: mask lost, zeros 50.00 % -> 0.00 %"
+    lost = "layer 1, all projections: mask lost, 50.0 % -> 0.0 %"
+    changes = [
+        lost,
+        "all other weights (7 tensors), the config and the tokenizer are the same",
+    ]
     assert [[verdict[name] for name in shown] for verdict in verdicts] == [
-        ["sparsity", "2:4", "regressed", None, 16, [None, 0], [pattern]],
-        ["weights", "same", "changed", None, 2, [None, 0], [same]],
+        ["sparsity", "2:4", "regressed", None, 16, [None, 0], [pattern], changes],
+        ["weights", "same", "changed", None, 2, [None, 0], [], changes],
     ]
     markdown = (project.path / "r.md").read_text()
     assert (
@@ -460,6 +470,6 @@ def test_reports(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
             "sparsity: 2:4 is broken in 16 groups: *",
             "::error file=baselines/llama.yaml,line=7,title=perplexity::llama/w50 "
             "weights: same: weights are not the recorded ones, in 2 tensors: "
-            + same.replace("%", "%25"),
+            + lost.replace("%", "%25"),
         ]
     )
