@@ -18,6 +18,7 @@ from pytest_pplguard.values import TensorFacts
 from .tiny import ARCHITECTURES, build_model, save
 
 UP = "model.layers.0.mlp.up_proj.weight"
+TIED = ("gemma2", "cohere", "opt")
 EIGHT_BITS = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
@@ -65,14 +66,29 @@ def facts_in_memory(model: torch.nn.Module) -> dict[str, TensorFacts]:
     return tensor_facts(model_streams(model))
 
 
+def shared_names(model: torch.nn.Module) -> dict[str, str]:
+    """Further names of tensors that a model has under several, and the first one."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {
+        name: first[id(tensor)]
+        for name, tensor in named
+        if first.setdefault(id(tensor), name) != name
+    }
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_model_in_memory_and_its_files(tmp_path: Path, arch: str, dtype: str) -> None:
-    """Other names only where transformers saves as it once did."""
+    """Other names only where transformers saves as it once did, or once for two."""
     model = build_model(arch).to(getattr(torch, dtype))
     save(model, tmp_path)
     stored = fingerprint(Located("m", tmp_path)).tensors
     memory = facts_in_memory(model)
+    shared = shared_names(model)
+    assert bool(shared) is (arch in TIED)
+    for name, first in shared.items():
+        assert memory.pop(name) == memory[first]
     if arch == "gpt_neox" and "embed_out.weight" in stored:
         memory["embed_out.weight"] = memory.pop("lm_head.weight")
     if arch == "mixtral":
@@ -112,9 +128,8 @@ def test_however_a_tensor_lies_in_memory() -> None:
         assert facts["plain"].values == expected[:32]
 
 
-def test_shared_tensors_are_read_once_and_others_are_named_as_in_files(
-    tmp_path: Path,
-) -> None:
+def test_a_model_has_the_names_that_its_files_may_have(tmp_path: Path) -> None:
+    """A shared tensor counts under each name, what is not saved under none."""
     tensors = {
         "halves": torch.zeros(3, dtype=torch.float16),
         "whole": torch.arange(6).reshape(2, 3),
@@ -130,7 +145,8 @@ def test_shared_tensors_are_read_once_and_others_are_named_as_in_files(
     module.register_buffer("derived", torch.ones(3), persistent=False)
     module.weight = torch.nn.Parameter(torch.ones(2, 2))
     module.tied = module.weight
-    save_file(tensors | {"weight": module.weight.data}, tmp_path / "model.safetensors")
+    twice = {"weight": module.weight.data, "tied": module.weight.data.clone()}
+    save_file(tensors | twice, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     stored = tensor_facts(stored_streams(Located("m", tmp_path)))
     assert facts_in_memory(module) == stored
