@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..tensornames import natural
-from ..values import Fingerprint, TensorFacts
+from ..values import Fingerprint, TensorFacts, is_head
 from . import recognise
 from .names import match
 from .settings import SettingChange, compare_config, compare_tokenizers
@@ -114,6 +114,7 @@ def compare(recorded: Fingerprint, now: Fingerprint) -> Difference:
     )
     recorded_name = {name: names.get(name, name) for name in after}
     owners = _owners(before)
+    tied = _is_tied(recorded.config)
     changes = [
         change
         for name, facts in after.items()
@@ -123,7 +124,7 @@ def compare(recorded: Fingerprint, now: Fingerprint) -> Difference:
                 before[names[name]] if name in names else None,
                 facts,
                 owners=owners,
-                untied=name in recorded.tensors,
+                untied=name in recorded.tensors or (tied and is_head(name)),
             )
         )
     ]
@@ -151,6 +152,14 @@ def compare(recorded: Fingerprint, now: Fingerprint) -> Difference:
         renamed={old: new for new, old in sorted(names.items()) if old != new},
         head=_head(recorded.config),
         described=described,
+    )
+
+
+def _is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether a head was the embedding, in the files or not."""
+    return any(
+        value is True and name.rpartition(".")[2] == "tie_word_embeddings"
+        for name, value in config.items()
     )
 
 

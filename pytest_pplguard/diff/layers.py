@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from ..tensornames import IN_LAYER, group, ranges
+
+_EXPERT = re.compile(r"(?P<room>.*experts)\.(?P<number>[0-9]+)\.(?P<rest>.+)").fullmatch
 
 
 class Place(NamedTuple):
@@ -65,7 +68,10 @@ def tell_copies(sources: Mapping[str, str], *, known: Collection[str]) -> list[T
         ]
         what = _what(stack, found_kinds, layers, known)
         told.append(Told(_layers(layers) + what, tuple(names)))
-    return [*told, *_tell_others(others, known)]
+    experts = _tell_experts(others, known)
+    told_of = {name for one in experts for name in one.names}
+    rest = {name: one for name, one in others.items() if name not in told_of}
+    return [*told, *experts, *_tell_others(rest, known)]
 
 
 def _what(
@@ -88,24 +94,51 @@ def _what(
     return f": {', '.join(shown[:3])}{more} only"
 
 
-def _layers(sources: Mapping[int, int]) -> str:
+def _layers(sources: Mapping[int, int], what: str = "layer") -> str:
     """Words for layers (keys) that hold what others (values) held."""
     here, there = list(sources), list(sources.values())
     if len(here) == 2 and sorted(here) == sorted(there):
-        return f"layers {min(here)} and {max(here)} are swapped"
+        return f"{what}s {min(here)} and {max(here)} are swapped"
     if sorted(here) == sorted(there):
         order = ", ".join(str(sources[layer]) for layer in sorted(here))
-        return f"layers {ranges(here)} are in another order: they hold {order}"
+        return f"{what}s {ranges(here)} are in another order: they hold {order}"
     if len(here) == 1:
-        return f"layer {here[0]} holds what layer {there[0]} held (duplicated?)"
+        return f"{what} {here[0]} holds what {what} {there[0]} held (duplicated?)"
     shifts = {source - layer for layer, source in sources.items()}
     if len(shifts) == 1:
-        guess = "a layer left out?" if shifts.pop() > 0 else "a layer put in?"
-        return f"layers {ranges(here)} hold what layers {ranges(there)} held ({guess})"
+        guess = f"one {'left out' if shifts.pop() > 0 else 'put in'}?"
+        return (
+            f"{what}s {ranges(here)} hold what {what}s {ranges(there)} held ({guess})"
+        )
     if len(set(there)) == 1:
-        return f"layers {ranges(here)} hold what layer {there[0]} held (duplicated?)"
+        return f"{what}s {ranges(here)} hold what {what} {there[0]} held (duplicated?)"
     order = ", ".join(str(sources[layer]) for layer in sorted(here))
-    return f"layers {ranges(here)} hold what layers {order} held"
+    return f"{what}s {ranges(here)} hold what {what}s {order} held"
+
+
+def _tell_experts(sources: Mapping[str, str], known: Collection[str]) -> list[Told]:
+    """Experts that hold, as a whole, what others of the same layer held."""
+    sizes = Counter(
+        match.group("room", "number") for match in map(_EXPERT, known) if match
+    )
+    moved: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for name, source in sources.items():
+        here, there = _EXPERT(name), _EXPERT(source)
+        if here and there and here.group("room", "rest") == there.group("room", "rest"):
+            moved[here["room"], here["number"], there["number"]].append(name)
+    rooms: dict[str, dict[int, int]] = defaultdict(dict)
+    members: dict[str, list[str]] = defaultdict(list)
+    for (room, number, source), names in moved.items():
+        if len(names) == sizes[room, number]:
+            rooms[room][int(number)] = int(source)
+            members[room] += names
+    alike: dict[tuple[tuple[int, int], ...], list[str]] = defaultdict(list)
+    for room, order in rooms.items():
+        alike[tuple(sorted(order.items()))] += members[room]
+    return [
+        Told(f"{_where(names, known)}: {_layers(dict(order), 'expert')}", tuple(names))
+        for order, names in alike.items()
+    ]
 
 
 def _tell_others(sources: Mapping[str, str], known: Collection[str]) -> list[Told]:

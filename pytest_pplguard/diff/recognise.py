@@ -27,6 +27,8 @@ _MANY_TIMES = 4.0
 _FEW = 8.5
 _INCIDENTAL = 1e-3
 """A share of zeros that no pruning makes."""
+_BY_CHANCE = 0.05
+"""A larger share of zeros in a norm is no chance: 1 is a usual gain, and 1 - 1 is 0."""
 
 
 def scaled_by(before: TensorFacts, now: TensorFacts) -> float | None:
@@ -53,7 +55,7 @@ def scaled_by(before: TensorFacts, now: TensorFacts) -> float | None:
 
 def shifted_by(before: TensorFacts, now: TensorFacts) -> float | None:
     """What looks added to all weights, as to norms that count from 0 or from 1."""
-    if now.bad or before.zeros or now.zeros or not before.size > 1:
+    if now.bad or not before.size > 1 or max(before.share, now.share) > _BY_CHANCE:
         return None
     shift = (now.sum - before.sum) / now.size
     step = max(_STEP[before.dtype], _STEP[now.dtype])
@@ -100,12 +102,12 @@ def huge_weights(before: TensorFacts, now: TensorFacts) -> int:
     return max(1, round(count)) if 0.5 < count <= min(_FEW, now.size / 4) else 0
 
 
-def little(before: TensorFacts, now: TensorFacts) -> bool:
-    """Whether norm, sum and peak hardly moved."""
+def little(before: TensorFacts, now: TensorFacts, *, times: float = 1) -> bool:
+    """Whether norm, sum and peak hardly moved, or ``times`` as much as hardly."""
     return (
-        math.isclose(before.norm, now.norm, rel_tol=5e-3)
-        and math.isclose(before.peak, now.peak, rel_tol=0.05)
-        and abs(before.sum - now.sum) <= 0.05 * now.norm
+        math.isclose(before.norm, now.norm, rel_tol=5e-3 * times)
+        and math.isclose(before.peak, now.peak, rel_tol=0.05 * times)
+        and abs(before.sum - now.sum) <= 0.05 * times * now.norm
     )
 
 

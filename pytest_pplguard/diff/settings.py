@@ -56,7 +56,7 @@ def compare_config(
     """The config keys that differ, in the order of their weight."""
     found = []
     for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
+        old, new = _said(name, before), _said(name, now)
         if _equal(old, new) or _means_the_same(name, old, new):
             continue
         found.append(SettingChange(name, old, new, _weight(name, old, new)))
@@ -84,6 +84,20 @@ def compare_tokenizers(
 def _place(part: str) -> int:
     first = ("vocabulary", "token ids", "merges", "add_bos_token", "bos_token")
     return first.index(part) if part in first else len(first)
+
+
+def _said(name: str, config: Mapping[str, Any]) -> Any:
+    """A setting, or what it is where it follows from others and was left out."""
+    if name in config:
+        return config[name]
+    section, dot, last = name.rpartition(".")
+    heads = config.get(f"{section}{dot}num_attention_heads")
+    hidden = config.get(f"{section}{dot}hidden_size")
+    if last == "num_key_value_heads":
+        return heads
+    if last == "head_dim" and isinstance(hidden, int) and isinstance(heads, int):
+        return hidden // max(1, heads)
+    return None
 
 
 def _equal(old: Any, new: Any) -> bool:

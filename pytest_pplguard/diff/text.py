@@ -12,20 +12,23 @@ from ..tensornames import group, kind_of, layer_of, ranges
 from ..values import TensorFacts
 from .compare import Change, Difference
 from .layers import tell_copies
-from .recognise import huge_weights
+from .recognise import huge_weights, little
 from .settings import config_line, tokenizer_line
 
 _MOST_LOST = 0.02
 """A mask is lost if no more than this part of its zeros is left."""
-_PRUNED = {"more zeros": " (pruned?)", "zeros elsewhere": " (pruned anew?)"}
 _AS_MANY = 1e-3
 """Shares of zeros that differ by less are those of another mask, as a rule."""
 _NEARLY_ALL = 0.9
+_PRUNED = 0.05
+"""A larger share of zeros is no chance."""
 _RESTORED = 1.02
 """What norms grow by at least when half of the weights, the smaller ones, are back."""
 _SEVERAL = 4
 _LONGEST_RANGES = 40
 _UNLIKE = 0.3
+_BORDERLINE = 4
+"""What moved by so many times a little is still told with what did."""
 
 
 class _Line(NamedTuple):
@@ -171,10 +174,19 @@ def _bucket(change: Change, *, alike: bool) -> tuple[object, ...]:
     if change.kind == "values":
         if change.factor is not None:
             return change.kind, change.looks, f"{change.factor:.3g}"
-        if alike and change.looks in ("", "little"):
-            return (change.kind,)
-        return change.kind, change.looks, _size_class(before, now)
+        looks: str = change.looks
+        if looks in ("", "little"):
+            if alike:
+                return (change.kind,)
+            # Else a change that went all over the model is told in pieces.
+            looks = "near" * _is_near(change)
+        return change.kind, looks, _size_class(before, now)
     return (change.kind,)
+
+
+def _is_near(change: Change) -> bool:
+    before, now = change.before, change.now
+    return bool(before and now and little(before, now, times=_BORDERLINE))
 
 
 def _size_class(before: TensorFacts, now: TensorFacts) -> int:
@@ -208,7 +220,7 @@ def _weight(changes: Sequence[Change]) -> float:
             abs(_size_class(change.before, change.now))
             for change in changes
             if change.before and change.now
-        ) + 0.5 * (changes[0].looks != "little")
+        ) + 0.5 * (not all(map(_is_near, changes)))
     return 0
 
 
@@ -298,15 +310,22 @@ def _mask_guess(what: str, changes: Sequence[Change], difference: Difference) ->
     if not touched & alike or not touched >= alike:
         return ""
     if touched < set(difference.linear):
-        filled = "lost" in what and len(touched) > 1 and not _are_back(changes)
+        # What an adapter adds leaves no zero; what leaves some is something else.
+        filled = what == "mask lost" and len(touched) > 1 and not _are_back(changes)
         return " (an adapter merged?)" if filled else ""
     others = any(
         change.kind != "retyped" and change.name not in touched
         for change in difference.changes
     )
-    if "lost" not in what:
-        return "" if others else _PRUNED[what]
-    if what == "mask lost" and _are_back(changes) and not others:
+    if what != "mask lost":
+        if others:
+            return ""
+        pruned = _shares(changes)[0] > _PRUNED
+        return {
+            "more zeros": " (pruned once more?)" if pruned else " (pruned?)",
+            "zeros lost": " (averaged with another model, or pruned by less?)",
+        }.get(what, " (pruned anew?)")
+    if _are_back(changes) and not others:
         return " (is this the dense checkpoint?)"
     return " (an adapter merged, or trained without the mask?)"
 
@@ -394,7 +413,7 @@ def _where(changes: Sequence[Change], difference: Difference) -> str:
         (change.exact.rows, change.exact.columns) for change in changes if change.exact
     }
     if len(places) != 1 or first.now is None:
-        return ""
+        return _slice(changes)
     rows, columns = places.pop()
     if len(rows) == len(columns) == 1 and len(first.now.shape) > 1:
         return f" at [{rows[0]}, {columns[0]}]"
@@ -407,6 +426,21 @@ def _where(changes: Sequence[Change], difference: Difference) -> str:
         if found and len(shown := ranges(found)) <= _LONGEST_RANGES
     ]
     return f" in {', '.join(parts)}" if parts else ""
+
+
+def _slice(changes: Sequence[Change]) -> str:
+    """The rows in which weights differ, if it is the same part of all tensors."""
+    parts = set()
+    for change in changes:
+        rows = change.exact.rows if change.exact else ()
+        if not rows or change.now is None or len(rows) != rows[-1] - rows[0] + 1:
+            return ""
+        height = change.now.shape[0]
+        parts.add((f"{rows[0] / height:.0%}", f"{(rows[-1] + 1) / height:.0%}"))
+    if len(parts) != 1:
+        return ""
+    first, last = parts.pop()
+    return f" in the rows from {first} to {last} of each (what one process saves?)"
 
 
 def _heads(name: str, what: str, found: Sequence[int], difference: Difference) -> str:
@@ -452,7 +486,7 @@ def _other_base(difference: Difference) -> _Line | None:
         change for change in moved if change.before and len(change.before.shape) > 1
     ]
     count = sum(difference.tensors[change.name] for change in moved)
-    total = sum(difference.tensors.values())
+    total = max(1, sum(difference.tensors.values()))
     outside = [change for change in large if layer_of(change.name) is None]
     if len(large) < _SEVERAL or not outside or count < _NEARLY_ALL * total:
         return None
@@ -461,9 +495,22 @@ def _other_base(difference: Difference) -> _Line | None:
     if apart > _UNLIKE:
         guess = ", and by much: another model, or one trained anew?"
     elif all(change.looks == "little" for change in large):
-        guess = ", all by little: trained further, or rounded to another dtype?"
-    share = f"{len(moved)} tensors, {_percent(count / total)} of the weights"
-    return _Line(_BASE, 0, f"nearly everything differs ({share}){guess}")
+        flushed = all(_mask_words(*_shares([c])) == "more zeros" for c in large)
+        guess = (
+            ", all by little: small weights became zeros?"
+            if flushed
+            else ", all by little: trained further, or rounded to another dtype?"
+        )
+    share = f"{len(moved)} of {len(difference.tensors)} tensors"
+    if all(change.exact for change in moved):
+        counts = (
+            change.exact.lost + change.exact.gained + change.exact.moved
+            for change in moved
+            if change.exact
+        )
+        share += f", {_percent(sum(counts) / total)} of the weights"
+    text = f"tensors all over the model differ, embeddings too ({share}){guess}"
+    return _Line(_BASE, 0, text)
 
 
 def _distance(change: Change) -> float:

@@ -63,7 +63,7 @@ def _divergence(change: Paired) -> tuple[str, ...]:
         return ()
     more = " more than the mean," if change.divergence > 2 * abs(change.mean) else ""
     return (
-        f"the predictions moved{more} by roughly {change.divergence:.1g} nats a token "
+        f"the predictions moved{more} by roughly {_roughly(change.divergence)} nats a token "
         "(KL divergence, told from how the windows scatter)",
     )
 
@@ -86,6 +86,11 @@ def _of_page(page: int | None, place: WindowPlace | None) -> str:
     if place is not None and place.words:
         text += f', at "{place.words}"'
     return text
+
+
+def _roughly(value: float) -> str:
+    """One digit; ``20``, not ``2e+01``."""
+    return f"{float(f'{value:.1g}'):.6g}"
 
 
 def _size(value: float, error: float | None) -> str:

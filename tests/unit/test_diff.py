@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pytest_pplguard.diff import compare, explain, lines
+from pytest_pplguard.diff import Exact, compare, explain, lines
 from pytest_pplguard.values import Fingerprint
 
 from .diffing import (
@@ -37,9 +37,14 @@ REST = ", the config and the tokenizer are the same"
 
 def damaged(damage: Callable[[Weights], Any], base: Weights = PRUNED) -> list[str]:
     """The lines for a copy of ``base`` that was damaged in place."""
+    return lines(compare(taken(base), taken(changed(damage, base))))
+
+
+def changed(damage: Callable[[Weights], Any], base: Weights) -> Weights:
+    """A copy of ``base`` that was damaged in place."""
     weights = {name: values.copy() for name, values in base.items()}
     damage(weights)
-    return lines(compare(taken(base), taken(weights)))
+    return weights
 
 
 def rng(seed: int = 1) -> numpy.random.Generator:
@@ -74,6 +79,21 @@ def test_the_dense_checkpoint() -> None:
     ]
 
 
+def test_a_pruned_checkpoint_is_pruned_once_more() -> None:
+    def prune(weights: Weights) -> None:
+        for name in linear(weights):
+            weights[name].reshape(-1)[::2] = 0
+
+    every = linear(PRUNED)
+    now = changed(prune, PRUNED)
+    zeros = sum(int((now[name] == 0).sum()) for name in every)
+    share = 100 * zeros / sum(now[name].size for name in every)
+    assert damaged(prune)[0] == (
+        f"all 24 linear weights: more zeros, 50.0 % -> {share:.1f} % "
+        "(pruned once more?)"
+    )
+
+
 def test_a_merged_adapter_is_not_the_dense_checkpoint() -> None:
     def merge(weights: Weights) -> None:
         for name in linear(weights):
@@ -85,6 +105,33 @@ def test_a_merged_adapter_is_not_the_dense_checkpoint() -> None:
         "all 24 linear weights: mask lost, 50.0 % -> 0.0 % "
         "(an adapter merged, or trained without the mask?)",
         f"all other weights (8 tensors){REST}",
+    ]
+
+
+def test_an_average_of_two_pruned_models_is_no_merged_adapter() -> None:
+    other = decoder(7, pruned=True)
+
+    def average(names: tuple[str, ...]) -> Callable[[Weights], None]:
+        def damage(weights: Weights) -> None:
+            for name in names:
+                weights[name] = (weights[name] + other[name]) / 2
+
+        return damage
+
+    def left(names: tuple[str, ...]) -> str:
+        both = [((PRUNED[name] == 0) & (other[name] == 0)).sum() for name in names]
+        return f"{100 * sum(both) / sum(PRUNED[name].size for name in names):.1f}"
+
+    every = linear(PRUNED)
+    some = tuple(name for name in every if Q in name)
+    assert damaged(average(every)) == [
+        f"all 24 linear weights: zeros lost, 50.0 % -> {left(every)} % "
+        "(averaged with another model, or pruned by less?)",
+        f"all other weights (8 tensors){REST}",
+    ]
+    assert damaged(average(some)) == [
+        f"all 6 layers, self_attn.q_proj: zeros lost, 50.0 % -> {left(some)} %",
+        f"all other weights (26 tensors){REST}",
     ]
 
 
@@ -164,6 +211,27 @@ def test_a_larger_norm_alone_is_not_scaled() -> None:
         first = damaged(damage)[0]
         assert first.startswith("layer 3, self_attn.q_proj: values moved, norm x1.0")
         assert "scaled" not in first
+
+
+def test_one_change_of_all_layers_is_not_cut_in_pieces() -> None:
+    def noise(weights: Weights) -> None:
+        for name in linear(weights):
+            shaken = rng(len(name)).normal(1, 0.05, weights[name].shape)
+            weights[name] = (weights[name] * shaken).astype("f4")
+
+    def with_one_more(weights: Weights) -> None:
+        noise(weights)
+        weights[at(3, Q)][::2] *= numpy.float32(1.2)
+
+    found = compare(taken(PRUNED), taken(changed(noise, PRUNED))).changes
+    assert {change.looks for change in found} == {"", "little"}
+    [line, rest] = damaged(noise)
+    assert line.startswith("all 24 linear weights: values moved, norm x")
+    assert rest == f"all other weights (8 tensors){REST}"
+    # What moved by much more has a line of its own, and it is the first.
+    first, *_ = more = damaged(with_one_more)
+    assert first.startswith("layer 3, self_attn.q_proj: values moved, norm x1.096")
+    assert len(more) > 2
 
 
 def test_one_huge_weight() -> None:
@@ -282,7 +350,7 @@ def move(sources: dict[int, int], kinds: tuple[str, ...] = tuple(KINDS)) -> Any:
         ),
         (
             move({2: 3, 3: 4, 4: 5}),
-            "layers 2-4 hold what layers 3-5 held (a layer left out?)",
+            "layers 2-4 hold what layers 3-5 held (one left out?)",
         ),
     ],
 )
@@ -300,7 +368,7 @@ def test_a_layer_left_out() -> None:
 
     assert damaged(damage) == [
         "layer 5, all tensors: gone",
-        "layers 2-4 hold what layers 3-5 held (a layer left out?)",
+        "layers 2-4 hold what layers 3-5 held (one left out?)",
         f"all other weights (12 tensors){REST}",
     ]
 
@@ -315,6 +383,54 @@ def test_two_projections_swapped() -> None:
         "layers 1-2: self_attn.k_proj and self_attn.q_proj are swapped",
         f"all other weights (28 tensors){REST}",
     ]
+
+
+def mixture(*sources: int, layers: tuple[int, ...] = (0, 1)) -> Fingerprint:
+    """Two layers of four experts that hold what the experts ``sources`` held."""
+    drawn = {
+        f"model.layers.{layer}.mlp.experts.{expert}.{kind}.weight": rng(
+            100 * layer + 10 * expert + place
+        ).normal(0, 0.1, (8, 6))
+        for layer in (0, 1)
+        for expert in range(4)
+        for place, kind in enumerate(("w1", "w2"))
+    }
+    held = {
+        name: drawn[name.replace(f"experts.{number}.", f"experts.{source}.")]
+        for number, source in enumerate(sources)
+        for name in drawn
+        if f"experts.{number}." in name and int(name.split(".")[2]) in layers
+    }
+    return taken({NORM: PRUNED[NORM]} | drawn | held)
+
+
+@pytest.mark.parametrize(
+    ("now", "line"),
+    [
+        (
+            mixture(1, 2, 3, 0),
+            "all 2 layers: experts 0-3 are in another order: they hold 1, 2, 3, 0",
+        ),
+        (mixture(0, 2, 1, 3, layers=(1,)), "layer 1: experts 1 and 2 are swapped"),
+        (
+            mixture(0, 1, 1, 3, layers=(1,)),
+            "layer 1: expert 2 holds what expert 1 held (duplicated?)",
+        ),
+    ],
+)
+def test_experts_that_hold_what_others_held(now: Fingerprint, line: str) -> None:
+    text = lines(compare(mixture(0, 1, 2, 3), now))
+    assert text[0] == line
+    assert len(text) == 2
+
+
+def test_a_part_of_an_expert_is_told_by_itself() -> None:
+    before, whole = mixture(0, 1, 2, 3), mixture(0, 1, 1, 3, layers=(1,))
+    part = "model.layers.1.mlp.experts.2.w1.weight"
+    now = replace(before, tensors=before.tensors | {part: whole.tensors[part]})
+    assert lines(compare(before, now))[0] == (
+        "layer 1: mlp.experts.2.w1 holds what mlp.experts.1.w1 held"
+    )
 
 
 def test_layers_of_similar_norms_are_not_swapped() -> None:
@@ -363,6 +479,24 @@ def test_norms_shifted_and_reset(change: Callable[[Any], Any], line: str) -> Non
     ]
 
 
+def test_a_gain_of_one_that_becomes_zero_is_shifted_as_the_others() -> None:
+    gains = {at(layer, "input_layernorm"): numpy.ones(HIDDEN, "f4") for layer in (2, 4)}
+    for layer, name in zip((2, 4), gains, strict=True):
+        gains[name][1:] = PRUNED[at(layer, "input_layernorm")][1:]
+    base = PRUNED | gains
+
+    def take_one(weights: Weights) -> None:
+        for name in weights:
+            if "norm" in name:
+                weights[name] = weights[name] - 1
+
+    assert damaged(take_one, base) == [
+        "all 6 layers, input_layernorm: values moved (all by -1?)",
+        "model.norm.weight: values moved (all by -1?)",
+        f"all other weights (25 tensors){REST}",
+    ]
+
+
 def test_a_larger_sum_alone_is_no_shift() -> None:
     def damage(weights: Weights) -> None:
         weights[NORM][: HIDDEN // 2] += 2
@@ -398,6 +532,16 @@ def test_a_head_that_is_tied_is_no_difference_and_one_that_is_not_is() -> None:
     assert lines(compare(taken(untied), taken(tied)))[0] == (
         "lm_head.weight: repeats the embedding now"
     )
+
+
+def test_a_head_of_its_own_where_the_config_tied_it() -> None:
+    own = {**PRUNED, "lm_head.weight": rng().normal(0, 1, (50, 24)).astype("f4")}
+    for config, line in (
+        ({**CONFIG, "tie_word_embeddings": True}, "new: repeats the embedding no more"),
+        (CONFIG, "new"),
+    ):
+        found = compare(taken(PRUNED, config=config), taken(own, config=config))
+        assert lines(found)[0] == f"lm_head.weight: {line}"
 
 
 @pytest.mark.parametrize("wrapper", ["", "transformer.", "model.language_model."])
@@ -441,15 +585,63 @@ def test_another_model_and_one_trained_further() -> None:
             weights[name] = (values + step).astype("f4")
 
     assert damaged(lambda weights: weights.update(decoder(7, pruned=True)))[0] == (
-        "nearly everything differs (32 tensors, 100.0 % of the weights), and by much: "
-        "another model, or one trained anew?"
+        "tensors all over the model differ, embeddings too (32 of 32 tensors), and by "
+        "much: another model, or one trained anew?"
     )
     assert damaged(train) == [
-        "nearly everything differs (32 tensors, 100.0 % of the weights), all by "
+        "tensors all over the model differ, embeddings too (32 of 32 tensors), all by "
         "little: trained further, or rounded to another dtype?",
         "all 32 tensors: values moved a little, norm x1",
         "the config and the tokenizer are the same",
     ]
+
+
+def test_few_weights_of_all_tensors_are_not_called_nearly_all() -> None:
+    def flush(weights: Weights) -> None:
+        for values in weights.values():
+            values[numpy.abs(values) < 1e-3] = 0
+
+    weights = changed(flush, DENSE)
+    gained = {name: int((values == 0).sum()) for name, values in weights.items()}
+    difference = compare(taken(DENSE), taken(weights))
+    count = len(difference.changes)
+    size = sum(values.size for values in DENSE.values())
+    share = f"{100 * sum(gained.values()) / size:.1f} %"
+    start = f"tensors all over the model differ, embeddings too ({count} of 32 tensors"
+    end = "), all by little: small weights became zeros?"
+    assert lines(difference)[0] == start + end
+    counted = difference.counted(
+        {name: Exact(0, each, 0, 1e-3) for name, each in gained.items()}
+    )
+    assert lines(counted)[0] == f"{start}, {share} of the weights{end}"
+
+
+def test_the_rows_of_one_process_are_located_in_all_tensors_together() -> None:
+    def stale(weights: Weights) -> None:
+        for name in linear(weights):
+            height = len(weights[name])
+            weights[name][height // 4 : height // 2] *= numpy.float32(1.5)
+
+    difference = compare(
+        taken(DENSE),
+        taken(changed(stale, DENSE)),
+    )
+    counts = {
+        change.name: Exact(
+            *(0, 0, values.size // 4, 0.1),
+            rows=tuple(range(len(values) // 4, len(values) // 2)),
+        )
+        for change in difference.changes
+        if (values := DENSE[change.name]) is not None
+    }
+    [line, _] = lines(difference.counted(counts))
+    assert line.startswith("all 24 linear weights: values moved")
+    assert line.endswith(
+        " in the rows from 25% to 50% of each (what one process saves?)"
+    )
+    # One tensor with other rows, and nothing is said.
+    odd = counts | {at(0, UP): Exact(0, 0, 240, 0.1, rows=tuple(range(10)))}
+    assert "rows" not in lines(difference.counted(odd))[0]
 
 
 def test_the_same_numbers_in_another_dtype_and_rounded_ones() -> None:
@@ -499,6 +691,20 @@ def test_a_config_key(before: Any, now: Any, line: str | None, matters: bool) ->
     assert difference.matters == matters
     if line is not None:
         assert lines(difference)[0] == line
+
+
+def test_a_key_that_followed_from_others_was_not_absent() -> None:
+    one = {**CONFIG, "num_attention_heads": 8, "hidden_size": 64}
+    other = {**one, "num_key_value_heads": 2, "head_dim": 16}
+    assert lines(compare(taken(PRUNED, config=one), taken(PRUNED, config=other))) == [
+        "config: head_dim 8 -> 16",
+        "config: num_key_value_heads 8 -> 2",
+        "all weights and the tokenizer are the same",
+    ]
+    assert not compare(
+        taken(PRUNED, config=one),
+        taken(PRUNED, config={**one, "num_key_value_heads": 8, "head_dim": 8}),
+    ).matters
 
 
 def test_config_keys_by_their_weight() -> None:

@@ -132,3 +132,9 @@ def test_a_divergence() -> None:
     assert lines({}, of="kl_sum", extent="nothing", worse=0, equal=64) == [
         "no window moved: all 64 are as recorded, to 1e-06 nats of divergence a token"
     ]
+
+
+def test_a_large_divergence_is_written_out() -> None:
+    assert lines(mean=6.2, divergence=17.3)[1] == (
+        f"the predictions moved more than the mean, by roughly 20 nats a token {KL}"
+    )
