@@ -5,27 +5,32 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import math
+import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from pytest_pplguard.gates import paired
+from pytest_pplguard.values import WindowScore
+
 from . import others
-from .bases import NAMES, USUAL, Maker
+from .bases import LENGTH, NAMES, USUAL, Maker
 from .cases import Case, all_cases
 from .damage import Damage, Undamaged
 from .site import Base, Text
-from .table import Row, divergence, markdown, rms_shift, summary
-from .verdicts import POLICIES, Gates, judge_case, site_of
+from .table import Row, markdown, summary
+from .verdicts import Gates, Outcome, site_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,40 +39,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    started = time.perf_counter()
+    rows = {
+        (row.base, row.case): row
+        for file in options.merge
+        for row in msgspec.json.decode(file.read_bytes(), type=list[Row])
+    }
+    if not options.merge:
+        for row in _run(options):
+            rows[row.base, row.case] = row
+            if options.json:
+                options.json.write_bytes(msgspec.json.encode(list(rows.values())))
+    text = markdown(list(rows.values()), _head(options, list(rows.values())))
+    if options.out:
+        options.out.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> Iterator[Row]:
+    """Every case over every base."""
     cases = [
         case
         for case in all_cases().values()
         if not options.only or any(fnmatchcase(case.name, one) for one in options.only)
     ]
-    rows: list[Row] = []
-    policies: tuple[str, ...] = POLICIES
     with tempfile.TemporaryDirectory() as work:
         for number, base in enumerate(_bases(options)):
             room = Path(work, str(number))
             room.mkdir()
-            gates, fresh = run_base(base, cases, room)
-            # A dense checkpoint has no sparsity gate that could tell.
-            policies = tuple(one for one in policies if one in gates.built)
-            rows += fresh
-            print(summary(fresh, policies), file=sys.stderr, flush=True)
-    seconds = time.perf_counter() - started
-    text = markdown(rows, policies, _head(rows, policies, seconds))
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    else:
-        print(text)
-    if options.json:
-        lines = (json.dumps(asdict(row)) for row in rows)
-        options.json.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return 0
+            rows = []
+            for row in run_base(base, cases, room):
+                rows.append(row)
+                yield row
+            print(summary(rows), file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.zoo", description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE.md", help="where to write the table")
-    add("--json", type=Path, metavar="FILE", help="every row as a line of JSON")
+    add("--json", type=Path, metavar="FILE", help="every row, as they come")
+    add(
+        "--merge",
+        nargs="*",
+        type=Path,
+        default=(),
+        metavar="FILE",
+        help="run nothing: write the table of rows that --json kept; the last row of "
+        "a case on a base counts",
+    )
     add(
         "--bases",
         nargs="*",
@@ -90,14 +111,14 @@ def _parser() -> argparse.ArgumentParser:
         help="run over these folders, and not over the zoo's own",
     )
     add("--corpus", metavar="NAME=PATH", help="text for --base; its end is held out")
-    add("--window", type=int, default=128, help="tokens, for --base (default: 128)")
-    add("--limit", type=int, default=16, help="windows, for --base (default: 16)")
+    add("--window", type=int, default=LENGTH, help="tokens (default: %(default)s)")
+    add("--limit", type=int, help="windows (default: 40; 16 for --base)")
     return parser
 
 
 def _bases(options: argparse.Namespace) -> Iterator[Base]:
     if not options.base:
-        maker = Maker(options.cache)
+        maker = Maker(options.cache, windows=options.limit or 40, window=options.window)
         yield from map(maker.make, options.bases)
         return
     name, _, path = (options.corpus or "").partition("=")
@@ -106,7 +127,7 @@ def _bases(options: argparse.Namespace) -> Iterator[Base]:
     yield from given_bases(
         options.base[0],
         options.base[1],
-        Text(name, Path(path).resolve(), options.window, options.limit, pages=1),
+        Text(name, Path(path).resolve(), options.window, options.limit or 16, pages=1),
     )
 
 
@@ -138,9 +159,7 @@ def _short(heldout: str, folder: Path, text: Text) -> str:
     return str(tokenizer.decode(ids[: text.window * text.windows]))
 
 
-def run_base(
-    base: Base, cases: Sequence[Case], folder: Path
-) -> tuple[Gates, list[Row]]:
+def run_base(base: Base, cases: Sequence[Case], folder: Path) -> Iterator[Row]:
     """Record the base, then run every case that fits it."""
     gates = Gates.record(base, folder / "gates")
     undamaged = Undamaged(
@@ -156,17 +175,15 @@ def run_base(
     )
     if not undamaged.perplexity < undamaged.unigram / 2:
         raise SystemExit(f"{base.name} has learnt nothing that could be damaged")
-    rows = []
     for case in cases:
         if not case.fits(base):
             continue
-        started = time.perf_counter()
+        started = time.process_time()
         row = run_case(case, base, gates, undamaged, folder)
-        rows.append(row)
-        seconds = time.perf_counter() - started
+        row = replace(row, seconds=time.process_time() - started)
         said = "red" if row.red["any"] else "green"
-        print(f"{base.name} {case.name}: {said}, {seconds:.1f} s", file=sys.stderr)
-    return gates, rows
+        print(f"{base.name} {case.name}: {said}, {row.seconds:.1f} s", file=sys.stderr)
+        yield row
 
 
 def run_case(
@@ -176,9 +193,7 @@ def run_case(
     with site_of(case, base, folder) as (site, culprit):
         with contextlib.redirect_stderr(io.StringIO()):
             damage = undamaged.damage_of(site.spec)
-        outcome = judge_case(case, site, culprit, gates)
-    verdict = outcome.verdict
-    windows = verdict.windows if verdict.comparable else ()
+        outcome = gates.judge(site.spec, options=site.options, threads=site.threads)
     return Row(
         base=base.name,
         case=case.name,
@@ -189,14 +204,23 @@ def run_case(
         kl=damage.kl,
         bits_change=damage.bits_change,
         broken=damage.broken,
-        change=verdict.change,
         red=outcome.red,
-        named=outcome.named,
-        outcomes=tuple(f"{g['key']} {g['outcome']}" for g in verdict.gates),
+        named=outcome.names(culprit),
+        outcomes=outcome.outcomes,
+        told=outcome.told,
+        culprit=culprit,
+        moved=outcome.moved,
         others=others.verdicts(_numbers(undamaged, damage)),
-        rms=rms_shift(gates.windows, windows),
-        divergence=divergence(gates.windows, windows),
+        drift=_drift(gates.windows, outcome),
+        losses=tuple((one.nll_sum, one.scored) for one in outcome.windows),
     )
+
+
+def _drift(recorded: Sequence[WindowScore], outcome: Outcome) -> float | None:
+    """What the package estimates from the windows; None where they are others."""
+    if "token_perplexity" not in outcome.moved:
+        return None
+    return paired(outcome.windows, recorded).divergence
 
 
 def _numbers(undamaged: Undamaged, damage: Damage) -> others.Numbers:
@@ -217,14 +241,24 @@ def _numbers(undamaged: Undamaged, damage: Damage) -> others.Numbers:
     )
 
 
-def _head(rows: Sequence[Row], policies: Sequence[str], seconds: float) -> str:
-    missing = [policy for policy in POLICIES if policy not in policies]
-    later = f" This version cannot check {', '.join(missing)} yet." if missing else ""
+def _head(options: argparse.Namespace, rows: Sequence[Row]) -> str:
+    seconds = sum(row.seconds for row in rows)
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "transformers", "lm-eval")
+    )
+    gated = (
+        f"{options.corpus.partition('=')[0]}, the first {options.limit or 16}"
+        if options.base
+        else f"the demo's, the first {options.limit or 40}"
+    )
     return (
         "Damage is mean KL(undamaged || damaged) in nats a token on held-out text, by "
         "plain transformers in float64; 0.01 or more, a change of bits per byte by 1 % "
         "or more where token ids differ, or no finite output at all is damaging and "
-        f"bold. {len(rows)} runs in {seconds / 60:.1f} minutes.{later}\n"
+        f"bold. The gates read another text ({gated} windows of {options.window} "
+        f"tokens, and pages of it by lm-eval). {len(rows)} runs in "
+        f"{seconds / 60:.0f} minutes of one core ({platform.machine()}, CPU, "
+        f"Python {platform.python_version()}, {versions}).\n"
     )
 
 

@@ -91,7 +91,8 @@ class Maker:
     Args:
         folder: where they are kept.
         steps: optimiser steps of a base; another run for comparison takes a third.
-        windows: of :data:`LENGTH` tokens that the gates measure.
+        windows: that the gates measure.
+        window: their tokens.
         others: whether to make another training run of each for comparison.
     """
 
@@ -101,11 +102,13 @@ class Maker:
         *,
         steps: int = STEPS,
         windows: int = 40,
+        window: int = LENGTH,
         others: bool = True,
     ) -> None:
         self._folder = folder
         self._steps = steps
         self._windows = windows
+        self._window = window
         self._others = others
         self._worlds: list[list[str]] = []
 
@@ -118,7 +121,9 @@ class Maker:
             name=name,
             folder=folder,
             dense=dense,
-            text=Text("demo", make.DEMO / "demo.txt", LENGTH, self._windows, pages=3),
+            text=Text(
+                *("demo", make.DEMO / "demo.txt", self._window, self._windows), pages=3
+            ),
             heldout="".join(corpus.worlds(HELDOUT_SEED, 1)[0][:3]),
             training="".join(page for world in self.worlds()[:3] for page in world),
             pattern="2:4" if which == "wanda-2of4" else None,

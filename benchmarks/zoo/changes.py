@@ -366,6 +366,18 @@ def dtype_asked_for(site: Site) -> None:
     site.options = ("--ppl-dtype=float32",)
 
 
+@harmless("dtype")
+def run_in_float16(site: Site) -> None:
+    """float16, which a run says in its first line where it is red."""
+    site.options = ("--ppl-dtype=float16",)
+
+
+@harmless("dtype")
+def run_in_bfloat16(site: Site) -> None:
+    """bfloat16, of eight bits."""
+    site.options = ("--ppl-dtype=bfloat16",)
+
+
 @harmless("adapter", lambda base: has_peft())
 def fresh_adapter_over_the_right_base(site: Site) -> None:
     """An adapter as training begins, merged: it adds zero."""

@@ -20,9 +20,13 @@ Tensors = dict[str, Tensor]
 Names = tuple[str, ...]
 """Patterns that a text must all contain to have named the culprit."""
 
-MASK_LOST = r"mask lost|unpruned|no longer pruned"
-MASK_MOVED = r"mask (?:moved|changed|differs)|another mask"
-VALUES = r"values (?:moved|changed|differ)|other values"
+MASK_LOST = r"mask lost"
+MASK_MOVED = r"zeros elsewhere"
+VALUES = r"values moved|other values"
+ANOTHER = r"nearly everything differs"
+ROUNDED = (
+    r"(?:linear weights|projections|layers? \d[^\n]*): [^\n]*(?:values moved|rounded)"
+)
 TOKENIZER = r"tokenizer|token ids|BOS"
 """Words by which a text names what has no place of its own. A gate that only says what
 may have happened ("a mask was lost, or weights were merged") has named nothing."""
@@ -340,12 +344,16 @@ def of_layers(first: int, last: int) -> str:
 
 
 def of_tensor(name: str) -> str:
-    """A pattern for a tensor's name, whole or as ``layer 3 ... q_proj``."""
+    """A pattern for a tensor's name, whole or as ``layer 3 ... q_proj``.
+
+    A matrix is one of ``layer 3, all projections``, too.
+    """
     match = re.search(r"[.](\d+)[.](.+)[.](?:weight|bias)$", name)
     if match is None:
         return re.escape(name)
     layer, module = of_layer(int(match[1])), re.escape(match[2].rpartition(".")[2])
-    return rf"{re.escape(name)}|{layer}[^\n]*{module}|{module}[^\n]*{layer}"
+    among = rf"(?:{module}|all projections)" if name.endswith(".weight") else module
+    return rf"{re.escape(name)}|{layer}[^\n]*{among}|{module}[^\n]*{layer}"
 
 
 def _link(source: str, target: str) -> str:

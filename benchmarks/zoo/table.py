@@ -1,25 +1,28 @@
-"""The zoo's table: what each case did, and what every rule said about it."""
+"""The zoo's report: what each case did, and what every rule said about it."""
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .others import RULES
-
-Windows = Sequence[tuple[float, int]]
+from .verdicts import POLICIES, Moved
 
 
 @dataclass(frozen=True)
 class Row:
     """A case on a base, and all that was measured.
 
-    ``kl`` is in nats a token, ``bits_change`` the relative change of bits per byte
-    (where the token ids differ, so that there is no KL); ``broken`` says why there is
-    neither. ``red`` and ``named`` are by policy of ``weights``; ``others`` says by rule
-    whether it was green, None where the rule has nothing to say. The estimates
-    are of :func:`rms_shift` and :func:`divergence`.
+    ``kl`` is the damage in nats a token, ``bits_change`` the relative change of bits
+    per byte (where the token ids differ, so that there is no KL); ``broken`` says why
+    there is neither. ``red`` is by policy, ``named`` of the policy ``any``, ``told``
+    what its failure texts gave for a cause, ``culprit`` the patterns that name it.
+    ``others`` says by rule whether it was green, None where the rule has nothing to
+    say. ``moved`` is by metric what the gates
+    measured, ``drift`` the divergence from the recorded windows that the package
+    estimates, in nats a token, and ``losses`` are the windows, in nats and tokens.
+    ``seconds`` are of one core.
     """
 
     base: str
@@ -31,95 +34,74 @@ class Row:
     kl: float | None
     bits_change: float | None
     broken: str
-    change: float | None
     red: dict[str, bool]
-    named: dict[str, bool]
-    outcomes: tuple[str, ...]
-    others: dict[str, bool | None]
-    rms: float | None = None
-    divergence: float | None = None
+    named: bool
+    outcomes: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    culprit: tuple[str, ...] = ()
+    moved: dict[str, Moved] = field(default_factory=dict)
+    others: dict[str, bool | None] = field(default_factory=dict)
+    drift: float | None = None
+    losses: tuple[tuple[float, int], ...] = ()
+    seconds: float = 0.0
 
 
 Test = Callable[[Row], bool]
-_COLOURS = {True: "green", False: "red", None: "n/a"}
+_LETTERS = {
+    "vLLM ppl": "V",
+    "vLLM lm-eval": "v",
+    "llm-compressor": "c",
+    "llama.cpp": "l",
+    "NNCF": "n",
+}
+_SEVERAL = 3
 
 
-def rms_shift(before: Windows, after: Windows) -> float | None:
-    """Root mean square of the windows' differences of mean NLL, nats a token.
-
-    None where the windows are not the same.
-    """
-    pairs = _differences(before, after)
-    if not pairs:
-        return None
-    return math.sqrt(math.fsum((d / n) ** 2 for d, n in pairs) / len(pairs))
-
-
-def divergence(before: Windows, after: Windows) -> float | None:
-    """The KL divergence that the scatter of the windows' differences lets one expect.
-
-    With ``d`` the difference of log-likelihood of one token, KL is about ``Var(d)/2``
-    for a small change (the second order of ``E exp(d) = 1``). A window's difference
-    ``D`` is a sum over its ``n`` tokens, so that ``Var(D) / (2 n)``, centred on
-    the mean per token, estimates it, as far as neighbouring tokens are independent.
-    None where the windows are not the same, or fewer than two.
-    """
-    pairs = _differences(before, after)
-    if len(pairs) < 2:
-        return None
-    mean = math.fsum(d for d, _ in pairs) / sum(n for _, n in pairs)
-    parts = [(d - mean * n) ** 2 / (2 * n) for d, n in pairs]
-    return math.fsum(parts) / (len(pairs) - 1)
-
-
-def _differences(before: Windows, after: Windows) -> list[tuple[float, int]]:
-    if [n for _, n in before] != [n for _, n in after]:
-        return []
-    return [(new - old, n) for (old, n), (new, _) in zip(before, after, strict=True)]
-
-
-# -------------------------------------------------------------------------- Markdown
-
-
-def markdown(rows: Sequence[Row], policies: Sequence[str], head: str) -> str:
+def markdown(rows: Sequence[Row], head: str) -> str:
     """The whole report."""
     defects = [row for row in rows if not row.harmless]
     changes = [row for row in rows if row.harmless]
+    damaging = [row for row in defects if row.damaging]
     parts = [
         "# The zoo\n",
         head,
         "## Summary\n",
-        summary(rows, policies),
+        summary(rows),
         "## Damaging defects that stay green\n",
-        _missed(defects, policies),
-        "## Damaging defects that are red, but whose culprit is not named\n",
-        _listed(row for row in defects if row.damaging and _is_nameless(row)),
+        _missed(damaging),
+        "## Damaging defects that are red under `any`, but not named\n",
+        _listed(row for row in damaging if row.red["any"] and not row.named),
         "## Harmless changes that are red\n",
-        _listed(row for row in changes if any(row.red.values())),
-        "## What a more sensitive rule would see\n",
-        sensitive(rows),
+        _refused(changes),
+        "## Perplexity, divergence, and the estimate of it\n",
+        sensitivity(rows),
         "## Defects\n",
-        table(defects, policies),
+        "Perplexity and KL, that is `kl_divergence` from the dense model, are given in "
+        "units of their default tolerances: beyond 1 and -1 is red. `drift` is the "
+        "divergence from the recorded windows as it is estimated from their losses, in "
+        "nats a token. Red under which policies; others' rules that are red: "
+        f"{', '.join(f'{letter} {rule}' for rule, letter in _LETTERS.items())}.\n",
+        table(defects),
         "## Harmless changes\n",
-        table(changes, policies),
+        changes_table(changes),
     ]
     return "\n".join(parts)
 
 
-def summary(rows: Sequence[Row], policies: Sequence[str]) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """Counts by rule: damaging defects caught and named, harmless changes refused."""
     damaging = [row for row in rows if not row.harmless and row.damaging]
     slight = [row for row in rows if not row.harmless and not row.damaging]
     harmless = [row for row in rows if row.harmless]
     cases = {row.case for row in rows if not row.harmless}
     changes = {row.case for row in harmless}
-    lines = [
+    first = (
         f"{len(cases)} defects and {len(changes)} harmless changes over "
         f"{len({row.base for row in rows})} checkpoints, each where it applies: "
         f"{len(damaging)} damaging, {len(slight)} below the threshold, "
-        f"{len(harmless)} harmless.\n",
-    ]
-    head = ("rule", "damaging, red", "culprit named", "slight, red", "harmless, red")
+        f"{len(harmless)} harmless.\n"
+    )
+    head = ("rule", "damaging, red", "red and named", "slight, red", "harmless, red")
 
     def counts(rule: str, red: Test, named: Test | None = None) -> tuple[str, ...]:
         return (
@@ -131,74 +113,148 @@ def summary(rows: Sequence[Row], policies: Sequence[str]) -> str:
         )
 
     body = [
-        counts(f"`{policy}`", _is_red(policy), _is_named(policy)) for policy in policies
+        counts(
+            f"`{policy}`",
+            _is_red(policy),
+            (lambda row: row.red["any"] and row.named) if policy == "any" else None,
+        )
+        for policy in POLICIES
     ]
     body += [counts(rule, _is_refused(rule)) for rule in RULES]
-    return "\n".join([*lines, _grid(head, body), ""])
+    return "\n".join([first, _grid(head, body), ""])
 
 
-def table(rows: Sequence[Row], policies: Sequence[str]) -> str:
-    """Every row, in the order of the cases."""
-    head = (
-        *("case", "base", "KL", "perplexity"),
-        *(f"`{policy}`" for policy in policies),
-        *("named", *RULES),
-    )
-    body = [
-        (
-            row.case,
-            row.base,
-            kl_text(row),
-            "-" if row.change is None else f"{row.change * 100:+.3g} %",
-            *("red" if row.red[policy] else "green" for policy in policies),
-            "" if row.harmless else "yes" if _all_named(row) else "no",
-            *(_COLOURS[row.others[rule]] for rule in RULES),
+def table(rows: Sequence[Row]) -> str:
+    """Every row, in the order of the bases and their cases."""
+    head = ("defect", "damage", "perplexity", "KL", "drift", "red", "named", "others")
+    parts = []
+    for base in dict.fromkeys(row.base for row in rows):
+        body = [
+            (
+                row.case,
+                damage_text(row),
+                _units(row, "token_perplexity"),
+                _units(row, "kl_divergence"),
+                _number(row.drift),
+                " ".join(
+                    [policy for policy in POLICIES if row.red[policy]]
+                    if not row.red["any"]
+                    else ["any"]
+                )
+                or "-",
+                ("yes" if row.named else "no") if row.red["any"] else "",
+                "".join(
+                    letter
+                    for rule, letter in _LETTERS.items()
+                    if row.others[rule] is False
+                ),
+            )
+            for row in rows
+            if row.base == base
+        ]
+        parts += [f"### {base}\n", _grid(head, body), ""]
+    return "\n".join(parts)
+
+
+def changes_table(rows: Sequence[Row]) -> str:
+    """By case, over all bases: where it is red, and by how much numbers moved."""
+    body = []
+    for case in dict.fromkeys(row.case for row in rows):
+        ours = [row for row in rows if row.case == case]
+        red = [row.base for row in ours if any(row.red.values())]
+        moved = [
+            _largest(
+                abs(row.moved[metric].units) for row in ours if metric in row.moved
+            )
+            for metric in ("token_perplexity", "kl_divergence")
+        ]
+        drift = _largest(row.drift for row in ours if row.drift is not None)
+        body.append(
+            (case, ours[0].what, str(len(ours)), *moved, drift, ", ".join(red) or "-")
         )
-        for row in rows
-    ]
+    head = ("change", "", "bases", "perplexity", "KL", "drift", "red on")
     return "\n".join([_grid(head, body), ""])
 
 
-def sensitive(rows: Sequence[Row]) -> str:
-    """The estimates for what is green though it damages, and the largest harmless."""
-    interesting = [
+def sensitivity(rows: Sequence[Row]) -> str:
+    """How the three measures see the same windows."""
+    defects = [
         row
         for row in rows
-        if row.rms is not None
-        and (row.harmless or (row.damaging and not row.red["any"]) or not row.damaging)
+        if not row.harmless
+        and {"token_perplexity", "kl_divergence"} <= row.moved.keys()
     ]
-    moved = [row for row in interesting if not row.harmless or (row.rms or 0) > 0]
-    still = len(interesting) - len(moved)
-    head = ("case", "base", "", "KL", "perplexity", "rms shift", "divergence")
-    body = [
-        (
-            row.case,
-            row.base,
-            "harmless" if row.harmless else "damaging" if row.damaging else "slight",
-            kl_text(row),
-            "-" if row.change is None else f"{row.change * 100:+.3g} %",
-            _number(row.rms),
-            _number(row.divergence),
+    head = ("", "defects", "perplexity red", "`kl` red", "median of KL / perplexity")
+    body = []
+    for pruned in (True, False):
+        for word, lowest, highest in (
+            ("damage below 0.001", 0.0, 1e-3),
+            ("0.001 to 0.01", 1e-3, 1e-2),
+            ("0.01 to 0.1", 1e-2, 1e-1),
+            ("0.1 and more", 1e-1, float("inf")),
+        ):
+            some = [
+                row
+                for row in defects
+                if row.base.endswith("/dense") != pruned
+                and row.kl is not None
+                and lowest <= row.kl < highest
+            ]
+            if not some:
+                continue
+            ratios = [
+                abs(row.moved["kl_divergence"].units)
+                / max(abs(row.moved["token_perplexity"].units), 1e-9)
+                for row in some
+            ]
+            body.append(
+                (
+                    f"{'pruned' if pruned else 'dense'}, {word}",
+                    str(len(some)),
+                    *(
+                        str(
+                            sum(
+                                any(
+                                    abs(row.moved[m].units) > 1
+                                    for m in metrics
+                                    if m in row.moved
+                                )
+                                for row in some
+                            )
+                        )
+                        for metrics in (
+                            ("token_perplexity",),
+                            ("kl_divergence", "top1_agreement"),
+                        )
+                    ),
+                    f"{statistics.median(ratios):.2g}",
+                )
+            )
+    lines = [
+        "Of defects that leave the windows comparable, how many each measure sees, and "
+        "how many times as many units of its tolerance the divergence from the dense "
+        "model moves as the perplexity of the same windows:\n",
+        _grid(head, body),
+        "",
+    ]
+    estimated = [row for row in rows if row.drift is not None]
+    for text, some, sign in (
+        ("Damaging, smallest drift", [r for r in estimated if r.damaging], 1),
+        ("Harmless, largest drift", [r for r in estimated if r.harmless], -1),
+    ):
+        order = sorted(
+            (row for row in some if not (sign > 0 and row.harmless)),
+            key=lambda row: sign * (row.drift or 0.0),
         )
-        for row in sorted(moved, key=lambda row: -(row.divergence or 0))
-    ]
-    caught = [
-        row
-        for row in rows
-        if not row.harmless and row.damaging and row.divergence is not None
-    ]
-    lines = [_grid(head, body), "", f"{still} harmless changes: exactly 0 in both.\n"]
-    for name in ("rms", "divergence"):
-        order = sorted((getattr(row, name), n) for n, row in enumerate(caught))
         told = (
-            f"{row.case} on {row.base} {_number(value)} (KL {kl_text(row)})"
-            for value, row in ((value, caught[n]) for value, n in order[:3])
+            f"{row.case} on {row.base} {_number(row.drift)} (KL {damage_text(row)})"
+            for row in order[:_SEVERAL]
         )
-        lines.append(f"Damaging with the smallest {name}: {'; '.join(told)}.\n")
+        lines.append(f"{text}: {'; '.join(told)}.\n")
     return "\n".join(lines)
 
 
-def kl_text(row: Row) -> str:
+def damage_text(row: Row) -> str:
     """The damage in a cell; damaging in bold."""
     if row.broken:
         text = "broken"
@@ -209,14 +265,24 @@ def kl_text(row: Row) -> str:
     return f"**{text}**" if row.damaging else text
 
 
-def _missed(defects: Iterable[Row], policies: Sequence[str]) -> str:
-    rows = [row for row in defects if row.damaging]
+def _missed(damaging: Sequence[Row]) -> str:
     lines = [
-        f"- under `{policy}`: {row.case} on {row.base}, KL {kl_text(row)}, "
-        f"perplexity {(row.change or 0) * 100:+.3g} %"
-        for policy in policies
-        for row in rows
-        if not row.red[policy]
+        f"- {row.case} ({row.what}) on {row.base}: KL {damage_text(row)}, perplexity "
+        f"{_units(row, 'token_perplexity')} and `kl_divergence` "
+        f"{_units(row, 'kl_divergence')} tolerances, drift {_number(row.drift)}; red "
+        f"under {', '.join(p for p in POLICIES if row.red[p]) or 'none'}"
+        for row in damaging
+        if not row.red["any"]
+    ]
+    return "\n".join([*(lines or ["None."]), ""])
+
+
+def _refused(changes: Sequence[Row]) -> str:
+    lines = [
+        f"- under `{policy}`: {row.case} on {row.base}"
+        for policy in POLICIES
+        for row in changes
+        if row.red[policy]
     ]
     return "\n".join([*(lines or ["None."]), ""])
 
@@ -229,24 +295,21 @@ def _listed(rows: Iterable[Row]) -> str:
     return "\n".join([*(lines or ["None."]), ""])
 
 
+def _units(row: Row, metric: str) -> str:
+    return f"{row.moved[metric].units:+.2g}" if metric in row.moved else "-"
+
+
+def _largest(values: Iterable[float]) -> str:
+    largest = max(values, default=None)
+    return _number(largest if largest is None or largest > 1e-6 else 0.0)
+
+
 def _is_red(policy: str) -> Test:
     return lambda row: row.red[policy]
 
 
-def _is_named(policy: str) -> Test:
-    return lambda row: row.red[policy] and row.named[policy]
-
-
 def _is_refused(rule: str) -> Test:
     return lambda row: row.others[rule] is False
-
-
-def _is_nameless(row: Row) -> bool:
-    return row.red["any"] and not _all_named(row)
-
-
-def _all_named(row: Row) -> bool:
-    return row.named["any"]
 
 
 def _share(rows: Sequence[Row], test: Test) -> str:

@@ -17,64 +17,74 @@ import pytest
 import torch
 import yaml
 
+from pytest_pplguard.values import WindowScore
+
 from .cases import Case
 from .site import Base, Names, Site
 
 CHECKPOINT = "zoo/base"
-POLICIES = ("any", "mask", "same", "tensor")
-"""``any`` is what ``update`` writes; to it come ``weights: mask``, ``weights: same``,
-or a sparsity gate of every tensor, with the pattern where there is one."""
+POLICIES = ("any", "mask", "same", "kl")
+"""``any`` is what ``update`` writes. To it come ``weights: mask``, ``weights: same`` or
+the default gates of the divergence from the dense checkpoint."""
+BATCH = "--ppl-batch-size=8"
+"""It takes a third off the time of models as small as these."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a run of pytest said.
+class Moved:
+    """A metric now, its relative change, and how much of its tolerance that is.
 
-    ``text`` is all that stands on the screen, ``gates`` the verdicts of its JSON
-    report, ``windows`` the losses of each window measured by the Wanda method, as
-    ``(nll_sum, scored)`` in nats and tokens.
+    ``units`` are positive for what is more than the baseline; beyond 1 and -1 is red.
+    ``change`` is None beside a baseline of 0.
     """
 
-    red: bool
+    value: float
+    change: float | None
+    units: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of pytest said of a case on a base.
+
+    ``red`` is by policy. ``text`` is all that stands on the screen, ``told`` what the
+    failure texts of the gates under ``any`` give as reasons and as what differs in the
+    checkpoint. ``outcomes`` are those of all these gates, ``moved`` is by metric what
+    could be compared. ``windows`` were measured by the Wanda method.
+    """
+
+    red: dict[str, bool]
     text: str
-    gates: tuple[dict[str, Any], ...] = ()
-    windows: tuple[tuple[float, int], ...] = ()
+    told: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
+    moved: dict[str, Moved] = field(default_factory=dict)
+    windows: tuple[WindowScore, ...] = ()
 
     def names(self, culprit: Names) -> bool:
-        """Whether the text holds every pattern."""
-        return all(re.search(one, self.text, re.IGNORECASE) for one in culprit)
-
-    @property
-    def comparable(self) -> bool:
-        """Whether the windows are the recorded ones."""
-        return all(gate["outcome"] != "not comparable" for gate in self.gates)
-
-    @property
-    def change(self) -> float | None:
-        """Relative change of the token perplexity, None where none was measured."""
-        for gate in self.gates:
-            if gate["metric"] == "token_perplexity" and gate["change"] is not None:
-                return float(gate["change"])
-        return None
+        """Whether what was told matches every pattern."""
+        told = "\n".join(self.told)
+        return all(re.search(one, told, re.IGNORECASE) for one in culprit)
 
 
 @dataclass
 class Gates:
     """The baseline of an undamaged checkpoint, recorded by ``pplguard update``.
 
-    ``built`` are the policies that this version can check: ``any``, and those whose
-    gate is green on the undamaged checkpoint.
+    One file has an entry for ``any``, which holds the gates of ``kl`` as well, and one
+    for each other policy.
     """
 
     base: Base
     folder: Path
-    built: tuple[str, ...] = ("any",)
-    windows: tuple[tuple[float, int], ...] = ()
+    kl: bool
+    windows: tuple[WindowScore, ...] = ()
     _run: int = field(default=0)
 
     @classmethod
-    def record(cls, base: Base, folder: Path) -> Gates:
-        """Measure the undamaged checkpoint, write a baseline file for each policy.
+    def record(cls, base: Base, folder: Path, *, kl: bool = True) -> Gates:
+        """Measure the undamaged checkpoint, write its baseline file.
+
+        Without ``kl`` nothing is compared with the dense checkpoint.
 
         Raises:
             AssertionError: the undamaged checkpoint is red.
@@ -83,83 +93,110 @@ class Gates:
         (folder / "pytest.ini").write_text(
             "[pytest]\naddopts = -p no:cacheprovider\nppl_journal = off\n"
         )
-        first = folder / "any"
-        first.mkdir()
-        text = base.text
-        for method, limit in (("wanda", text.windows), ("lm-eval", text.pages)):
-            _pplguard(
-                *("update", str(base.folder), f"--checkpoint={CHECKPOINT}"),
-                *("--base=zoo", f"--method={method}", f"--baselines={first}"),
-                *(f"--corpus={text.name}={text.path}", f"--window={text.window}"),
-                *(f"--limit={limit}", "--journal=off"),
-            )
-        for policy in POLICIES[1:]:
-            shutil.copytree(first, folder / policy)
-            _add_gate(folder / policy / "zoo.yaml", policy, base)
-        gates = cls(base, folder)
+        _update(base, folder, "wanda", "--base=zoo")
+        _update(base, folder, "lm-eval")
+        file = folder / "zoo.yaml"
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        entries = content["checkpoints"]
+        entries["dense"] = {"path": str(base.dense)}
+        known = {"fingerprint": entries["base"]["recorded"]["fingerprint"]}
+        for policy in ("mask", "same"):
+            entries[policy] = {"gates": {"weights": policy}, "recorded": known}
+        text = yaml.dump(content, Dumper=_NoAliases, sort_keys=False)
+        file.write_text(text, encoding="utf-8")
+        if kl:
+            _update(base, folder, "kl", "--reference=dense")
+        gates = cls(base, folder, kl)
         clean = gates.judge(str(base.folder))
-        assert not clean.red, clean.text
+        assert not any(clean.red.values()), clean.text
         gates.windows = clean.windows
-        gates.built = (
-            "any",
-            *(
-                policy
-                for policy in POLICIES[1:]
-                if not gates.judge_extra(policy, str(base.folder)).red
-            ),
-        )
         return gates
 
     def judge(
         self, spec: str, *, options: Sequence[str] = (), threads: int = 1
-    ) -> Verdict:
-        """All gates that ``update`` wrote."""
-        return self._pytest("any", "zoo.yaml", spec, options, threads)
+    ) -> Outcome:
+        """Run all gates of all policies at once.
 
-    def judge_extra(self, policy: str, spec: str) -> Verdict:
-        """The gate alone that a policy adds; green where the base has none."""
-        if policy == "tensor" and not self.base.pruned:
-            return Verdict(red=False, text="")
-        gate = "sparsity" if policy == "tensor" else "weights"
-        return self._pytest(policy, f"zoo.yaml::base::{gate}", spec, (), 1)
-
-    def _pytest(
-        self,
-        policy: str,
-        tests: str,
-        spec: str,
-        options: Sequence[str],
-        threads: int,
-    ) -> Verdict:
+        Raises:
+            AssertionError: pytest did not run, or its exit status says something else
+                than the verdicts of its JSON report.
+        """
         self._run += 1
         report = self.folder / f"report-{self._run}.json"
         text = self.base.text
         gather = _Gather(f"wanda/{text.name}:{text.window}:first{text.windows}")
+        models = dict.fromkeys((CHECKPOINT, "zoo/mask", "zoo/same"), spec)
+        if self.kl:
+            models["zoo/dense"] = str(self.base.dense)
         arguments = [
             *("-c", str(self.folder / "pytest.ini"), f"--rootdir={self.folder}"),
             *("-p", "pytest_pplguard.plugin", "--color=no", "--no-header"),
             # It collects garbage, most of a second each time with torch in memory.
             *("-p", "no:unraisableexception"),
-            f"{self.folder / policy}/{tests}",
-            f"--ppl-baselines={self.folder / policy}",
+            f"{self.folder}/zoo.yaml",
+            f"--ppl-baselines={self.folder}",
             f"--ppl-corpus={text.name}={text.path}",
-            f"--ppl-model={CHECKPOINT}={spec}",
+            *(f"--ppl-model={name}={model}" for name, model in models.items()),
             f"--ppl-report={report}",
+            BATCH,
             *options,
         ]
         with _apart(self.folder, threads) as screen:
             status = pytest.main(arguments, plugins=[gather])
         if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             raise AssertionError(f"{status}\n{screen.getvalue()}")
-        content = json.loads(report.read_text(encoding="utf-8"))
+        # A name that the harness chose must not count as the gate's own words.
+        content = json.loads(report.read_text(encoding="utf-8").replace(spec, HERE))
         report.unlink()
-        return Verdict(
-            red=status != pytest.ExitCode.OK,
-            # A name that the harness chose must not count as the gate's own words.
-            text=_words(screen.getvalue().replace(spec, "CHECKPOINT")),
-            gates=tuple(content["verdicts"]),
-            windows=gather.windows,
+        outcome = _outcome(
+            content["verdicts"], screen.getvalue().replace(spec, HERE), gather.windows
         )
+        is_red = bool(content["problems"]) or any(outcome.red.values())
+        assert is_red == (status != pytest.ExitCode.OK), outcome.text
+        return outcome
+
+
+HERE = "CHECKPOINT"
+"""Stands for the path of the checkpoint in all texts."""
+
+
+def _outcome(
+    verdicts: Sequence[dict[str, Any]], text: str, windows: tuple[WindowScore, ...]
+) -> Outcome:
+    red = dict.fromkeys(POLICIES, False)
+    told: list[str] = []
+    outcomes = []
+    moved = {}
+    for verdict in verdicts:
+        failed = not verdict["passed"]
+        policy = _policy(verdict)
+        red[policy] |= failed
+        if policy == "any":
+            outcomes.append(f"{verdict['key']} {verdict['outcome']}")
+            told += [*verdict["reasons"], *verdict["changes"]] if failed else []
+        if verdict["key"].startswith(("wanda/", "kl/")):
+            moved |= _moved(verdict)
+    also = {policy: red["any"] or failed for policy, failed in red.items()}
+    return Outcome(also, text, tuple(told), tuple(outcomes), moved, windows)
+
+
+def _policy(verdict: dict[str, Any]) -> str:
+    if verdict["key"].startswith("kl/"):
+        return "kl"
+    entry = str(verdict["checkpoint"]).removeprefix("zoo/")
+    return entry if entry in POLICIES else "any"
+
+
+def _moved(verdict: dict[str, Any]) -> dict[str, Moved]:
+    """Nothing where there is no number, or one of other windows."""
+    value, baseline = verdict["measured"], verdict["baseline"]
+    if None in (value, baseline) or verdict["outcome"] == "not comparable":
+        return {}
+    low, high = verdict["allowed"]
+    room = high - baseline if value >= baseline else baseline - low
+    return {
+        verdict["metric"]: Moved(value, verdict["change"], (value - baseline) / room)
+    }
 
 
 class _Gather:
@@ -167,7 +204,7 @@ class _Gather:
 
     def __init__(self, key: str) -> None:
         self._key = key
-        self.windows: tuple[tuple[float, int], ...] = ()
+        self.windows: tuple[WindowScore, ...] = ()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -176,36 +213,13 @@ class _Gather:
         from pytest_pplguard.session.setup import guard_of
         from pytest_pplguard.values import Key
 
-        ran = any(self._key in item.nodeid for item in session.items)
-        if not ran:
-            return
         store = guard_of(session.config).store
         with contextlib.suppress(PplguardError):
             measured = store.measurement(CHECKPOINT, Key.parse(self._key))
-            self.windows = tuple((one.nll_sum, one.scored) for one in measured.evidence)
+            self.windows = measured.evidence
 
 
 # --------------------------------------------------------------------------- one case
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A case on a base: by policy, whether it was red and its culprit named."""
-
-    red: dict[str, bool]
-    named: dict[str, bool]
-    verdict: Verdict
-
-
-def judge_case(case: Case, site: Site, culprit: Names, gates: Gates) -> Outcome:
-    """Run all gates once, and for every other policy the gate that it adds."""
-    verdict = gates.judge(site.spec, options=site.options, threads=site.threads)
-    red, named = {"any": verdict.red}, {"any": verdict.names(culprit)}
-    for policy in gates.built[1:]:
-        also = gates.judge_extra(policy, site.spec)
-        red[policy] = verdict.red or also.red
-        named[policy] = named["any"] or also.names(culprit)
-    return Outcome(red, named, verdict)
 
 
 @contextlib.contextmanager
@@ -249,31 +263,28 @@ def _apart(folder: Path, threads: int) -> Iterator[io.StringIO]:
             torch.set_num_threads(before)
 
 
-def _pplguard(*arguments: str) -> None:
-    """Run a command of ``pplguard`` in this process."""
+class _NoAliases(yaml.SafeDumper):
+    """A baseline file has no anchors."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """Write everything out."""
+        return True
+
+
+def _update(base: Base, folder: Path, method: str, *more: str) -> None:
+    """Run ``pplguard update`` in this process."""
     from pytest_pplguard.cli.app import app
+
+    text = base.text
+    limit = text.pages if method == "lm-eval" else text.windows
+    arguments = [
+        *("update", str(base.folder), f"--checkpoint={CHECKPOINT}", *more),
+        *(f"--method={method}", f"--baselines={folder}", f"--window={text.window}"),
+        *(f"--corpus={text.name}={text.path}", f"--limit={limit}", "--journal=off"),
+    ]
 
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):
-        app(list(arguments), standalone_mode=False)
-
-
-def _words(screen: str) -> str:
-    """The screen without the advice that stands below every improved value."""
-    lines = screen.splitlines()
-    return "\n".join(line for line in lines if not line.startswith("  look for "))
-
-
-def _add_gate(path: Path, policy: str, base: Base) -> None:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    gates = content["checkpoints"]["base"]["gates"]
-    if policy != "tensor":
-        gates["weights"] = policy
-    elif base.pruned:
-        sparsity = gates.setdefault("sparsity", {"fraction": 0.5})
-        sparsity["scope"] = "tensor"
-        if base.pattern:
-            sparsity["pattern"] = base.pattern
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        app(arguments, standalone_mode=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
@@ -22,8 +23,10 @@ from .cases import (
     is_untied,
 )
 from .site import (
+    ANOTHER,
     MASK_LOST,
     MASK_MOVED,
+    ROUNDED,
     VALUES,
     Base,
     Names,
@@ -72,7 +75,7 @@ def mask_lost_in_one_matrix(site: Site) -> Names:
 def mask_lost_in_every_down_projection(site: Site) -> Names:
     """One projection was not pruned, in any layer."""
     _undo_mask(site, range(site.base.layers), [site.family.down])
-    return (site.family.down.rpartition(".")[0].rpartition(".")[2],)
+    return (_module(site.family.down),)
 
 
 @defect("mask", is_pruned)
@@ -173,7 +176,7 @@ def pruned_once_more(site: Site) -> Names:
         site,
         bases.prune_again(site.base.folder, Unstructured(Fraction(3, 5), "row")),
     )
-    return (r"more zeros|more than allowed",)
+    return (r"all \d+ linear weights: more zeros",)
 
 
 # -------------------------------------------------------------------- values and places
@@ -358,7 +361,7 @@ def final_norm_set_to_ones(site: Site) -> Names:
     """The gains of the last norm as they are before training."""
     name = site.family.final_norm
     _set_to_ones(site, name)
-    return (_plain(name),)
+    return (re.escape(name),)
 
 
 @defect("value", has_biases)
@@ -383,7 +386,7 @@ def biases_zeroed_everywhere(site: Site) -> Names:
                 tensors[site.name(layer, suffix)].zero_()
 
     site.change(edit)
-    return (r"bias",)
+    return tuple(map(re.escape, site.family.biases))
 
 
 @defect("value", is_untied)
@@ -408,7 +411,7 @@ def rounded_to_float8(site: Site) -> Names:
         matrix.copy_(small.float() * scale)
 
     _edit(site, range(site.base.layers), site.family.matrices, to_float8)
-    return (VALUES + r"|rounded|quanti",)
+    return (ROUNDED,)
 
 
 @defect("value")
@@ -421,7 +424,7 @@ def rounded_to_int4(site: Site) -> Names:
         matrix.copy_(((groups / scale).round() * scale).flatten(1))
 
     _edit(site, range(site.base.layers), site.family.matrices, to_int4)
-    return (VALUES + r"|rounded|quanti",)
+    return (ROUNDED,)
 
 
 @defect("value")
@@ -433,7 +436,7 @@ def rounded_to_bfloat16(site: Site) -> Names:
         matrix.copy_(matrix.to(torch.bfloat16))
 
     _edit(site, range(site.base.layers), site.family.matrices, to_bfloat16)
-    return (VALUES + r"|rounded|quanti",)
+    return (ROUNDED,)
 
 
 @defect("value")
@@ -447,7 +450,7 @@ def noise_on_weights(site: Site) -> Names:
         matrix.add_((noise * kept * spread * 0.1).to(matrix.dtype))
 
     _edit(site, range(site.base.layers), site.family.matrices, shake)
-    return (VALUES,)
+    return (VALUES, of_layer(MIDDLE))
 
 
 @defect("value")
@@ -505,14 +508,14 @@ def positions_rolled(site: Site) -> Names:
 def fine_tuned(site: Site) -> Names:
     """A few optimiser steps on its own training text, the mask not held."""
     _fine_tune(site, hold_mask=False)
-    return (VALUES + "|" + MASK_LOST,)
+    return (ANOTHER,)
 
 
 @defect("training", is_pruned)
 def fine_tuned_under_its_mask(site: Site) -> Names:
     """A few optimiser steps, the mask held."""
     _fine_tune(site, hold_mask=True)
-    return (VALUES,)
+    return (ANOTHER,)
 
 
 @defect("training", has_other)
@@ -528,7 +531,7 @@ def averaged_with_another_run(site: Site) -> Names:
             )
 
     site.change(edit)
-    return (VALUES + r"|all tensors|every tensor",)
+    return (ANOTHER,)
 
 
 @defect("training", has_other)
@@ -536,7 +539,7 @@ def another_run(site: Site) -> Names:
     """The weights of another training run, pruned in the same way."""
     assert site.base.other is not None
     site.save(read_weights(site.base.other))
-    return (VALUES + r"|all tensors|every tensor",)
+    return (ANOTHER,)
 
 
 # ----------------------------------------------------------------------------- helpers
@@ -589,8 +592,7 @@ def _merge(site: Site, layers: Iterable[int]) -> Names:
         matrix.copy_(matrix.float() + up @ down * spread)
 
     _edit(site, layers, site.family.attention_in, add)
-    module = site.family.attention_in[-1].rpartition(".")[0].rpartition(".")[2]
-    return (module + r"|attention",)
+    return (_module(site.family.attention_in[-1]),)
 
 
 def _set_to_ones(site: Site, name: str) -> None:
@@ -669,6 +671,11 @@ def _pairs(site: Site, tensors: Tensors, one: int, other: int) -> list[tuple[str
         for name in tensors
         if name.startswith(first)
     ]
+
+
+def _module(suffix: str) -> str:
+    """A pattern for a projection of any layer: ``mlp.down_proj``."""
+    return re.escape(suffix.removesuffix(".weight"))
 
 
 def _plain(name: str) -> str:

@@ -26,56 +26,29 @@ from benchmarks.zoo.bases import LENGTH, Maker
 from benchmarks.zoo.cases import Case, all_cases
 from benchmarks.zoo.damage import Damage, Undamaged
 from benchmarks.zoo.site import Base, Site, Text
-from benchmarks.zoo.verdicts import POLICIES, Gates, Outcome, judge_case, site_of
+from benchmarks.zoo.verdicts import Gates, Outcome, site_of
 
 LLAMA, NEOX, GPT2 = "llama/wanda-50", "neox/wanda-2of4", "gpt2/wanda-50"
 CASES = all_cases()
 
-BUILT: frozenset[str] = frozenset()
-"""What this version can do beyond its first gates; add a word when it can.
-
-``explanation``: a failure says which tensors, config keys and files differ.
-``mask``, ``same``: the gate ``weights`` judges so.
-``tensor``: the sparsity gate looks at every tensor, ``pattern`` included.
-"""
-
-RED: dict[tuple[str, str], str] = {
-    **dict.fromkeys(
-        [
-            *((LLAMA, "mask-lost-in-one-layer"), (NEOX, "mask-lost-in-one-layer")),
-            *((LLAMA, "unpruned-copy"), (NEOX, "unpruned-copy")),
-            *((LLAMA, "pruned-by-magnitude"), (NEOX, "pattern-broken")),
-            *((LLAMA, "lora-merged"), (NEOX, "lora-merged")),
-            *((LLAMA, "layers-swapped"), (NEOX, "layers-swapped")),
-            *((LLAMA, "queries-and-keys-swapped"), (NEOX, "head-zeroed")),
-            *((LLAMA, "exponent-bit-flipped"), (NEOX, "one-weight-nan")),
-            *((LLAMA, "norm-set-to-ones"), (NEOX, "biases-zeroed-everywhere")),
-            *((LLAMA, "fine-tuned"), (NEOX, "fine-tuned")),
-            *((LLAMA, "rope-theta-in-the-old-form"), (NEOX, "activation-changed")),
-            *((LLAMA, "twice-as-many-heads"), (NEOX, "rotary-part-changed")),
-            *((LLAMA, "token-ids-off-by-one"), (NEOX, "bos-lost")),
-            *((LLAMA, "shard-truncated"), (NEOX, "shard-missing")),
-            *((LLAMA, "shard-of-the-dense-model"), (NEOX, "index-stale")),
-            *((LLAMA, "adapter-over-the-dense-model"), (NEOX, "prune-masks-left-in")),
-        ],
-        "any",
+DEFECTS = {
+    LLAMA: (
+        *("mask-lost-in-one-layer", "unpruned-copy", "pruned-by-magnitude"),
+        *("lora-merged", "layers-swapped", "queries-and-keys-swapped"),
+        *("exponent-bit-flipped", "norm-set-to-ones", "fine-tuned"),
+        *("rope-theta-in-the-old-form", "twice-as-many-heads"),
+        *("token-ids-off-by-one", "shard-truncated", "shard-of-the-dense-model"),
+        "adapter-over-the-dense-model",
     ),
-    (NEOX, "pattern-broken-in-one-matrix"): "tensor",
-}
-"""Defects that must be red, and under which policy of the zoo."""
-
-NAMED: dict[str, str] = {
-    **dict.fromkeys(
-        [
-            *("token-ids-off-by-one", "bos-lost", "shard-truncated", "shard-missing"),
-            *("index-stale", "prune-masks-left-in"),
-        ],
-        "any",
+    NEOX: (
+        *("mask-lost-in-one-layer", "unpruned-copy", "pattern-broken"),
+        *("pattern-broken-in-one-matrix", "head-zeroed", "one-weight-nan"),
+        *("biases-zeroed-everywhere", "fused-heads-in-another-layout"),
+        *("activation-changed", "rotary-part-changed", "bos-lost", "shard-missing"),
+        *("index-stale", "prune-masks-left-in"),
     ),
-    "pattern-broken": "tensor",
-    "pattern-broken-in-one-matrix": "tensor",
 }
-"""Whose culprit must be named by which policy; by an explanation for all others."""
+"""Defects that must be red, and their culprit named, by what ``update`` writes."""
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +64,14 @@ def base(request: pytest.FixtureRequest, maker: Maker) -> Base:
 
 @pytest.fixture(scope="module")
 def gates(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Gates:
-    return Gates.record(base, tmp_path_factory.mktemp("gates") / "baselines")
+    return Gates.record(base, tmp_path_factory.mktemp("gates") / "baselines", kl=False)
 
 
-def judged(case: Case, base: Base, gates: Gates, folder: Path) -> Outcome:
+def judged(case: Case, base: Base, gates: Gates, folder: Path) -> tuple[Outcome, bool]:
+    """Judged, and whether the failure texts name the culprit."""
     with site_of(case, base, folder) as (site, culprit):
-        return judge_case(case, site, culprit, gates)
+        outcome = gates.judge(site.spec, options=site.options, threads=site.threads)
+    return outcome, outcome.names(culprit)
 
 
 # ------------------------------------------------------------------------- the register
@@ -111,10 +86,8 @@ def test_there_are_enough() -> None:
 
 
 def test_every_kind_of_defect_is_judged_here() -> None:
-    assert {CASES[name].kind for _, name in RED} == {
-        case.kind for case in CASES.values() if not case.harmless
-    }
-    assert NAMED.keys() <= {name for _, name in RED}
+    judged_here = {CASES[name].kind for names in DEFECTS.values() for name in names}
+    assert judged_here == {case.kind for case in CASES.values() if not case.harmless}
 
 
 # ------------------------------------------------------------ what a case does to files
@@ -343,26 +316,43 @@ def test_thresholds(damage: Damage, damaging: bool) -> None:
 
 @pytest.mark.parametrize("base", [LLAMA, NEOX], indirect=True)
 def test_defects_are_red_and_named(base: Base, gates: Gates, tmp_path: Path) -> None:
-    assert gates.built == ("any", *(one for one in POLICIES if one in BUILT))
     wrong = []
-    for (owner, name), policy in RED.items():
-        if owner != base.name:
-            continue
-        outcome = judged(CASES[name], base, gates, tmp_path)
-        if policy in gates.built and not outcome.red[policy]:
-            wrong.append(f"{name} is green under {policy}:\n{outcome.verdict.text}")
-        if "same" in gates.built and CASES[name].kind in IN_THE_WEIGHTS:
-            wrong += [f"{name} is green under same"] * (not outcome.red["same"])
-        by = NAMED.get(name, "any" if "explanation" in BUILT else "")
-        if by in gates.built and not outcome.named[by]:
-            wrong.append(f"{name} is not named by {by}:\n{outcome.verdict.text}")
+    for name in DEFECTS[base.name]:
+        outcome, named = judged(CASES[name], base, gates, tmp_path)
+        if not outcome.red["any"]:
+            wrong.append(f"{name} is green:\n{outcome.text}")
+        if not named:
+            wrong.append(f"{name} is not named:\n{outcome.text}")
+        if CASES[name].kind in IN_THE_WEIGHTS and not outcome.red["same"]:
+            wrong.append(f"{name} is green under same:\n{outcome.text}")
+        # What counts as told is what a user reads.
+        wrong += [
+            f"{name}: not on the screen: {line}"
+            for line in outcome.told
+            if line not in outcome.text
+        ]
     assert not wrong, "\n\n".join(wrong)
+
+
+def test_what_perplexity_does_not_see(maker: Maker, tmp_path: Path) -> None:
+    """Two matrices scaled against each other: other predictions, much the same mean."""
+    base = maker.make(LLAMA)
+    gates = Gates.record(base, tmp_path / "gates")
+    (tmp_path / "work").mkdir()
+    with site_of(CASES["scaled-by-5-percent"], base, tmp_path / "work") as (site, _):
+        outcome = gates.judge(site.spec)
+    assert outcome.red == {"any": False, "mask": False, "same": True, "kl": False}
+    tokens, kl = (outcome.moved[n] for n in ("token_perplexity", "kl_divergence"))
+    assert abs(tokens.units) < 1
+    assert tokens.units == pytest.approx(tokens.change / 0.005, rel=0.01)
+    assert kl.units == pytest.approx(kl.change / 0.02, rel=0.03)
 
 
 @pytest.mark.parametrize(
     ("base", "kinds"),
     [
-        (LLAMA, {case.kind for case in CASES.values()}),
+        # In half precision six windows may well move; the benchmark has forty.
+        (LLAMA, {case.kind for case in CASES.values()} - {"dtype"}),
         (GPT2, {"numbers", "adapter"}),
     ],
     indirect=["base"],
@@ -375,10 +365,9 @@ def test_harmless_changes_are_green(
     for case in CASES.values():
         if not (case.harmless and case.kind in kinds and case.fits(base)):
             continue
-        outcome = judged(case, base, gates, tmp_path)
-        for policy, red in outcome.red.items():
-            if red:
-                wrong.append(f"{case} is red under {policy}:\n{outcome.verdict.text}")
+        outcome, _ = judged(case, base, gates, tmp_path)
+        if any(outcome.red.values()):
+            wrong.append(f"{case} is red: {outcome.red}\n{outcome.text}")
     assert not wrong, "\n\n".join(wrong)
 
 
@@ -390,9 +379,10 @@ def test_it_runs_over_given_folders(maker: Maker, tmp_path: Path) -> None:
     text = Text("mine", path, window=64, windows=6, pages=1)
     dense, pruned = given_bases(base.dense, base.folder, text)
     assert (dense.pruned, pruned.pruned) == (False, True)
-    gates = Gates.record(pruned, tmp_path / "gates")
+    gates = Gates.record(pruned, tmp_path / "gates", kl=False)
     (tmp_path / "work").mkdir()
-    outcome = judged(CASES["unpruned-copy"], pruned, gates, tmp_path / "work")
+    outcome, named = judged(CASES["unpruned-copy"], pruned, gates, tmp_path / "work")
     assert outcome.red["any"]
+    assert named
     undamaged = Undamaged(pruned.folder, pruned.heldout, window=64, windows=6)
     assert undamaged.damage_of(str(dense.folder)).damaging
