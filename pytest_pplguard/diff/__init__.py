@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..values import Fingerprint
 from .compare import Change, Difference, Exact, compare
+from .names import as_recorded
 from .settings import SettingChange
 from .text import lines
 
@@ -15,6 +16,7 @@ __all__ = [
     "Difference",
     "Exact",
     "SettingChange",
+    "as_recorded",
     "compare",
     "explain",
     "lines",

@@ -6,7 +6,10 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Container, Hashable, Mapping
 
-from ..values import TensorFacts
+from msgspec.structs import replace
+
+from ..tensornames import layer_of
+from ..values import Fingerprint, TensorFacts, is_head
 
 _WRAPPERS = re.compile(
     r"^(?:(?:model|transformer|language_model|base_model|gpt_neox|backbone|module)\.)+"
@@ -33,7 +36,19 @@ def match(before: Tensors, now: Tensors) -> dict[str, str]:
     return found
 
 
+def as_recorded(now: Fingerprint, recorded: Fingerprint) -> Fingerprint:
+    """``now``, with tensors under the names that ``recorded`` has for them."""
+    names = match(recorded.weights, now.weights)
+    return replace(
+        now,
+        tensors={names.get(name, name): facts for name, facts in now.tensors.items()},
+        linear=tuple(names.get(name, name) for name in now.linear),
+    )
+
+
 def _core(name: str, _: TensorFacts) -> Hashable:
+    if is_head(name) and layer_of(name) is None:
+        return "head"  # ``embed_out`` of a GPT-NeoX is ``lm_head`` in memory
     return _WRAPPERS.sub("", _ANYWHERE.sub("", name))
 
 

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from ..baselines import split_name
 from ..checkpoints import Located, compare_with_dense, locate, sparsity_of
+from ..diff import as_recorded
 from ..errors import CheckpointError, UsageError
 from ..gates import (
     WeightsGate,
@@ -58,11 +59,12 @@ def pattern_verdict(guard: Guard, name: str, gate: SparsityGate) -> Verdict:
 
 def weights_verdict(guard: Guard, name: str, kind: str, *, nodeid: str) -> Verdict:
     """Judge whether the weights, or their zeros, are the recorded ones."""
+    now, then = guard.weights.fingerprint(name), guard.weights.recorded(name)
     verdict = judge_weights(
         _weights_gate(guard, name, "weights", nodeid),
         kind,
-        guard.weights.fingerprint(name),
-        guard.weights.recorded(name),
+        now if then is None else as_recorded(now, then),
+        then,
     )
     return guard.keep(_accept(guard, name, verdict), guard.given(name))
 

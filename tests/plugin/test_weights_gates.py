@@ -309,6 +309,22 @@ def test_the_same_weights_in_another_dtype(project: Project) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["same", "mask"])
+def test_the_same_weights_under_other_names(project: Project, kind: str) -> None:
+    """As in a checkpoint that was saved without its head."""
+    record(project, f"weights: {kind}")
+
+    def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name.removeprefix("model."): one for name, one in weights.items()}
+
+    save(project, "out", renamed(pruned()))
+    run(project).assert_outcomes(passed=1)
+    save(project, "out", renamed(dense()))
+    result = run(project)
+    result.assert_outcomes(failed=1)
+    assert "in 8 tensors" in failure(result, f"llama/w50 weights {kind}")
+
+
 def test_mask(project: Project) -> None:
     record(project, "weights: mask")
     save(project, "out", {name: 3 * weight for name, weight in pruned().items()})

@@ -562,6 +562,18 @@ def test_other_wrappers_of_names(wrapper: str) -> None:
     )
 
 
+def test_a_head_by_its_other_name() -> None:
+    """A GPT-NeoX's ``embed_out`` is ``lm_head`` in memory, whatever it holds."""
+    head = rng().normal(0, 1, (50, 24)).astype("f4")
+    on_disk = {**PRUNED, "embed_out.weight": head}
+    in_memory = {**PRUNED, "lm_head.weight": head}
+    assert not compare(taken(on_disk), taken(in_memory)).matters
+    in_memory["lm_head.weight"] = 2 * head
+    assert lines(compare(taken(on_disk), taken(in_memory)))[0] == (
+        "embed_out.weight: values moved, norm x2 (scaled by 2?)"
+    )
+
+
 def test_renamed_tensors_are_known_by_what_they_hold() -> None:
     renamed = dict(PRUNED)
     renamed["final_norm.weight"] = renamed.pop(NORM)
