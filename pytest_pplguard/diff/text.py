@@ -318,6 +318,9 @@ def _mask_guess(what: str, changes: Sequence[Change], difference: Difference) ->
         for change in difference.changes
     )
     if what != "mask lost":
+        if what == "more zeros" and _norm_grew(changes):
+            # Zeroing weights takes from a norm, and rounding them to a grid adds to it.
+            return " (rounded to few bits?)"
         if others:
             return ""
         pruned = _shares(changes)[0] > _PRUNED
@@ -338,6 +341,13 @@ def _are_back(changes: Sequence[Change]) -> bool:
     if all(change.exact for change in changes):
         return not any(change.exact.moved for change in changes if change.exact)
     return min(_norms(changes), default=0.0) > _RESTORED
+
+
+def _norm_grew(changes: Iterable[Change]) -> bool:
+    """Whether the norm of all weights together is larger than it was."""
+    pairs = [(c.before, c.now) for c in changes if c.before and c.now]
+    grown = math.fsum(now.norm**2 - before.norm**2 for before, now in pairs)
+    return grown > 0
 
 
 def _norms(changes: Iterable[Change]) -> list[float]:

@@ -62,8 +62,9 @@ def _divergence(change: Paired) -> tuple[str, ...]:
     if change.divergence is None or change.divergence <= EQUAL:
         return ()
     more = " more than the mean," if change.divergence > 2 * abs(change.mean) else ""
+    size = _roughly(change.divergence)
     return (
-        f"the predictions moved{more} by roughly {_roughly(change.divergence)} nats a token "
+        f"the predictions moved{more} by roughly {size} nats a token "
         "(KL divergence, told from how the windows scatter)",
     )
 

@@ -94,6 +94,23 @@ def test_a_pruned_checkpoint_is_pruned_once_more() -> None:
     )
 
 
+def test_weights_rounded_to_zero_are_not_pruned() -> None:
+    def round_to_four_bits(weights: Weights) -> None:
+        for name in linear(weights):
+            groups = DENSE[name].reshape(-1, 8)
+            step = abs(groups).max(axis=1, keepdims=True) / 7
+            weights[name] = ((groups / step).round() * step).reshape(DENSE[name].shape)
+
+    now = dict(DENSE)
+    round_to_four_bits(now)
+    zeros = [(now[name] == 0).mean() for name in linear(now)]
+    share = 100 * float(numpy.mean(zeros))
+    assert lines(compare(taken(DENSE), taken(now)))[0] == (
+        f"all 24 linear weights: more zeros, 0.0 % -> {share:.1f} % "
+        "(rounded to few bits?)"
+    )
+
+
 def test_a_merged_adapter_is_not_the_dense_checkpoint() -> None:
     def merge(weights: Weights) -> None:
         for name in linear(weights):
