@@ -166,7 +166,7 @@ def _outcome(
     red = dict.fromkeys(POLICIES, False)
     told: list[str] = []
     outcomes = []
-    moved = {}
+    moved: dict[str, Moved] = {}
     for verdict in verdicts:
         failed = not verdict["passed"]
         policy = _policy(verdict)

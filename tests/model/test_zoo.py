@@ -344,6 +344,8 @@ def test_what_perplexity_does_not_see(maker: Maker, tmp_path: Path) -> None:
     assert outcome.red == {"any": False, "mask": False, "same": True, "kl": False}
     tokens, kl = (outcome.moved[n] for n in ("token_perplexity", "kl_divergence"))
     assert abs(tokens.units) < 1
+    assert tokens.change is not None
+    assert kl.change is not None
     assert tokens.units == pytest.approx(tokens.change / 0.005, rel=0.01)
     assert kl.units == pytest.approx(kl.change / 0.02, rel=0.03)
 

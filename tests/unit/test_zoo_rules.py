@@ -1,4 +1,4 @@
-"""The zoo's arithmetic: others' rules, estimates, counts; no model."""
+"""The zoo's arithmetic: others' rules, counts, cells; no model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import math
 import pytest
 
 from benchmarks.zoo.others import Numbers, perplexity, verdicts
-from benchmarks.zoo.table import Row, divergence, kl_text, rms_shift, summary, table
+from benchmarks.zoo.table import (
+    Row,
+    changes_table,
+    damage_text,
+    markdown,
+    sensitivity,
+    summary,
+    table,
+)
+from benchmarks.zoo.verdicts import Moved
 
 SAME = Numbers(perplexity=10.0, score=0.5, new_perplexity=10.0, new_score=0.5)
 
@@ -61,33 +70,12 @@ def test_perplexity_from_bits_per_byte() -> None:
     assert perplexity(2.0, size=400, tokens=100) == pytest.approx(256.0)
 
 
-BEFORE = [(100.0, 50), (120.0, 50), (90.0, 50)]
-
-
-def test_estimates_of_nothing() -> None:
-    assert rms_shift(BEFORE, BEFORE) == 0
-    assert divergence(BEFORE, BEFORE) == 0
-
-
-def test_estimates_of_other_windows() -> None:
-    assert rms_shift(BEFORE, BEFORE[:2]) is None
-    assert divergence(BEFORE, [(1.0, 49), *BEFORE[1:]]) is None
-    assert divergence(BEFORE[:1], BEFORE[:1]) is None
-
-
-def test_a_shift_of_all_windows_is_no_divergence() -> None:
-    after = [(loss + 5.0, count) for loss, count in BEFORE]
-    assert rms_shift(BEFORE, after) == pytest.approx(0.1)
-    assert divergence(BEFORE, after) == pytest.approx(0.0)
-
-
-def test_estimates_of_scatter() -> None:
-    after = [(101.0, 50), (117.0, 50), (92.0, 50)]  # +1, -3, +2
-    assert rms_shift(BEFORE, after) == pytest.approx(
-        math.sqrt((0.02**2 + 0.06**2 + 0.04**2) / 3)
-    )
-    # Var of 1, -3, 2 with n - 1 is 7; over 2 x 50 tokens.
-    assert divergence(BEFORE, after) == pytest.approx(7 / 100)
+def moved(perplexity: float, kl: float) -> dict[str, Moved]:
+    """Units of their tolerances."""
+    return {
+        "token_perplexity": Moved(10.0, 0.005 * perplexity, perplexity),
+        "kl_divergence": Moved(0.05, 0.02 * kl, kl),
+    }
 
 
 def row(case: str = "a-case", *, harmless: bool = False, **fields: object) -> Row:
@@ -101,29 +89,37 @@ def row(case: str = "a-case", *, harmless: bool = False, **fields: object) -> Ro
         "kl": 0.0 if harmless else 0.25,
         "bits_change": 0.0,
         "broken": "",
-        "change": 0.0 if harmless else 0.125,
-        "red": {"any": not harmless},
-        "named": {"any": False},
-        "outcomes": (),
+        "red": {**dict.fromkeys(("any", "mask", "kl"), not harmless), "same": True},
+        "named": False,
         "others": dict.fromkeys(ALL, True),
+        "moved": moved(0.5, 3.0),
+        "drift": 0.0123,
     }
+    if harmless:
+        values["red"] = dict.fromkeys(("any", "mask", "same", "kl"), False)
     return Row(**(values | fields))  # type: ignore[arg-type]
+
+
+ONLY_SAME = {"any": False, "mask": False, "kl": False, "same": True}
 
 
 def test_counts() -> None:
     rows = [
         row(),
-        row("other", named={"any": True}, others=dict.fromkeys(ALL, False)),
-        row("slight", damaging=False, red={"any": False}),
+        row("other", named=True, others=dict.fromkeys(ALL, False)),
+        row("slight", damaging=False, red=ONLY_SAME),
         row("change", harmless=True),
     ]
-    assert summary(rows, ["any"]) == (
+    assert summary(rows) == (
         "3 defects and 1 harmless changes over 1 checkpoints, each where it applies: "
         "2 damaging, 1 below the threshold, 1 harmless.\n"
         "\n"
-        "| rule | damaging, red | culprit named | slight, red | harmless, red |\n"
+        "| rule | damaging, red | red and named | slight, red | harmless, red |\n"
         "| --- | --- | --- | --- | --- |\n"
         "| `any` | 2 of 2 | 1 of 2 | 0 of 1 | 0 of 1 |\n"
+        "| `mask` | 2 of 2 |  | 0 of 1 | 0 of 1 |\n"
+        "| `same` | 2 of 2 |  | 1 of 1 | 0 of 1 |\n"
+        "| `kl` | 2 of 2 |  | 0 of 1 | 0 of 1 |\n"
         "| vLLM ppl | 1 of 2 |  | 0 of 1 | 0 of 1 |\n"
         "| vLLM lm-eval | 1 of 2 |  | 0 of 1 | 0 of 1 |\n"
         "| llm-compressor | 1 of 2 |  | 0 of 1 | 0 of 1 |\n"
@@ -132,11 +128,60 @@ def test_counts() -> None:
     )
 
 
-def test_a_row() -> None:
-    assert table([row()], ["any"]).splitlines()[2] == (
-        "| a-case | llama/dense | **0.25** | +12.5 % | red | no "
-        "| green | green | green | green | green |"
+def test_rows() -> None:
+    others = {**dict.fromkeys(ALL, True), "NNCF": False, "llama.cpp": None}
+    rows = [row(), row("b", named=True, others=others), row("c", red=ONLY_SAME)]
+    assert table(rows).splitlines() == [
+        "### llama/dense",
+        "",
+        "| defect | damage | perplexity | KL | drift | red | named | others |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| a-case | **0.25** | +0.5 | +3 | 0.012 | any | no |  |",
+        "| b | **0.25** | +0.5 | +3 | 0.012 | any | yes | n |",
+        "| c | **0.25** | +0.5 | +3 | 0.012 | same |  |  |",
+    ]
+
+
+def test_harmless_changes_over_all_bases() -> None:
+    rows = [
+        row(harmless=True, moved=moved(0.01, -0.2), drift=1e-4),
+        row(harmless=True, base="b", moved=moved(-0.02, 0.1), drift=None),
+        row("other", harmless=True, moved={}, drift=1e-9, red=ONLY_SAME),
+    ]
+    assert changes_table(rows).splitlines()[2:] == [
+        "| a-case | Something | 2 | 0.02 | 0.2 | 0.0001 | - |",
+        "| other | Something | 1 | - | - | 0 | llama/dense |",
+    ]
+
+
+def test_what_each_measure_sees() -> None:
+    rows = [
+        row(base="b/wanda-50", kl=0.05),
+        row(base="b/wanda-50", kl=0.02, moved=moved(-2.0, 4.0)),
+        row(kl=0.005, moved=moved(0.5, 0.5)),
+        row(kl=None, moved={}),
+    ]
+    assert sensitivity(rows).splitlines()[4:6] == [
+        "| pruned, 0.01 to 0.1 | 2 | 1 | 2 | 4 |",
+        "| dense, 0.001 to 0.01 | 1 | 0 | 0 | 1 |",
+    ]
+
+
+def test_what_is_missed_is_listed() -> None:
+    text = markdown(
+        [
+            row("missed", red=ONLY_SAME),
+            row("nameless"),
+            row("refused", harmless=True, red=ONLY_SAME),
+        ],
+        "A head.\n",
     )
+    assert (
+        "- missed (Something) on llama/dense: KL **0.25**, perplexity +0.5 and "
+        "`kl_divergence` +3 tolerances, drift 0.012; red under same\n"
+    ) in text
+    assert "but not named\n\n- nameless (Something): llama/dense\n" in text
+    assert "- under `same`: refused on llama/dense\n" in text
 
 
 @pytest.mark.parametrize(
@@ -150,4 +195,4 @@ def test_a_row() -> None:
     ],
 )
 def test_damage_in_a_cell(fields: dict[str, object], text: str) -> None:
-    assert kl_text(row(**fields)) == text  # type: ignore[arg-type]
+    assert damage_text(row(**fields)) == text  # type: ignore[arg-type]
