@@ -557,8 +557,9 @@ class Recording(Struct, frozen=True):
 
     ``file`` is the baseline file, ``checkpoint`` the entry in it. ``base`` names the
     base model where the file is new. ``sparsity`` is the gate that an entry without one
-    gets. ``fingerprint`` is of what was measured, None where it is not known. Without
-    a ``measurement`` only the fingerprint is recorded.
+    gets. ``fingerprint`` is of what was measured, None where it is not known;
+    ``only_new`` leaves a recorded one of other weights as it is. Without a
+    ``measurement`` only the fingerprint is recorded.
     """
 
     file: str
@@ -568,3 +569,4 @@ class Recording(Struct, frozen=True):
     path: str | None = None
     sparsity: SparsityGate | None = None
     fingerprint: Fingerprint | None = None
+    only_new: bool = False

@@ -70,7 +70,8 @@ def record(
 
     A file is replaced as a whole or not at all, also if the process is killed; its
     evidence is written before it, and evidence that it no longer names is removed.
-    A checkpoint's fingerprint is that of its latest recording.
+    A checkpoint's fingerprint is that of its latest recording, unless that says to keep
+    the one there is.
 
     Args:
         recordings: what to write.
@@ -227,7 +228,7 @@ class _Update:
         return entry, changes
 
     def _fingerprint_entry(self, recording: Recording) -> Entry | None:
-        """The fingerprint of a checkpoint; None where the recorded one is the same."""
+        """The fingerprint of a checkpoint; None where the recorded one stays."""
         checkpoint, fingerprint = recording.checkpoint, recording.fingerprint
         assert fingerprint is not None
         self.printed.add(checkpoint)
@@ -240,6 +241,8 @@ class _Update:
             if self._is_recorded(old, fingerprint):
                 return None
             new = replace(new, date=old.date)
+        elif old is not None and recording.only_new:
+            return None
         if old is not None:
             self.replaced.add(old.evidence)
         self.evidence[new.evidence] = content

@@ -16,15 +16,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from ..baselines import split_name
-from ..checkpoints import (
-    Loaded,
-)
+from ..checkpoints import Loaded
 from ..errors import CheckpointError, InvalidLossError, PplguardError, UsageError
-from ..gates import (
-    MetricGate,
-    judge_metric,
-    judge_relative,
-)
+from ..gates import MetricGate, judge_metric, judge_relative
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, Tokenizer, check_key, get_protocol
 from ..values import (
@@ -508,6 +502,8 @@ class Guard:
             measurement=measured,
             base=None if stem in self.files.paths else name,
             fingerprint=self._fingerprint_to_record(name, from_files),
+            # Weights that nobody has accepted do not take the recorded ones' place.
+            only_new=self.options.update == "new",
         )
         if recording not in self.outbox.recordings:
             self.outbox.recordings.append(recording)

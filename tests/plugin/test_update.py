@@ -237,6 +237,28 @@ def test_keys_of_other_weights_are_named(checkpoints: Path, project: Project) ->
     )
 
 
+def test_update_new_leaves_the_recorded_weights(
+    checkpoints: Path, project: Project
+) -> None:
+    """Else ``weights: same`` would be green of weights that nobody accepted."""
+    one, two = checkpoints / "one", checkpoints / "two"
+    gates = KEYS.replace("  gates:\n", "  gates:\n    weights: same\n")
+    path = project.baseline(gates)
+    given = project.give(w50=str(one))
+    project.run(*given, "--ppl-update", "-k", "wanda").assert_outcomes(
+        passed=1, deselected=3
+    )
+    given = project.give(w50=str(two))
+    project.run(*given, "--ppl-update-new").assert_outcomes(passed=2, failed=2)
+    assert digests(path) == {
+        WANDA: digest_of(one),
+        LM_EVAL: digest_of(two),
+        "fingerprint": digest_of(one),
+    }
+    result = project.run(*given, "-k", "weights")
+    result.assert_outcomes(failed=1, deselected=3)
+
+
 def test_what_a_test_brings(checkpoints: Path, project: Project) -> None:
     """A path has weights in files; a model may be anything."""
     path = project.baseline(KEYS)
