@@ -17,7 +17,14 @@ from .device import (
     probe,
 )
 from .examine import Examination, Finding, ZeroTable, examine
-from .files import TensorInfo, digest, read_config, saved_dtype, tensor_index
+from .files import (
+    TensorInfo,
+    digest,
+    files_state,
+    read_config,
+    saved_dtype,
+    tensor_index,
+)
 from .fingerprint import fingerprint, tensor_facts
 from .load import Loaded, load
 from .locate import Located, locate
@@ -49,6 +56,7 @@ __all__ = [
     "digest",
     "each",
     "examine",
+    "files_state",
     "fingerprint",
     "layer_of",
     "load",

@@ -443,10 +443,25 @@ def tensor_bytes(tensor: TensorInfo) -> Iterator[Callable[[memoryview], None]]:
         check()
 
 
-def file_state(descriptor: int) -> tuple[int, ...]:
-    """What changes with an open file's contents: which file, size, time of change."""
-    stat = os.fstat(descriptor)
+def file_state(file: int | Path) -> tuple[int, ...]:
+    """What changes with a file's contents: which file, size, time of change."""
+    stat = os.stat(file)
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def files_state(located: Located) -> frozenset[tuple[Path, tuple[int, ...]]]:
+    """What changes with the contents of a checkpoint's files.
+
+    Raises:
+        CheckpointError: they are not there any more.
+    """
+    with _reading(located.folder):
+        if located.gguf:
+            files = [located.folder / located.gguf]
+        else:
+            folders = {located.folder, located.model.folder}
+            files = [path for folder in folders for path in folder.iterdir()]
+        return frozenset((path, file_state(path)) for path in files if path.is_file())
 
 
 @contextmanager

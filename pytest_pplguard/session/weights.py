@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..baselines import read_fingerprint
+from ..baselines import read_fingerprint, split_name
 from ..checkpoints import (
     Located,
     Sparsity,
+    files_state,
     fingerprint,
     measure_sparsity,
 )
@@ -16,11 +19,12 @@ from ..diff import explain
 from ..errors import CheckpointError, PplguardError
 from ..options import Options, Target
 from ..values import Fingerprint
-from .files import BaselineFiles
+from .files import BaselineFiles, shown_path
 
 if TYPE_CHECKING:
     from torch import nn
 
+T = TypeVar("T")
 FromFiles = tuple[Target, Callable[[], Any]]
 """A checkpoint that was measured as its files are, and what gives its model."""
 
@@ -49,7 +53,10 @@ class Weights:
         self._targets = targets
         self._files = files
         self._model = model
-        self._fingerprints: dict[Target, Fingerprint | CheckpointError] = {}
+        # Tests may change the folder; places are told from where the run began.
+        self._start = Path.cwd()
+        self._places: dict[Target, Located | CheckpointError] = {}
+        self._fingerprints: dict[object, Fingerprint | CheckpointError] = {}
         self._sparsities: dict[tuple[str, str | None], Sparsity] = {}
 
     def located(self, name: str) -> Located:
@@ -75,20 +82,18 @@ class Weights:
     def fingerprint_of(self, files: FromFiles) -> Fingerprint:
         """As :meth:`fingerprint`, of what a test has measured by its path."""
         target, model = files
-        if target not in self._fingerprints:
+        located = self._located(target)
+        # A test may save another checkpoint to the folder of the one before.
+        state = target, files_state(located)
+        if state not in self._fingerprints:
             try:
-                self._fingerprints[target] = fingerprint(
-                    self._located(target),
-                    model=model,
-                    allow_pickle=self._options.allow_pickle,
+                self._fingerprints[state] = fingerprint(
+                    located, model=model, allow_pickle=self._options.allow_pickle
                 )
             except CheckpointError as error:
                 # Without its frames, which would keep the model in memory.
-                self._fingerprints[target] = CheckpointError(str(error))
-        taken = self._fingerprints[target]
-        if isinstance(taken, CheckpointError):
-            raise taken
-        return taken
+                self._fingerprints[state] = CheckpointError(str(error))
+        return _or_raise(self._fingerprints[state])
 
     def recorded(self, name: str) -> Fingerprint | None:
         """What a checkpoint was when it was recorded; None if nobody knows.
@@ -138,7 +143,10 @@ class Weights:
         recorded weights.
         """
         target, _ = files
-        command = f"pplguard diff {name} {target.spec} --all"
+        _, entry = split_name(name)
+        # A path of the entry's name would be taken for a checkpoint.
+        baseline = f"{shown_path(self._files.path(name), self._start)}/{entry}"
+        words = ("pplguard", "diff", baseline, target.spec, "--all")
         try:
             recorded = self.recorded(name)
             if recorded is None:
@@ -148,7 +156,7 @@ class Weights:
             if str(error) in told:
                 return ()
             return (f"what differs from the recorded one is not known: {error}",)
-        lines = explain(recorded, now, limit=_MOST_LINES, command=command)
+        lines = explain(recorded, now, limit=_MOST_LINES, command=shlex.join(words))
         measured = self._files.entry(name).recorded.get(key or "")
         known = None if measured is None else measured.weights_digest
         if known in (None, recorded.digest):
@@ -156,13 +164,13 @@ class Weights:
         if known == now.digest:
             return (
                 "the weights are those that this baseline was measured on: look at "
-                "config, tokenizer and environment (another key was recorded since, on "
-                "other weights)",
+                "config, tokenizer and environment (the recorded fingerprint is of "
+                "other ones)",
             )
         if recorded.digest == now.digest:
             return (
-                "these weights were recorded for another key, and this baseline was "
-                "measured on others: record this key again too",
+                "these weights are those of the recorded fingerprint, and this "
+                "baseline was measured on others: record this key again too",
             )
         return (
             "this baseline was measured on other weights than those of the recorded "
@@ -173,4 +181,16 @@ class Weights:
     def _located(self, target: Target) -> Located:
         from ..measure import locate_target
 
-        return locate_target(target, self._options)
+        if target not in self._places:
+            try:
+                self._places[target] = locate_target(target, self._options)
+            except CheckpointError as error:
+                # Asking the Hub in vain takes half a minute, for each gate.
+                self._places[target] = CheckpointError(str(error))
+        return _or_raise(self._places[target])
+
+
+def _or_raise(found: T | CheckpointError) -> T:
+    if isinstance(found, CheckpointError):
+        raise found
+    return found

@@ -202,8 +202,8 @@ def test_another_key_was_recorded_on_other_weights(
     result = project.run(*given, "-k", WANDA)
     result.assert_outcomes(failed=1)
     assert checkpoint_lines(failure(result, TITLE)) == [
-        "  checkpoint   these weights were recorded for another key, and this baseline "
-        "was measured on others: record this key again too"
+        "  checkpoint   these weights are those of the recorded fingerprint, and this "
+        "baseline was measured on others: record this key again too"
     ]
 
     def damage(tensors: dict[str, Tensor]) -> None:
@@ -233,8 +233,8 @@ def test_another_key_was_recorded_on_other_weights(
     result = project.run(*project.give(w50=str(good)), "-k", WANDA)
     assert checkpoint_lines(failure(result, TITLE)) == [
         "  checkpoint   the weights are those that this baseline was measured on: look "
-        "at config, tokenizer and environment (another key was recorded since, on "
-        "other weights)"
+        "at config, tokenizer and environment (the recorded fingerprint is of other "
+        "ones)"
     ]
 
 

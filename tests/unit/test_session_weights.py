@@ -122,6 +122,9 @@ def test_a_fingerprint_is_taken_once(
         weights.recorded(NAME)
     )
     assert calls == [str(bad), str(good)]
+    # And so is what a test has saved in the place of the one before.
+    (bad / "model.safetensors").write_bytes((good / "model.safetensors").read_bytes())
+    assert weights.fingerprint(NAME) == weights.recorded(NAME)
 
 
 def test_the_same_error_every_time_without_its_frames(
@@ -214,9 +217,10 @@ def test_a_screen_is_not_filled(tmp_path: Path, good: Path) -> None:
     for layer in range(LAYERS):
         for kind in ("self_attn.q_proj", "mlp.up_proj"):
             weights[at(layer, kind)] *= 1.1 + 0.1 * layer + 0.01 * len(kind)
-    lines = changes(path, save(tmp_path / "out", weights))
+    lines = changes(path, save(tmp_path / "the new one", weights))
     assert len(lines) == 8
-    assert lines[-1] == (f"and 6 more: pplguard diff {NAME} {tmp_path / 'out'} --all")
+    command = f"pplguard diff {path}/w50 '{tmp_path / 'the new one'}' --all"
+    assert lines[-1] == f"and 6 more: {command}"
 
 
 def test_a_key_of_other_weights_than_the_fingerprint(
@@ -225,11 +229,11 @@ def test_a_key_of_other_weights_than_the_fingerprint(
     path = recorded(tmp_path, other=good, key=other)
     assert changes(path, good, key=OTHER) == (
         "the weights are those that this baseline was measured on: look at config, "
-        "tokenizer and environment (another key was recorded since, on other weights)",
+        "tokenizer and environment (the recorded fingerprint is of other ones)",
     )
     assert changes(path, other, key=OTHER) == (
-        "these weights were recorded for another key, and this baseline was measured "
-        "on others: record this key again too",
+        "these weights are those of the recorded fingerprint, and this baseline was "
+        "measured on others: record this key again too",
     )
     norm = "model.norm.weight: values moved, norm x0.5 (scaled by 0.5?)"
     rest = REST.replace(str(5 * LAYERS + 1), str(5 * LAYERS))
