@@ -101,17 +101,19 @@ class _Shares(Struct, frozen=True):
             key=lambda unit: (-abs(self.now[unit] - self.expected[unit]), unit),
         )
         kinds: dict[str, list[str]] = {"lost": [], "off": [], "zero": []}
+        failed = []
         for unit in order:
             share, expected = self.now[unit], self.expected[unit]
             if not _place(verdict, share, expected, abs_).passed:
                 kinds[_kind_of_share(share, expected)].append(unit)
-        wrong = sum(map(len, kinds.values()))
+                failed.append(unit)
         kinds |= _strangers(self.now, self.expected)
         if order:
-            first = order[0]
+            # Next to a bound, rounding decides which of two is further off.
+            first = (failed or order)[0]
             placed = _place(verdict, self.now[first], self.expected[first], abs_)
             verdict = replace(placed, notes=(f"measured is that of {first}",))
-        if not wrong and (kinds["gone"] or kinds["new"]):
+        if not failed and (kinds["gone"] or kinds["new"]):
             verdict = replace(verdict, outcome=Outcome.NOT_COMPARABLE, passed=False)
         return replace(
             verdict,
@@ -122,7 +124,7 @@ class _Shares(Struct, frozen=True):
             ),
             notes=(
                 *verdict.notes,
-                f"{wrong} of {len(self.now)} {self.scope}s out of bounds; "
+                f"{len(failed)} of {len(self.now)} {self.scope}s out of bounds; "
                 f"{total:.6g} in all together",
             ),
         )
