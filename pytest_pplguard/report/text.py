@@ -193,7 +193,7 @@ def _changed(verdict: Verdict) -> str:
     And of a metric that stayed within its bounds while the predictions drifted.
     """
     if not _counts(verdict):
-        return "the value stayed, but the predictions drifted"
+        return "within its bounds, but the predictions drifted"
     many = _many(verdict.measured, "tensor")
     if verdict.key == "against":
         return f"weights that survived are not those of {verdict.metric}, in {many}"

@@ -600,7 +600,7 @@ def test_a_mean_that_stays_while_the_predictions_drift() -> None:
     said = float(verdict.reasons[0].split()[4])
     assert said == pytest.approx(drift, rel=1e-12)
     assert failure_text(verdict) == (
-        "m/wanda-50 wanda/wikitext2:4096: token_perplexity: the value stayed, but the "
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity: within its bounds, but the "
         "predictions drifted\n"
         "  baseline     6.0 (measured)\n"
         "  measured     6.0\n"
