@@ -11,7 +11,7 @@ from ..options import JOURNAL_OFF, Options, parse_batch_size, parse_corpora
 
 app = typer.Typer(
     name="pplguard",
-    help="Perplexity baselines of pruned language models: record, measure, show.",
+    help="Perplexity baselines of pruned language models: measure, record, compare.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -266,7 +266,7 @@ def doctor(
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Look a checkpoint over without running it: is it whole, is it plausible?"""
+    """Look a checkpoint over without running it."""
     from .doctor import doctor_model
 
     healthy = doctor_model(

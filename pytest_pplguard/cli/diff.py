@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..diff import Change, Difference, Exact, compare, lines
 from ..errors import PplguardError, UsageError
 from ..options import Options, Target
 from ..values import Fingerprint
+from .output import say, write_json
 
 SCREEN = 20
 """Lines that are printed without ``--all``."""
@@ -66,7 +66,7 @@ def diff(
         command=shlex.join(words),
         before=one,
     )
-    _write_json(json_path, difference, one, other)
+    write_json(_document(difference, one, other), json_path)
     if json_path != "-":
         print(f"{one} -> {other}")
         for line in texts:
@@ -118,9 +118,8 @@ class _Checkpoint:
 
     @cached_property
     def _model(self) -> Any:
-        # These import torch, which two folders need not.
+        # It imports torch, which two folders need not.
         from ..measure import load_target
-        from .measure import say
 
         spec = self._spec
         return load_target(Target(spec, spec), self._options, tell=say).model
@@ -204,21 +203,11 @@ def _can_be_counted(change: Change) -> bool:
     return before.shape == now.shape and (plain or before.dtype == now.dtype)
 
 
-def _write_json(path: str | None, difference: Difference, one: str, other: str) -> None:
-    if path is None:
-        return
-    document = {
+def _document(difference: Difference, one: str, other: str) -> dict[str, Any]:
+    return {
         "one": one,
         "other": other,
         "differs": difference.matters,
         "lines": lines(difference, before=one),
         **msgspec.to_builtins(difference),
     }
-    text = json.dumps(document, allow_nan=False)
-    if path == "-":
-        print(text)
-        return
-    try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--json: {path} cannot be written: {error}") from error

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 
 from msgspec.structs import replace
 
 from ..checkpoints import Examination, examine
-from ..errors import UsageError
 from ..report import (
     check_heatmap,
     examination_document,
@@ -17,7 +14,7 @@ from ..report import (
     write_heatmap,
 )
 from . import own_options
-from .measure import say
+from .output import say, write_json
 
 
 def doctor_model(
@@ -49,18 +46,9 @@ def doctor_model(
         say(f"{spec} has no weights of decoder layers to draw: no {heatmap}")
     elif picture is not None and examined.zeros is not None:
         write_heatmap(picture, examined.zeros, spec)
-    document = json.dumps(examination_document(examined), allow_nan=False)
-    if json_path == "-":
-        print(document)
-        return examined.healthy
-    if json_path is not None:
-        try:
-            Path(json_path).write_text(document + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"--json: {json_path} cannot be written: {error}"
-            ) from error
-    _print(examined, everything=everything)
+    write_json(examination_document(examined), json_path)
+    if json_path != "-":
+        _print(examined, everything=everything)
     return examined.healthy
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
@@ -26,6 +24,7 @@ from ..protocols import PROTOCOLS, USUAL_METHODS, check_key, get_protocol
 from ..report import measurements_document, number, watch_lines, watch_live
 from ..report.progress import ScorerProgress
 from ..values import Fingerprint, Key, Measurement
+from .output import say, write_json
 
 _LONGEST_DEFAULT_WINDOW = 4096
 
@@ -221,8 +220,7 @@ def print_measurements(
     model: str, measurements: list[Measurement], *, json_path: str | None
 ) -> None:
     """The values as a table, and as JSON where a path was given (``-``: only JSON)."""
-    if json_path is not None:
-        write_json(measurements_document(measurements), json_path)
+    write_json(measurements_document(measurements), json_path)
     if json_path == "-":
         return
     print(model)
@@ -234,28 +232,6 @@ def print_measurements(
         )
         for metric, value in measurement.metrics.items():
             print(f"    {metric:<20} {number(value):>12}")
-
-
-def write_json(document: dict[str, Any], path: str) -> None:
-    """Into a file, or for ``-`` to stdout.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    text = json.dumps(document, allow_nan=False)
-    if path == "-":
-        print(text)
-        return
-    try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--json: {path} cannot be written: {error}") from error
-
-
-def say(*lines: str) -> None:
-    """Remarks go to stderr, so that ``--json -`` stays JSON."""
-    for line in lines:
-        print(f"pplguard: {line}", file=sys.stderr)
 
 
 def watching(label: str) -> AbstractContextManager[ScorerProgress]:

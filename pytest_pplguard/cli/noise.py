@@ -14,14 +14,15 @@ from msgspec.structs import asdict, replace
 
 from ..checkpoints import Loaded
 from ..corpora import open_corpus
-from ..errors import MeasurementError, PplguardError
+from ..errors import MeasurementError, PplguardError, UsageError
 from ..measure import Store, load_target, measure_loaded
 from ..measure.places import cut_windows
 from ..options import Options, Target
 from ..protocols import get_protocol
 from ..report import number, plain
 from ..values import SCHEMA, Key, Measurement
-from .measure import Wanted, default_window, say, watching, write_json
+from .measure import Wanted, default_window, watching
+from .output import say, write_json
 
 LEAST = 1e-5
 """The narrowest ``rel`` that is proposed: float32 sums of another build of torch."""
@@ -329,7 +330,16 @@ def measure_noise(
     variations: int,
     json_path: str | None,
 ) -> None:
-    """Measure ``spec`` once, then under ``variations`` other settings; print it all."""
+    """Measure ``spec`` once, then under ``variations`` other settings; print it all.
+
+    Raises:
+        UsageError: a method needs a second checkpoint.
+    """
+    if any(get_protocol(method).needs_reference for method in wanted.methods):
+        raise UsageError(
+            "--method kl compares two checkpoints, and noise is that of one: leave it "
+            "out (docs/divergence.md says what moves a divergence)"
+        )
     if wanted.window is not None:
         wanted.keys(wanted.window)  # a wrong key is refused before loading
     bench = _Bench(spec, options)
@@ -338,8 +348,7 @@ def measure_noise(
     if wanted.limit is None:
         keys = _limited(bench, keys, variations)
     runs, not_run = _measure_all(bench, keys, variations)
-    if json_path is not None:
-        write_json(_document(spec, runs, not_run), json_path)
+    write_json(_document(spec, runs, not_run), json_path)
     if json_path != "-":
         print("\n".join(_report(spec, runs, not_run)))
 

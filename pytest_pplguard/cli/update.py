@@ -27,7 +27,8 @@ from ..values import (
     Recording,
     SparsityGate,
 )
-from .measure import Checkpoint, Wanted, say
+from .measure import Checkpoint, Wanted
+from .output import say
 from .show import fingerprint_line
 
 _PATTERNS = ((2, 4), (4, 8))
@@ -141,8 +142,8 @@ def update_fingerprint(
     """
     if wanted != Wanted():
         raise UsageError(
-            "--fingerprint measures nothing: leave out --method, --window, --limit "
-            "and --corpus"
+            "--fingerprint measures nothing: leave out --method, --reference, "
+            "--window, --limit and --corpus"
         )
     stem, name = split_name(checkpoint)
     path = folder / f"{stem}.yaml"

@@ -451,8 +451,14 @@ def test_show_lists_what_is_recorded() -> None:
                 "32",
             ],
             2,
-            "--fingerprint measures nothing: leave out --method, --window, --limit "
-            "and --corpus",
+            "--fingerprint measures nothing: leave out --method, --reference, "
+            "--window, --limit and --corpus",
+        ),
+        (
+            ["noise", "demo/dense", "--method", "kl"],
+            2,
+            "--method kl compares two checkpoints, and noise is that of one: leave it "
+            "out (docs/divergence.md says what moves a divergence)",
         ),
         (
             ["show"],
@@ -494,7 +500,7 @@ def test_help_in_full(tmp_path: Path) -> None:
     assert done.stdout == (
         "Usage: pplguard [OPTIONS] COMMAND [ARGS]...\n"
         "\n"
-        "  Perplexity baselines of pruned language models: record, measure, show.\n"
+        "  Perplexity baselines of pruned language models: measure, record, compare.\n"
         "\n"
         "Options:\n"
         "  --help  Show this message and exit.\n"
@@ -504,6 +510,7 @@ def test_help_in_full(tmp_path: Path) -> None:
         "  measure  Measure a checkpoint; no baseline is read or written.\n"
         "  update   Measure a checkpoint and record it as a baseline.\n"
         "  diff     Say what differs between two checkpoints, or from a baseline.\n"
+        "  doctor   Look a checkpoint over without running it.\n"
         "  show     List recorded baselines.\n"
         "  noise    Measure how numbers move without any change; propose a tolerance.\n"
     )
@@ -521,8 +528,11 @@ def test_update_takes_what_measure_takes(tmp_path: Path) -> None:
 
 
 def test_noise_takes_what_measure_takes(tmp_path: Path) -> None:
-    """But no journal: a run that goes on would hide what has changed meanwhile."""
+    """But no journal: a run that goes on would hide what has changed meanwhile.
+
+    And no second checkpoint.
+    """
     measure = options_of(pplguard("measure", "--help", cwd=tmp_path).stdout)
     noise = pplguard("noise", "--help", cwd=tmp_path).stdout
-    assert options_of(noise) == measure - {"--journal"}
+    assert options_of(noise) == measure - {"--journal", "--reference"}
     assert "  -n N  " in noise
