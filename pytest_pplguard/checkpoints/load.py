@@ -37,6 +37,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_ALLOW = (
+    "if that is right, list them under allow_keys of the checkpoint in its baseline "
+    "file"
+)
+_WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_checkpoint_wrapped_module.": "activation checkpointing",
+    "module.": "DataParallel",
+}
 _LISTED = 5
 _RANDOM = "transformers would have filled in random numbers"
 _CONVERSION = re.compile(r"^(\S+)\s*\|\s*\S*CONVERSION", re.MULTILINE)
@@ -478,10 +488,20 @@ def _key_problems(info: Mapping[str, Any], allow_keys: Sequence[str]) -> dict[st
         problems["shape"] = f"{_named(shapes)} of another shape ({_RANDOM})"
     if unexpected := _unexpected(info, allow_keys):
         problems["unexpected"] = (
-            f"{_named(unexpected)} in the files but not in the model (if that is "
-            "right, list them under allow_keys of the checkpoint in its baseline file)"
+            f"{_named(unexpected)} in the files but not in the model "
+            f"({_wrapped(missing, unexpected) or _ALLOW})"
         )
     return problems
+
+
+def _wrapped(missing: Collection[str], unexpected: Iterable[str]) -> str:
+    """How the names came about if they are those of missing weights in a wrapper."""
+    for part, wrapper in _WRAPPERS.items():
+        if all(part in key and key.replace(part, "") in missing for key in unexpected):
+            return (
+                f"{part} in their names is left of {wrapper}: save the model inside it"
+            )
+    return ""
 
 
 def _unexpected(info: Mapping[str, Any], allow_keys: Sequence[str]) -> set[str]:

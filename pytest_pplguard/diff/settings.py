@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -131,6 +131,26 @@ def _weight(name: str, old: Any, new: Any) -> Literal["yes", "perhaps", "no"]:
 
 
 # -------------------------------------------------------------------------- in words
+
+
+def config_lines(
+    changes: Sequence[SettingChange],
+) -> Iterator[tuple[SettingChange, str]]:
+    """A line for each change of the config; an adapter that came or went has one."""
+    adapter = [one for one in changes if one.name.startswith("adapter.")]
+    came = all(one.before is None for one in adapter)
+    if came or all(one.now is None for one in adapter):
+        changes = [one for one in changes if one not in adapter]
+        if adapter:
+            settings = ", ".join(
+                f"{one.name.removeprefix('adapter.')} "
+                f"{_shown(one.now if came else one.before)}"
+                for one in adapter
+            )
+            what = "an adapter is merged in" if came else "no adapter is merged in now"
+            first = min(adapter, key=lambda one: one.decides != "yes")
+            yield first, f"config: {what} ({settings})"
+    yield from ((change, config_line(change)) for change in changes)
 
 
 def config_line(change: SettingChange) -> str:

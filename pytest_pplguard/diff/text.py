@@ -13,7 +13,7 @@ from ..values import TensorFacts
 from .compare import Change, Difference
 from .layers import tell_copies
 from .recognise import huge_weights, little
-from .settings import config_line, tokenizer_line
+from .settings import config_lines, tokenizer_line
 
 _MOST_LOST = 0.02
 """A mask is lost if no more than this part of its zeros is left."""
@@ -62,8 +62,8 @@ def lines(
     found = [
         *_tensor_lines(difference),
         *(
-            _Line(_rank(change.decides, _CONFIG), 0, config_line(change))
-            for change in difference.config
+            _Line(_rank(change.decides, _CONFIG), 0, text)
+            for change, text in config_lines(difference.config)
         ),
         *_tokenizer_lines(difference),
         *_renamed(difference),

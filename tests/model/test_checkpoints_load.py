@@ -125,6 +125,22 @@ def test_many_missing_keys_are_counted(tmp_path: Path) -> None:
     )
 
 
+def test_names_that_a_wrapper_left_are_told_from_others(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "m")
+
+    def wrap(weights: dict[str, torch.Tensor]) -> None:
+        weights[UP.replace("model.", "model._orig_mod.")] = weights.pop(UP)
+
+    edit(path, wrap)
+    wrapped = UP.replace("model.", "model._orig_mod.")
+    assert refused(path) == (
+        f"{path} does not fit its architecture LlamaForCausalLM: "
+        f"1 weight ({UP}) missing from the files {RANDOM}; "
+        f"1 weight ({wrapped}) in the files but not in the model (_orig_mod. in their "
+        "names is left of torch.compile: save the model inside it)"
+    )
+
+
 def test_unexpected_key_and_the_list_that_allows_it(tmp_path: Path) -> None:
     path = save_tiny(tmp_path / "m")
     edit(path, lambda weights: weights.update({"value_head.weight": torch.ones(3)}))

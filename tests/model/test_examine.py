@@ -280,6 +280,16 @@ def test_a_folder_without_a_tokenizer_or_config_is_examined(model: Path) -> None
 # --------------------------------------------------------------------- config and keys
 
 
+def test_masks_are_no_keys_to_be_allowed(model: Path) -> None:
+    def mask(weights: Weights) -> None:
+        weights[f"{UP.format(1)}_mask"] = torch.ones_like(weights[UP.format(1)])
+        weights[f"{UP.format(1)}_orig"] = weights.pop(UP.format(1))
+
+    edit(model, mask)
+    [text] = [each.text for each in found(model) if each.grade == "error"]
+    assert "was saved with its pruning masks (2 tensors" in text
+
+
 def test_keys(model: Path) -> None:
     def change(weights: Weights) -> None:
         del weights[UP.format(1)]

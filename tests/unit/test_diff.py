@@ -736,6 +736,33 @@ def test_a_key_that_followed_from_others_was_not_absent() -> None:
     ).matters
 
 
+def test_an_adapter_has_one_line_and_another_one_names_what_is_other() -> None:
+    adapter = {
+        "adapter.base": "org/base",
+        "adapter.lora_alpha": 16,
+        "adapter.r": 8,
+        "adapter.target_modules": ["q", "v"],
+    }
+    plain, merged = (
+        taken(PRUNED, config=config) for config in (CONFIG, {**CONFIG, **adapter})
+    )
+    words = '(lora_alpha 16, r 8, target_modules ["q", "v"], base org/base)'
+    same = "all weights and the tokenizer are the same"
+    assert lines(compare(plain, merged)) == [
+        f"config: an adapter is merged in {words}",
+        same,
+    ]
+    assert lines(compare(merged, plain)) == [
+        f"config: no adapter is merged in now {words}",
+        same,
+    ]
+    other = taken(PRUNED, config={**CONFIG, **adapter, "adapter.lora_alpha": 32})
+    assert lines(compare(merged, other)) == [
+        "config: adapter.lora_alpha 16 -> 32",
+        same,
+    ]
+
+
 def test_config_keys_by_their_weight() -> None:
     one = {**CONFIG, "dtype": "float32", "my_knob": 3, "attention_bias": False}
     other = {

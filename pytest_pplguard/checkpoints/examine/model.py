@@ -37,8 +37,10 @@ def check_keys(
     with found.collect("architecture", "config.json"):
         model, problems = fit(located, streams, trust_remote_code=trust_remote_code)
         if found.has("file", "index", "missing-shard", "files"):
-            # What a missing file holds is missing; that was said.
+            # What a missing file holds is missing, masks are unexpected: that was said.
             problems.pop("missing", None)
+        if found.has("files"):
+            problems.pop("unexpected", None)
         for code, problem in problems.items():
             found.error(
                 code,
