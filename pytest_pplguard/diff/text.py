@@ -329,7 +329,7 @@ def _mask_guess(what: str, changes: Sequence[Change], difference: Difference) ->
             "zeros lost": " (averaged with another model, or pruned by less?)",
         }.get(what, " (pruned anew?)")
     if _are_back(changes) and not others:
-        return " (is this the dense checkpoint?)"
+        return " (the dense checkpoint, or mixed with it?)"
     return " (an adapter merged, or trained without the mask?)"
 
 

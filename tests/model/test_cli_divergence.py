@@ -64,7 +64,7 @@ def pplguard(
         ),
         (
             ["measure", "m", "--reference", "r"],
-            "--reference is for --method kl: add that, or leave it",
+            "--reference is for --method kl; add that, or leave it out",
         ),
         (
             ["update", "m", "--checkpoint", "x/m", "--base", "b", "--method", "kl"],
@@ -73,7 +73,7 @@ def pplguard(
         ),
         (
             ["update", "m", "--checkpoint", "x/m", "--base", "b", "--reference", "r"],
-            "--reference is for --method kl: add that, or leave it",
+            "--reference is for --method kl; add that, or leave it out",
         ),
     ],
 )
@@ -103,10 +103,10 @@ def test_measure(pplguard: Command) -> None:
         "nll_sum", "scored", "page", "kl_sum", "top1", "reference_nll",
     ]  # fmt: skip
     code, _, err = pplguard(
-        "measure", "out/w50", "--method", "kl", "--reference", "out/dnse", *OPTIONS
+        "measure", "out/w50", "--method", "kl", "--reference", "./out/dnse", *OPTIONS
     )
     assert code == 1
-    assert err[-1].startswith("pplguard: error: out/dnse does not exist")
+    assert err[-1].startswith("pplguard: error: ./out/dnse does not exist")
 
 
 def test_the_reference_is_an_entry_of_the_file(pplguard: Command) -> None:

@@ -214,7 +214,7 @@ def test_a_checkpoint_in_files_is_recorded_with_its_fingerprint(
     assert recorded is not None
     assert read_fingerprint(path.parent, recorded, where="") == expected
     before = path.read_bytes()
-    project.run(*given, "--ppl-update", *plugin_args).assert_outcomes(passed=3)
+    project.run(*given, "--ppl-update").assert_outcomes(passed=3)
     assert path.read_bytes() == before
     assert len(list(path.parent.rglob("fingerprint-*.json"))) == 1
 

@@ -137,7 +137,7 @@ def test_a_mask_lost_in_one_layer_though_the_total_is_within(
     )
     assert project.loads() == []
     save(project, "out", pruned())
-    project.run(*given, *plugin_args).assert_outcomes(passed=3)
+    project.run(*given).assert_outcomes(passed=3)
 
 
 def test_pattern(project: Project, plugin_args: tuple[str, ...]) -> None:
@@ -288,11 +288,11 @@ def test_same(project: Project, plugin_args: tuple[str, ...]) -> None:
         "1 changed\n"
     )
     # What is recorded is not new: only the printed command accepts it.
-    run(project, *plugin_args, "--ppl-update-new").assert_outcomes(failed=1)
+    run(project, "--ppl-update-new").assert_outcomes(failed=1)
     assert path.read_bytes() == before
     run(project, *plugin_args, "--ppl-update").assert_outcomes(passed=1)
     assert path.read_bytes() != before
-    run(project, *plugin_args).assert_outcomes(passed=1)
+    run(project).assert_outcomes(passed=1)
 
 
 def test_the_same_weights_in_another_dtype(project: Project) -> None:
@@ -363,8 +363,8 @@ def test_against(project: Project, plugin_args: tuple[str, ...]) -> None:
         weights[NORM][3] = 0.0
 
     change(project, "out", tune)
-    given = [*project.give(w50="out", dense="dense"), *plugin_args]
-    result = project.run(*given)
+    given = project.give(w50="out", dense="dense")
+    result = project.run(*given, *plugin_args)
     result.assert_outcomes(failed=1)
     assert failure(result, "llama/w50 against dense").splitlines()[-6:] == [
         "llama/w50 against: dense: weights that survived are not those of dense, in 2 "

@@ -70,7 +70,7 @@ def test_the_dense_checkpoint() -> None:
     text = lines(compare(taken(PRUNED), taken(DENSE)))
     assert text == [
         "all 24 linear weights: mask lost, 50.0 % -> 0.0 % "
-        "(is this the dense checkpoint?)",
+        "(the dense checkpoint, or mixed with it?)",
         f"all other weights (8 tensors){REST}",
     ]
     assert lines(compare(taken(DENSE), taken(PRUNED))) == [
