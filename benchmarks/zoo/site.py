@@ -23,7 +23,7 @@ Names = tuple[str, ...]
 MASK_LOST = r"mask lost"
 MASK_MOVED = r"zeros elsewhere"
 VALUES = r"values moved|other values"
-ANOTHER = r"nearly everything differs"
+ANOTHER = r"tensors all over the model differ"
 ROUNDED = (
     r"(?:linear weights|projections|layers? \d[^\n]*): [^\n]*(?:values moved|rounded)"
 )

@@ -126,10 +126,14 @@ def _accept(guard: Guard, name: str, verdict: Verdict) -> Verdict:
     update = guard.options.update
     if verdict.passed or not (update == "all" or (update == "new" and missing)):
         return verdict
+    now = guard.weights.fingerprint(name)
+    if any(facts.bad for facts in now.tensors.values()):
+        # Nobody means to accept NaN or infinity.
+        return replace(verdict, command="")
     recording = Recording(
         file=str(guard.files.path(name)),
         checkpoint=split_name(name)[1],
-        fingerprint=guard.weights.fingerprint(name),
+        fingerprint=now,
     )
     if recording not in guard.outbox.recordings:
         guard.outbox.recordings.append(recording)

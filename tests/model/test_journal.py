@@ -57,10 +57,13 @@ def measure(
 
 
 def recorded(folder: Path) -> list[int]:
-    """Indices of all windows in the journals, in the order of their records."""
+    """Indices of all windows in the journals, in the order of their records.
+
+    A record without its line's end is still being written, or never will be.
+    """
     indices: list[int] = []
     for file in folder.glob("*.jsonl"):
-        for line in file.read_text().splitlines()[1:]:
+        for line in file.read_text().split("\n")[1:-1]:
             indices += [window[0] for window in json.loads(line[9:])["windows"]]
     return indices
 

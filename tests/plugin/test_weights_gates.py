@@ -489,3 +489,17 @@ def test_reports(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
             + lost.replace("%", "%25"),
         ]
     )
+
+
+def test_nan_is_never_accepted(project: Project) -> None:
+    path = gates(project, "weights: same")
+    change(project, "out", lambda weights: None)
+    run(project, "--ppl-update").assert_outcomes(passed=1)
+    before = path.read_bytes()
+
+    def break_one(weights: dict[str, Tensor]) -> None:
+        weights[NAMES[0]][0, 1] = float("nan")
+
+    change(project, "out", break_one)
+    run(project, "--ppl-update").assert_outcomes(failed=1)
+    assert path.read_bytes() == before
