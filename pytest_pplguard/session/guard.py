@@ -555,8 +555,13 @@ class Guard:
     def keep(self, verdict: Verdict, files: FromFiles | None = None) -> Verdict:
         """Keep a verdict; one that did not pass says what differs in ``files``."""
         if not (verdict.passed or files is None or verdict.outcome is Outcome.MISSING):
+            moved = verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED)
             changes = self.weights.changes(
-                verdict.checkpoint, files, key=verdict.key, told=verdict.reasons
+                verdict.checkpoint,
+                files,
+                key=verdict.key,
+                told=verdict.reasons,
+                quiet=not moved or "/" not in verdict.key,
             )
             verdict = replace(verdict, changes=changes)
         self.outbox.verdicts.append(verdict)

@@ -15,7 +15,7 @@ from ..checkpoints import (
     fingerprint,
     measure_sparsity,
 )
-from ..diff import explain
+from ..diff import compare, explain
 from ..errors import CheckpointError, PplguardError
 from ..options import Options, Target
 from ..values import Fingerprint
@@ -135,8 +135,12 @@ class Weights:
         *,
         key: str | None = None,
         told: Sequence[str] = (),
+        quiet: bool = False,
     ) -> tuple[str, ...]:
         """What differs from the recorded checkpoint, for a gate that did not pass.
+
+        With ``quiet`` only that: that nothing differs explains a value that moved, and
+        nothing else.
 
         Nothing where no fingerprint is recorded; why, where it cannot be told, unless
         that was ``told``. With a ``key`` it also says whether that was measured on the
@@ -156,6 +160,8 @@ class Weights:
             if str(error) in told:
                 return ()
             return (f"what differs from the recorded one is not known: {error}",)
+        if quiet and not compare(recorded, now).matters:
+            return ()
         lines = explain(recorded, now, limit=_MOST_LINES, command=shlex.join(words))
         measured = self._files.entry(name).recorded.get(key or "")
         known = None if measured is None else measured.weights_digest
