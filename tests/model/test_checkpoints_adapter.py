@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,8 +29,6 @@ from .originals import wanda_perplexity, wanda_window_losses
 from .test_checkpoints_sparsity import prune, wanda_counts
 from .test_cli import pplguard, run_pytest
 from .tiny import build_model, build_tokenizer, save, save_tiny, save_tokenizer
-
-peft = pytest.importorskip("peft")
 
 Q, UP = "self_attn.q_proj", "mlp.up_proj"
 Weights = dict[str, torch.Tensor]

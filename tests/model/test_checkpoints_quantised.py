@@ -21,8 +21,6 @@ from .originals import wanda_perplexity, wanda_window_losses
 from .test_checkpoints_sparsity import wanda_counts
 from .tiny import build_model, build_tokenizer, save, save_tokenizer
 
-pytest.importorskip("compressed_tensors")
-
 ROWS = ["It was released in January 2011 in Japan .", "", " = Perplexity = "] * 40
 AVAILABLE = "transformers.utils.quantization_config.is_compressed_tensors_available"
 Weights = dict[str, torch.Tensor]

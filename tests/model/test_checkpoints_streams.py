@@ -14,6 +14,7 @@ from pytest_pplguard.checkpoints import Located, fingerprint, tensor_facts
 from pytest_pplguard.checkpoints.numbers import as_float32
 from pytest_pplguard.checkpoints.streams import model_streams, stored_streams
 from pytest_pplguard.values import TensorFacts
+from tests.unit.test_checkpoints_streams import facts_of
 
 from .tiny import ARCHITECTURES, build_model, save
 
@@ -150,3 +151,22 @@ def test_a_model_has_the_names_that_its_files_may_have(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     stored = tensor_facts(stored_streams(Located("m", tmp_path)))
     assert facts_in_memory(module) == stored
+
+
+def test_subnormals_count_in_a_process_that_flushes_them(tmp_path: Path) -> None:
+    """As it is after ``torch.set_flush_denormal(True)``."""
+    values = numpy.array([1e-45, 0.0, 1e-40, 1.0], "<f4")
+    upper = numpy.array([0x0001, 0x0000, 0x8001, 0x3F80], "<u2")
+    before = facts_of(tmp_path, "F32", values), facts_of(tmp_path, "BF16", upper)
+    assert [facts.zeros for facts in before] == [1, 1]
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot take subnormals for zero")
+    try:
+        assert float(numpy.float32(1e-45) * numpy.float32(1)) == 0.0
+        after = facts_of(tmp_path, "F32", values), facts_of(tmp_path, "BF16", upper)
+    finally:
+        torch.set_flush_denormal(False)
+    for one, other in zip(before, after, strict=True):
+        assert (one.values, one.mask, one.zeros) == (
+            *(other.values, other.mask, other.zeros),
+        )

@@ -220,7 +220,8 @@ def test_trouble_is_status_2(
 
 
 def test_an_adapter_is_merged_and_its_settings_are_told(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     tiny = save_tiny(tmp_path / "tiny")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     with torch.random.fork_rng(devices=[]):

@@ -103,7 +103,8 @@ def test_other_tokenizers(tmp_path: Path) -> None:
 
 
 def test_a_merged_adapter(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     tiny = save_tiny(tmp_path / "tiny")
     model = AutoModelForCausalLM.from_pretrained(tiny)
     with torch.no_grad():

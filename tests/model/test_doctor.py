@@ -16,7 +16,6 @@ from .tiny import save_tiny
 
 
 def test_a_healthy_checkpoint(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     done = pplguard(
         "doctor", "demo/wanda-50", "--window", "512", "--json", "out.json", "--heatmap",
         "zeros.svg", cwd=tmp_path,

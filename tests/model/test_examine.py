@@ -611,7 +611,7 @@ def test_a_sparse_head(model: Path) -> None:
 
 
 def test_an_adapter(tmp_path: Path, model: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(model)

@@ -24,7 +24,6 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_labels_and_numbers_of_an_svg(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     file = check_heatmap(str(tmp_path / "zeros.svg"))
     write_heatmap(file, TABLE, "out/w50")
     root = xml.etree.ElementTree.parse(file).getroot()
@@ -43,7 +42,6 @@ def test_labels_and_numbers_of_an_svg(tmp_path: Path) -> None:
 
 
 def test_png_and_pdf(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     for suffix, magic in ((".png", b"\x89PNG\r\n"), (".pdf", b"%PDF-")):
         file = check_heatmap(str(tmp_path / f"zeros{suffix}"))
         write_heatmap(file, TABLE, "m")
@@ -51,7 +49,6 @@ def test_png_and_pdf(tmp_path: Path) -> None:
 
 
 def test_each_of_80_layers_has_a_label(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     cells = {str(layer): {"q_proj": (1, 2)} for layer in range(80)}
     write_heatmap(tmp_path / "m.svg", ZeroTable(("q_proj",), cells), "m")
     root = xml.etree.ElementTree.parse(tmp_path / "m.svg").getroot()

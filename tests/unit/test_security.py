@@ -256,7 +256,6 @@ GGUFS = {
 
 @pytest.mark.parametrize("what", GGUFS)
 def test_gguf(tmp_path: Path, what: str) -> None:
-    pytest.importorskip("gguf")
     (tmp_path / "m.gguf").write_bytes(GGUFS[what])
     located = locate("m.gguf", cwd=tmp_path)
     for way in (open_gguf, fingerprint, measure_sparsity):
