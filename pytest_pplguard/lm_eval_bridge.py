@@ -78,13 +78,6 @@ def evaluate_wikitext(
     return PagesResult(metrics, units)
 
 
-def detokenised(pages: Sequence[str]) -> list[str]:
-    """The texts that ``evaluate_wikitext`` hands to ``loglikelihoods``."""
-    with _quiet():
-        task = _pages_task(pages)
-    return [task.doc_to_target({"page": page}) for page in pages]
-
-
 def _units(task: Any, pages: Sequence[str]) -> dict[str, int]:
     """Words and bytes of all pages, as the task's own ``process_results`` counts."""
     counts = [task.process_results({"page": page}, (0.0,)) for page in pages]

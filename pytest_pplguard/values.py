@@ -38,6 +38,7 @@ _KEY = re.compile(
     r"(?:\+(?P<corpus>[A-Za-z][\w.-]*))?"
     r":(?P<window>[1-9][0-9]*)"
     r"(?::stride(?P<stride>[1-9][0-9]*))?"
+    r"(?::shots(?P<shots>0|[1-9][0-9]*))?"
     r"(?::first(?P<first>[1-9][0-9]*))?",
     re.ASCII,
 )
@@ -50,10 +51,13 @@ _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 
 
 class Key(Struct, frozen=True, order=True):
-    """What a measurement measures: ``METHOD/TEXT[+CORPUS]:WINDOW[:strideS][:firstN]``.
+    """What a measurement measures.
 
-    ``window`` and ``stride`` are in tokens; ``first`` counts windows, or pages where
-    the method works page by page (lm-eval).
+    ``METHOD/TEXT[+CORPUS]:WINDOW[:strideS][:shotsK][:firstN]``, where TEXT may be a
+    task of lm-eval. ``window`` and ``stride`` are in tokens; ``shots`` counts the
+    solved examples before each question of a task, None for as many as the task itself
+    says; ``first`` counts windows, or pages where the method works page by page, or a
+    task's documents (lm-eval).
     """
 
     method: str
@@ -62,6 +66,7 @@ class Key(Struct, frozen=True, order=True):
     corpus: str | None = None
     stride: int | None = None
     first: int | None = None
+    shots: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Key:
@@ -74,12 +79,12 @@ class Key(Struct, frozen=True, order=True):
         if match is None:
             raise KeySyntaxError(
                 f"{text!r} is not a measurement key: expected "
-                "METHOD/TEXT[+CORPUS]:WINDOW[:strideS][:firstN], "
+                "METHOD/TEXT[+CORPUS]:WINDOW[:strideS][:shotsK][:firstN], "
                 "for example wanda/wikitext2:4096 or lm-eval/wikitext+demo:256"
             )
         number = {
             name: int(match[name]) if match[name] else None
-            for name in ("stride", "first")
+            for name in ("stride", "shots", "first")
         }
         return cls(
             method=match["method"],
@@ -88,6 +93,7 @@ class Key(Struct, frozen=True, order=True):
             corpus=match["corpus"],
             stride=number["stride"],
             first=number["first"],
+            shots=number["shots"],
         )
 
     def __str__(self) -> str:
@@ -96,6 +102,7 @@ class Key(Struct, frozen=True, order=True):
             + (f"+{self.corpus}" if self.corpus else "")
             + f":{self.window}"
             + (f":stride{self.stride}" if self.stride else "")
+            + (f":shots{self.shots}" if self.shots is not None else "")
             + (f":first{self.first}" if self.first else "")
         )
 
@@ -176,6 +183,20 @@ class WindowScore(Struct, frozen=True, gc=False):
     reference_nll: float | UnsetType = UNSET
 
 
+class DocumentResult(Struct, frozen=True):
+    """What a task of lm-eval made of one of its documents.
+
+    ``task`` is its name (a group has several), ``document`` lm-eval's ``doc_id``.
+    ``values`` holds, for each metric, what the task's ``process_results`` gave: a
+    number where the metric is a mean over documents, else what the metric's aggregation
+    takes, as JSON (a pair, for example).
+    """
+
+    task: str
+    document: int
+    values: dict[MetricName, Any]
+
+
 class WindowPlace(Struct, frozen=True):
     """Where one of ``windows`` windows is in the text, for people.
 
@@ -196,6 +217,11 @@ class Measurement(Struct, frozen=True):
     comparable (window, first token, tail, ...), ``environment`` what may move a number
     a little (versions, device, dtype). ``seconds`` is wall time without loading, and
     without what an interrupted run had spent.
+
+    Of a task of lm-eval: ``evidence`` has a window for each answer that was scored,
+    ``documents`` what came of each document, ``stderr`` the standard error of those
+    metrics for which lm-eval gives one, and ``higher_is_better`` names the metrics of
+    which that is true.
     """
 
     key: str
@@ -209,6 +235,9 @@ class Measurement(Struct, frozen=True):
     environment: dict[str, Scalar]
     seconds: float
     notices: tuple[str, ...] = ()
+    documents: tuple[DocumentResult, ...] = ()
+    stderr: dict[MetricName, float] = {}
+    higher_is_better: tuple[MetricName, ...] = ()
 
 
 class TensorFacts(Struct, frozen=True, gc=False):
@@ -320,7 +349,8 @@ class Recorded(Struct, frozen=True):
     ``first`` maps each metric to its first recorded value and holds ``date``.
     ``published`` keeps, after a published value was measured, what had been published:
     metrics plus ``reference`` and ``digits``. ``weights_digest`` is the
-    :attr:`Fingerprint.digest` of what was measured.
+    :attr:`Fingerprint.digest` of what was measured. ``stderr`` is the standard error of
+    those metrics that have one, see :class:`Measurement`.
     """
 
     metrics: dict[MetricName, float]
@@ -334,6 +364,7 @@ class Recorded(Struct, frozen=True):
     first: dict[str, Scalar] = {}
     published: dict[str, Scalar] = {}
     environment: dict[str, Scalar] = {}
+    stderr: dict[MetricName, float] = {}
 
 
 class RecordedFingerprint(Struct, frozen=True, forbid_unknown_fields=True):
@@ -367,6 +398,10 @@ class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     below. ``direction: no-worse`` drops what ``rel`` and ``abs`` say on the better
     side: the lower bound, for a metric of :data:`HIGHER_IS_BETTER` the upper one.
 
+    ``sigma``: within so many standard errors of the difference from the baseline, by
+    itself or with ``max``, ``min`` and ``direction``: it is another unit than ``rel``
+    and ``abs``.
+
     ``drift`` bounds, in nats a token, how far the predictions are from the recorded
     ones: a perplexity can stay while they move. It is estimated from the windows'
     losses, see :func:`pytest_pplguard.gates.paired`.
@@ -377,6 +412,7 @@ class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     max: float | None = None
     min: float | None = None
     drift: float | None = None
+    sigma: float | None = None
     direction: Literal["both", "no-worse"] = "both"
 
 

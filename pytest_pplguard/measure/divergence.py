@@ -154,7 +154,7 @@ class _Run:
     def _cut(self, loaded: Loaded) -> list[Window]:
         check_positions(loaded.model, self._key)
         windows = get_protocol(self._key.method).windows(
-            self._corpus.rows, loaded.tokenizer, self._key, recipe=self._corpus.recipe
+            self._corpus, loaded.tokenizer, self._key
         )
         check_ids(loaded.model, windows)
         return windows
@@ -163,9 +163,7 @@ class _Run:
         """All that there is so far, as a measurement of a model."""
         protocol = get_protocol(self._key.method)
         units = {"tokens": sum(score.scored for score in self.scores)}
-        properties = protocol.properties(
-            loaded.tokenizer, self._key, recipe=self._corpus.recipe
-        )
+        properties = protocol.properties(self._corpus, loaded.tokenizer, self._key)
         return Measurement(
             key=str(self._key),
             metrics=protocol.recompute(self.scores, units),

@@ -9,7 +9,6 @@ from ..corpora.wikitext import is_heading
 from ..errors import MeasurementError, PplguardError
 from ..protocols import PROTOCOLS, Tokenizer, windows_digest
 from ..values import Key, Window, WindowPlace
-from .run import first_pages
 
 _SHOWN = 60
 """Characters of a snippet or a title, dots included."""
@@ -65,12 +64,7 @@ def cut_windows(tokenizer: Tokenizer, corpus: Corpus, key: Key) -> list[Window]:
     Raises:
         CorpusError: the text is too short for the key.
     """
-    texts: Sequence[str] = corpus.rows
-    if key.method == "lm-eval":
-        from ..lm_eval_bridge import detokenised
-
-        texts = detokenised(first_pages(corpus, key))
-    return PROTOCOLS[key.method].windows(texts, tokenizer, key, recipe=corpus.recipe)
+    return PROTOCOLS[key.method].windows(corpus, tokenizer, key)
 
 
 def _place(

@@ -10,19 +10,11 @@ import torch
 
 from ..checkpoints import Loaded
 from ..corpora import Corpus
-from ..errors import CorpusError, MeasurementError, UsageError
+from ..errors import MeasurementError, UsageError
 from ..journal import Journal
-from ..protocols import PROTOCOLS, Protocol, check_key, windows_digest
+from ..protocols import PROTOCOLS, LmEval, Protocol, check_key, windows_digest
 from ..scoring import Progress, Scorer
-from ..values import (
-    WIKITEXT_RECIPE,
-    Key,
-    Measurement,
-    Recipe,
-    Scalar,
-    Window,
-    WindowScore,
-)
+from ..values import Key, Measurement, Scalar, Window, WindowScore
 from .environment import environment, kernels
 
 OpenCorpus = Callable[[str], Corpus]
@@ -72,9 +64,7 @@ def measure_loaded(
         environment=environment(loaded, key, batch_size=batch_size),
         open_journal=open_journal,
     )
-    metrics, units = (
-        run.wanda(corpus) if protocol.name == "wanda" else run.lm_eval(corpus)
-    )
+    metrics, units = run.of(corpus)
     return Measurement(
         key=str(key),
         metrics=metrics,
@@ -82,7 +72,7 @@ def measure_loaded(
         windows=len(run.windows),
         windows_digest=run.windows_digest,
         corpus_digest=corpus.digest,
-        protocol=protocol.properties(loaded.tokenizer, key, recipe=corpus.recipe)
+        protocol=protocol.properties(corpus, loaded.tokenizer, key)
         | {"official text": corpus.official},
         evidence=tuple(run.scores),
         environment=run.environment,
@@ -125,29 +115,32 @@ class _Run:
         self._loaded = loaded
         self._scorer = scorer
 
-    def wanda(self, corpus: Corpus) -> tuple[dict[str, float], dict[str, int]]:
-        self._score(corpus.rows, corpus.recipe)
+    def of(self, corpus: Corpus) -> tuple[dict[str, float], dict[str, int]]:
+        """Metrics, and the units that they were divided by."""
+        if isinstance(self._protocol, LmEval):
+            return self._lm_eval(corpus, self._protocol)
+        self._score(self._protocol.windows(corpus, self._loaded.tokenizer, self._key))
         units = {"tokens": sum(score.scored for score in self.scores)}
         return self._protocol.recompute(self.scores, units), units
 
-    def lm_eval(self, corpus: Corpus) -> tuple[dict[str, float], dict[str, int]]:
+    def _lm_eval(
+        self, corpus: Corpus, protocol: LmEval
+    ) -> tuple[dict[str, float], dict[str, int]]:
         from ..lm_eval_bridge import evaluate_wikitext
 
-        result = evaluate_wikitext(first_pages(corpus, self._key), self._loglikelihoods)
+        def loglikelihoods(texts: list[str]) -> list[float]:
+            self._score(protocol.rolling(texts, self._loaded.tokenizer, self._key))
+            totals = [0.0] * len(texts)
+            for score in self.scores:
+                assert score.page is not None
+                totals[score.page] -= score.nll_sum
+            return totals
+
+        result = evaluate_wikitext(protocol.pages(corpus, self._key), loglikelihoods)
         return result.metrics, result.units
 
-    def _loglikelihoods(self, texts: list[str]) -> list[float]:
-        self._score(texts)
-        totals = [0.0] * len(texts)
-        for score in self.scores:
-            assert score.page is not None
-            totals[score.page] -= score.nll_sum
-        return totals
-
-    def _score(self, texts: Sequence[str], recipe: Recipe = WIKITEXT_RECIPE) -> None:
-        self.windows = self._protocol.windows(
-            texts, self._loaded.tokenizer, self._key, recipe=recipe
-        )
+    def _score(self, windows: list[Window]) -> None:
+        self.windows = windows
         self.windows_digest = windows_digest(self.windows)
         check_ids(self._loaded.model, self.windows)
         if self._open_journal is None:
@@ -160,22 +153,6 @@ class _Run:
                 self.scores = self._scorer(self.windows, journal)
             self.notices += journal.notices
         self.notices += self._scorer.notices
-
-
-def first_pages(corpus: Corpus, key: Key) -> tuple[str, ...]:
-    """The pages that a method reads which works page by page.
-
-    Raises:
-        CorpusError: there are fewer than the key asks for.
-    """
-    if key.first is None:
-        return corpus.pages
-    if key.first > len(corpus.pages):
-        raise CorpusError(
-            f"key {key}: the text has {len(corpus.pages)} pages, "
-            f"fewer than the {key.first} asked for"
-        )
-    return corpus.pages[: key.first]
 
 
 def max_positions(model: torch.nn.Module) -> int | None:

@@ -2,7 +2,8 @@
 
 from ..errors import UsageError
 from ..values import Key, near_matches
-from .base import Protocol, Tokenizer, perplexity, windows_digest
+from .base import Protocol, Text, Tokenizer, perplexity, windows_digest
+from .cut import Cut, CutProtocol, detokenised
 from .kl import Kl
 from .lm_eval import LmEval
 from .wanda import Wanda
@@ -11,10 +12,15 @@ __all__ = [
     "METHODS",
     "PROTOCOLS",
     "USUAL_METHODS",
+    "Cut",
+    "CutProtocol",
     "Kl",
+    "LmEval",
     "Protocol",
+    "Text",
     "Tokenizer",
     "check_key",
+    "detokenised",
     "get_protocol",
     "perplexity",
     "windows_digest",
@@ -25,9 +31,7 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 """The methods that can be measured, by the name that a key begins with."""
 
-USUAL_METHODS = tuple(
-    name for name, protocol in PROTOCOLS.items() if not protocol.needs_reference
-)
+USUAL_METHODS = ("wanda", "lm-eval")
 """What is measured where nobody says by which method."""
 
 METHODS = " and ".join([", ".join([*PROTOCOLS][:-1]), [*PROTOCOLS][-1]])

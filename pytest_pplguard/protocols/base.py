@@ -11,15 +11,7 @@ from typing import Any, ClassVar
 from typing import Protocol as Interface
 
 from ..errors import InvalidLossError, UsageError
-from ..values import (
-    WIKITEXT_RECIPE,
-    Key,
-    MetricName,
-    Recipe,
-    Scalar,
-    Window,
-    WindowScore,
-)
+from ..values import Key, MetricName, Recipe, Scalar, Window, WindowScore
 
 
 class Tokenizer(Interface):
@@ -38,17 +30,35 @@ class Tokenizer(Interface):
         """Text of token ids."""
 
 
+class Text(Interface):
+    """The part of a corpus that the methods use, see :class:`..corpora.Corpus`."""
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The dataset's rows."""
+
+    @property
+    def pages(self) -> tuple[str, ...]:
+        """Its documents."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How rows become one stream of tokens."""
+
+
 class Protocol(abc.ABC):
     """A method of measuring perplexity.
 
     ``metrics`` are what it yields, the one that people quote first. ``default_text`` is
-    what stands behind the method in the key of its usual text. ``needs_reference`` says
-    that a second model reads the same windows.
+    what stands behind the method in the key of its usual text. ``usual_window`` is the
+    window that the method's authors measure at (tokens), None for as long a one as the
+    model reads. ``needs_reference`` says that a second model reads the same windows.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     default_text: ClassVar[str]
+    usual_window: ClassVar[int | None] = None
     needs_reference: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -60,17 +70,11 @@ class Protocol(abc.ABC):
         """The key that measures ``corpus`` (None: the method's usual text)."""
 
     @abc.abstractmethod
-    def windows(
-        self,
-        texts: Sequence[str],
-        tokenizer: Tokenizer,
-        key: Key,
-        *,
-        recipe: Recipe = WIKITEXT_RECIPE,
-    ) -> list[Window]:
-        """Cut ``texts`` (rows or pages, as the method reads them) into windows.
+    def windows(self, text: Text, tokenizer: Tokenizer, key: Key) -> list[Window]:
+        """Cut a text into windows.
 
-        ``recipe`` is the text's own, for a method that reads rows as one stream.
+        Raises:
+            CorpusError: the text is too short for the key.
         """
 
     @abc.abstractmethod
@@ -85,7 +89,7 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def properties(
-        self, tokenizer: Tokenizer, key: Key, *, recipe: Recipe = WIKITEXT_RECIPE
+        self, text: Text, tokenizer: Tokenizer, key: Key
     ) -> dict[str, Scalar]:
         """What decides whether two measurements are comparable, in words."""
 

@@ -10,19 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-from ..errors import UsageError
-from ..values import (
-    WIKITEXT_RECIPE,
-    Key,
-    MetricName,
-    Recipe,
-    Scalar,
-    Window,
-    WindowScore,
-    near_matches,
-)
-from .base import Protocol, Tokenizer, perplexity
+from ..errors import CorpusError, UsageError
+from ..values import Key, MetricName, Scalar, Window, WindowScore, near_matches
+from .base import Protocol, Text, Tokenizer, perplexity
+from .cut import Cut, detokenised, encode_page, prefix_token
 
 _CORPUS_OF_TASK = {"wikitext": "wikitext2"}
 
@@ -33,6 +26,13 @@ class LmEval(Protocol):
     name = "lm-eval"
     metrics = ("word_perplexity", "byte_perplexity", "bits_per_byte")
     default_text = "wikitext"
+    cut: ClassVar[Cut] = Cut(
+        text="detokenised pages",
+        per_page=True,
+        tail="filled backwards",
+        first="prefix",
+        divisor="words",
+    )
 
     def corpus(self, key: Key) -> str:
         return key.corpus or _CORPUS_OF_TASK[key.text]
@@ -52,45 +52,44 @@ class LmEval(Protocol):
                 f"{key.window}"
             )
 
-    def windows(
-        self,
-        texts: Sequence[str],
-        tokenizer: Tokenizer,
-        key: Key,
-        *,
-        recipe: Recipe = WIKITEXT_RECIPE,
-    ) -> list[Window]:
-        """Windows of at most ``key.window`` tokens; ``page`` counts the texts."""
-        from lm_eval.utils import get_rolling_token_windows
+    def pages(self, text: Text, key: Key) -> tuple[str, ...]:
+        """The raw pages that ``key`` reads.
 
+        Raises:
+            CorpusError: there are fewer than the key asks for.
+        """
+        if key.first is not None and key.first > len(text.pages):
+            raise CorpusError(
+                f"key {key}: the text has {len(text.pages)} pages, "
+                f"fewer than the {key.first} asked for"
+            )
+        return tuple(text.pages[: key.first])
+
+    def windows(self, text: Text, tokenizer: Tokenizer, key: Key) -> list[Window]:
+        """Windows of at most ``key.window`` tokens; ``page`` counts the pages.
+
+        Raises:
+            CorpusError: there are fewer pages than the key asks for.
+        """
+        return self.rolling(detokenised(self.pages(text, key)), tokenizer, key)
+
+    def rolling(
+        self, texts: Sequence[str], tokenizer: Tokenizer, key: Key
+    ) -> list[Window]:
+        """The windows of texts as lm-eval hands them over."""
         prefix = prefix_token(tokenizer)
-        windows = []
-        for page, text in enumerate(texts):
-            for ids, targets in get_rolling_token_windows(
-                token_list=self._encode(text, tokenizer, prefix),
-                prefix_token=prefix,
-                max_seq_len=key.window,
-                context_len=1,
-            ):
-                windows.append(
-                    Window(
-                        ids=tuple(ids),
-                        targets=tuple(targets),
-                        start=len(ids) - len(targets),
-                        page=page,
-                    )
-                )
-        return windows
+        return [
+            piece
+            for page, text in enumerate(texts)
+            for piece in self.cut.pieces(
+                encode_page(text, tokenizer, prefix), page, tokenizer, key.window
+            )
+        ]
 
     def properties(
-        self, tokenizer: Tokenizer, key: Key, *, recipe: Recipe = WIKITEXT_RECIPE
+        self, text: Text, tokenizer: Tokenizer, key: Key
     ) -> dict[str, Scalar]:
-        prefix = prefix_token(tokenizer)
-        adds_bos = self._encode("a", tokenizer, prefix)[:1] == [prefix]
-        return {
-            "window": key.window,
-            "text": "detokenised pages",
-            "first token": f"prefix {prefix}" + (" and BOS" if adds_bos else ""),
+        return self.cut.properties(text, tokenizer, key.window) | {
             "tail": "kept, filled backwards",
             "divisor": "words and bytes of the raw page",
         }
@@ -105,25 +104,3 @@ class LmEval(Protocol):
             "byte_perplexity": perplexity(nll / units["bytes"], "byte"),
             "bits_per_byte": nll / units["bytes"] / math.log(2),
         }
-
-    @staticmethod
-    def _encode(text: str, tokenizer: Tokenizer, prefix: int) -> list[int]:
-        if text.startswith(tokenizer.decode(prefix)):
-            return tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        return tokenizer.encode(text, verbose=False)
-
-
-def prefix_token(tokenizer: Tokenizer) -> int:
-    """The token that opens every page: BOS, or EOS where there is no BOS.
-
-    Raises:
-        UsageError: the tokenizer has neither.
-    """
-    if tokenizer.bos_token_id is not None:
-        return tokenizer.bos_token_id
-    if tokenizer.eos_token_id is not None:
-        return tokenizer.eos_token_id
-    raise UsageError(
-        "the method lm-eval needs a prefix token, and this tokenizer has neither a BOS "
-        "nor an EOS token; set bos_token in its tokenizer_config.json"
-    )

@@ -106,9 +106,9 @@ def walk(
 
 
 def score(loaded: Any) -> None:
-    rows = open_corpus("demo", {}).rows
+    corpus = open_corpus("demo", {})
     key = Key.parse("wanda/demo:32:first1")
-    windows = PROTOCOLS["wanda"].windows(rows, loaded.tokenizer, key)
+    windows = PROTOCOLS["wanda"].windows(corpus, loaded.tokenizer, key)
     assert len(list(Scorer(loaded.model)(windows))) == 1
 
 

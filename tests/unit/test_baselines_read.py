@@ -509,7 +509,7 @@ CASES = [
         "rel: 0.005",
         "rell: 0.005",
         f"13: {GATES}, {KEY}, token_perplexity: unknown field 'rell' (did you "
-        "mean 'rel'?): known are rel, abs, max, min, drift, direction",
+        "mean 'rel'?): known are rel, abs, max, min, drift, sigma, direction",
     ),
     (
         "rel: 0.005",
@@ -543,7 +543,7 @@ CASES = [
         "wikitext:4096:\n",
         "wikitext:04096:\n",
         f"14: {GATES}: 'lm-eval/wikitext:04096' is not a measurement key: "
-        "expected METHOD/TEXT[+CORPUS]:WINDOW[:strideS][:firstN], for example "
+        "expected METHOD/TEXT[+CORPUS]:WINDOW[:strideS][:shotsK][:firstN], for example "
         "wanda/wikitext2:4096 or lm-eval/wikitext+demo:256",
     ),
     (

@@ -548,7 +548,7 @@ def test_a_new_file_needs_a_base_model(file: Path) -> None:
             "dense",
             "wanda",
             "'wanda' is not a measurement key: expected METHOD/TEXT[+CORPUS]:WINDOW"
-            "[:strideS][:firstN], for example wanda/wikitext2:4096 or "
+            "[:strideS][:shotsK][:firstN], for example wanda/wikitext2:4096 or "
             "lm-eval/wikitext+demo:256",
         ),
     ],

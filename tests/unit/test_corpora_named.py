@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
 from pytest_pplguard.corpora import CORPUS_NAMES, open_corpus
 from pytest_pplguard.corpora.corpus import rows_digest
@@ -141,7 +142,7 @@ def test_a_text_by_another_name_has_no_recipe(tmp_path: Path) -> None:
     corpus = open_corpus("mine", {"mine": str(tmp_path / "x.json.gz")})
     assert list(corpus.rows) == DOCUMENTS[:3]
     properties = PROTOCOLS["wanda"].properties(
-        ByteTokenizer(), Key("wanda", "mine", 8), recipe=corpus.recipe
+        corpus, ByteTokenizer(), Key("wanda", "mine", 8)
     )
     assert properties["text"] == "all rows joined by a blank line"
     assert properties["tail"] == "dropped"
@@ -158,9 +159,7 @@ def test_c4_is_cut_as_get_c4_and_eval_ppl_do(
     tokenizer = ByteTokenizer(bos=bos)
     corpus = open_corpus("c4", {"c4": str(c4)})
     key = Key("wanda", "c4", window)
-    windows = PROTOCOLS["wanda"].windows(
-        corpus.rows, tokenizer, key, recipe=corpus.recipe
-    )
+    windows = PROTOCOLS["wanda"].windows(corpus, tokenizer, key)
     valenc = tokenizer(" ".join(DOCUMENTS[:1100])).input_ids
     valenc = valenc[: 256 * window]
     nsamples = len(valenc) // window
@@ -177,11 +176,7 @@ def test_c4_with_a_limit(c4: Path) -> None:
     def windows(first: int) -> int:
         key = Key("wanda", "c4", 8, first=first)
         tokenizer = ByteTokenizer()
-        return len(
-            PROTOCOLS["wanda"].windows(
-                corpus.rows, tokenizer, key, recipe=corpus.recipe
-            )
-        )
+        return len(PROTOCOLS["wanda"].windows(corpus, tokenizer, key))
 
     assert windows(3) == 3
     with pytest.raises(CorpusError) as caught:
@@ -195,9 +190,7 @@ def test_c4_with_a_limit(c4: Path) -> None:
 def test_ptb_is_cut_as_get_ptb_and_opt_eval_do(ptb: Path) -> None:
     tokenizer = ByteTokenizer()
     corpus = open_corpus("ptb", {"ptb": str(ptb)})
-    windows = PROTOCOLS["wanda"].windows(
-        corpus.rows, tokenizer, Key("wanda", "ptb", 7), recipe=corpus.recipe
-    )
+    windows = PROTOCOLS["wanda"].windows(corpus, tokenizer, Key("wanda", "ptb", 7))
     testenc = tokenizer(" ".join(SENTENCES)).input_ids
     assert [list(cut.ids) for cut in windows] == [
         testenc[i * 7 : (i + 1) * 7] for i in range(len(testenc) // 7)
@@ -207,10 +200,9 @@ def test_ptb_is_cut_as_get_ptb_and_opt_eval_do(ptb: Path) -> None:
 
 def test_what_is_compared_says_how_rows_were_joined(c4: Path, ptb: Path) -> None:
     def of(name: str, path: Path) -> dict[str, Any]:
-        recipe = open_corpus(name, {name: str(path)}).recipe
-        return PROTOCOLS["wanda"].properties(
-            ByteTokenizer(), Key("wanda", name, 2048), recipe=recipe
-        )
+        corpus = open_corpus(name, {name: str(path)})
+        key = Key("wanda", name, 2048)
+        return PROTOCOLS["wanda"].properties(corpus, ByteTokenizer(), key)
 
     assert of("c4", c4) == {
         "window": 2048,
@@ -232,11 +224,12 @@ def test_lm_eval_reads_documents_as_pages(c4: Path, ptb: Path) -> None:
     for name, path, pages in (("c4", c4, 1100), ("ptb", ptb, 1)):
         corpus = open_corpus(name, {name: str(path)})
         key = Key("lm-eval", "wikitext", 64, corpus=name)
-        windows = PROTOCOLS["lm-eval"].windows(corpus.pages, ByteTokenizer(), key)
+        windows = PROTOCOLS["lm-eval"].windows(corpus, ByteTokenizer(), key)
         assert {cut.page for cut in windows} == set(range(pages))
         scored = [token for cut in windows for token in cut.targets]
+        texts = [wikitext_detokenizer({"page": page}) for page in corpus.pages]
         encode = ByteTokenizer().encode
-        assert scored == [token for page in corpus.pages for token in encode(page)]
+        assert scored == [token for text in texts for token in encode(text)]
 
 
 @pytest.mark.parametrize("name", ["c4", "ptb"])

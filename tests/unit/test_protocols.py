@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_pplguard.corpora import Corpus
 from pytest_pplguard.errors import (
     CorpusError,
     InvalidLossError,
@@ -52,6 +53,10 @@ class ByteTokenizer:
         return {BOS: "<s>", 2: "</s>"}.get(ids, "")
 
 
+def text_of(*documents: str) -> Corpus:
+    return Corpus.from_documents("t", documents)
+
+
 def wanda(window: int, first: int | None = None) -> Key:
     return Key("wanda", "t", window, first=first)
 
@@ -70,9 +75,9 @@ def test_wanda_cuts_as_lib_eval_does(length: int, window: int, bos: bool) -> Non
     ids = tokenizer.encode(text)
     if len(ids) < window:
         with pytest.raises(CorpusError, match="fewer than one window"):
-            PROTOCOLS["wanda"].windows([text], tokenizer, wanda(window))
+            PROTOCOLS["wanda"].windows(text_of(text), tokenizer, wanda(window))
         return
-    windows = PROTOCOLS["wanda"].windows([text], tokenizer, wanda(window))
+    windows = PROTOCOLS["wanda"].windows(text_of(text), tokenizer, wanda(window))
     nsamples = len(ids) // window
     assert len(windows) == nsamples
     for i, cut in enumerate(windows):
@@ -82,18 +87,17 @@ def test_wanda_cuts_as_lib_eval_does(length: int, window: int, bos: bool) -> Non
 
 
 def test_wanda_joins_rows_by_a_blank_line_with_one_bos() -> None:
-    windows = PROTOCOLS["wanda"].windows(
-        ["ab", "", "c"], ByteTokenizer(), wanda(8, first=1)
-    )
-    text = "ab\n\n\n\nc"
+    text = text_of("ab", "", "c")
+    windows = PROTOCOLS["wanda"].windows(text, ByteTokenizer(), wanda(8, first=1))
+    joined = "ab\n\n\n\nc"
     assert windows == [
         Window(ids=ids, targets=ids[1:])
-        for ids in [(BOS, *(ord(character) + 10 for character in text))]
+        for ids in [(BOS, *(ord(character) + 10 for character in joined))]
     ]
 
 
 def test_wanda_limits() -> None:
-    text = ["a" * 31]
+    text = text_of("a" * 31)
     windows = PROTOCOLS["wanda"].windows(text, ByteTokenizer(), wanda(8, first=3))
     assert len(windows) == 3
     with pytest.raises(CorpusError) as caught:
@@ -138,7 +142,7 @@ def rolled_by_hand(ids: Sequence[int], prefix: int, window: int) -> list[Window]
 def test_lm_eval_rolls_as_it_documents(length: int, window: int, bos: bool) -> None:
     tokenizer = ByteTokenizer(bos=bos)
     text = "".join(chr(97 + i % 26) for i in range(length))
-    windows = PROTOCOLS["lm-eval"].windows([text], tokenizer, lm_eval(window))
+    windows = PROTOCOLS["lm-eval"].windows(text_of(text), tokenizer, lm_eval(window))
     assert windows == rolled_by_hand(tokenizer.encode(text), BOS, window)
     scored = [target for cut in windows for target in cut.targets]
     assert scored == tokenizer.encode(text)
@@ -148,18 +152,20 @@ def test_lm_eval_rolls_as_it_documents(length: int, window: int, bos: bool) -> N
 
 
 def test_lm_eval_keeps_pages_apart() -> None:
-    windows = PROTOCOLS["lm-eval"].windows(["abc", "d"], ByteTokenizer(), lm_eval(2))
+    windows = PROTOCOLS["lm-eval"].windows(
+        text_of("abc", "d"), ByteTokenizer(), lm_eval(2)
+    )
     assert [cut.page for cut in windows] == [0, 0, 1]
 
 
 def test_lm_eval_prefixes_eos_where_there_is_no_bos() -> None:
     tokenizer = ByteTokenizer(bos=False, has_bos=False)
-    windows = PROTOCOLS["lm-eval"].windows(["ab"], tokenizer, lm_eval(8))
+    windows = PROTOCOLS["lm-eval"].windows(text_of("ab"), tokenizer, lm_eval(8))
     assert windows[0].ids[0] == tokenizer.eos_token_id
 
 
 def test_lm_eval_adds_no_second_bos_to_a_page_that_begins_with_it() -> None:
-    windows = PROTOCOLS["lm-eval"].windows(["<s>a"], ByteTokenizer(), lm_eval(8))
+    windows = PROTOCOLS["lm-eval"].windows(text_of("<s>a"), ByteTokenizer(), lm_eval(8))
     assert windows[0].targets == tuple(ord(character) + 10 for character in "<s>a")
 
 
@@ -167,7 +173,7 @@ def test_a_tokenizer_without_bos_and_eos_is_refused() -> None:
     tokenizer = ByteTokenizer(bos=False, has_bos=False)
     tokenizer.eos_token_id = None
     with pytest.raises(UsageError, match="neither a BOS nor an EOS token"):
-        PROTOCOLS["lm-eval"].windows(["ab"], tokenizer, lm_eval(8))
+        PROTOCOLS["lm-eval"].windows(text_of("ab"), tokenizer, lm_eval(8))
 
 
 def test_lm_eval_metrics_from_evidence() -> None:
@@ -193,13 +199,13 @@ def test_divergence_metrics_from_evidence() -> None:
 
 @pytest.mark.parametrize("first", [None, 2])
 def test_divergence_reads_the_windows_of_wanda(first: int | None) -> None:
-    tokenizer, text = ByteTokenizer(), ["some text", "and more"]
+    tokenizer, text = ByteTokenizer(), text_of("some text", "and more")
     keys = [Key(method, "mine", 5, first=first) for method in ("wanda", "kl")]
     wanda, kl = (PROTOCOLS[k.method].windows(text, tokenizer, k) for k in keys)
     assert kl == wanda
-    assert PROTOCOLS["kl"].properties(tokenizer, keys[1]) == PROTOCOLS[
+    assert PROTOCOLS["kl"].properties(text, tokenizer, keys[1]) == PROTOCOLS[
         "wanda"
-    ].properties(tokenizer, keys[0])
+    ].properties(text, tokenizer, keys[0])
 
 
 def test_what_is_measured_without_being_asked_needs_no_reference() -> None:
@@ -262,7 +268,7 @@ def test_the_digest_sees_a_lost_bos_another_prefix_and_one_character() -> None:
     ) -> str:
         tokenizer = ByteTokenizer(bos=bos, has_bos=has_bos)
         key = lm_eval(4) if method == "lm-eval" else wanda(4)
-        return windows_digest(PROTOCOLS[method].windows([text], tokenizer, key))
+        return windows_digest(PROTOCOLS[method].windows(text_of(text), tokenizer, key))
 
     digests = [
         digest("some text"),
@@ -280,11 +286,15 @@ def test_the_digest_sees_a_lost_bos_another_prefix_and_one_character() -> None:
 
 def test_properties_name_what_decides() -> None:
     with_bos, without = ByteTokenizer(), ByteTokenizer(bos=False)
-    assert PROTOCOLS["wanda"].properties(with_bos, wanda(8))["first token"] == "BOS 1"
-    assert PROTOCOLS["wanda"].properties(without, wanda(8))["first token"] == "none"
-    properties = PROTOCOLS["lm-eval"].properties
-    assert properties(with_bos, lm_eval(8))["first token"] == "prefix 1 and BOS"
-    assert properties(without, lm_eval(8))["first token"] == "prefix 1"
+
+    def first_token(key: Key, tokenizer: ByteTokenizer) -> object:
+        text = text_of("some text")
+        return PROTOCOLS[key.method].properties(text, tokenizer, key)["first token"]
+
+    assert first_token(wanda(8), with_bos) == "BOS 1"
+    assert first_token(wanda(8), without) == "none"
+    assert first_token(lm_eval(8), with_bos) == "prefix 1 and BOS"
+    assert first_token(lm_eval(8), without) == "prefix 1"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_what_is_no_key_is_refused_with_an_example(text: str) -> None:
         Key.parse(text)
     assert str(caught.value) == (
         f"{text!r} is not a measurement key: expected "
-        "METHOD/TEXT[+CORPUS]:WINDOW[:strideS][:firstN], "
+        "METHOD/TEXT[+CORPUS]:WINDOW[:strideS][:shotsK][:firstN], "
         "for example wanda/wikitext2:4096 or lm-eval/wikitext+demo:256"
     )
 
