@@ -1,10 +1,10 @@
-"""Reads tensor names: which layer one is in, and many of them in few words."""
+"""Reads tensor names: what one is, which is which elsewhere, many in few words."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 IN_LAYER = re.compile(
@@ -13,6 +13,18 @@ IN_LAYER = re.compile(
 )
 """A tensor inside a decoder layer: ``before`` the stack, and ``rest`` in the layer."""
 
+_DERIVED = re.compile(
+    r"rotary_emb\.inv_freq$|\.masked_bias$|position_ids$|\.(attn|attention)\.bias$"
+)
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings)\.weight$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
+_WRAPPERS = re.compile(
+    r"^(?:(?:model|transformer|language_model|base_model|gpt_neox|backbone|module)\.)+"
+)
+"""What stands before names where a model was saved with or without its head."""
+_ANYWHERE = re.compile(
+    r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 _SHOWN = 4
 """Names of one layer that are written out."""
 
@@ -34,6 +46,48 @@ def kind_of(name: str) -> str:
     """``self_attn.q_proj.weight``: the name inside its layer; all of it outside."""
     match = IN_LAYER.fullmatch(name)
     return name if match is None else match["rest"]
+
+
+def is_derived(tensor: str) -> bool:
+    """Whether a tensor is a buffer that models compute themselves."""
+    return _DERIVED.search(tensor) is not None
+
+
+def is_embedding(tensor: str) -> bool:
+    """Whether a tensor is the input embedding."""
+    return _EMBEDDING.search(tensor) is not None
+
+
+def is_head(tensor: str) -> bool:
+    """Whether a tensor is the output head."""
+    return _HEAD.search(tensor) is not None
+
+
+def match_names(before: Collection[str], now: Collection[str]) -> dict[str, str]:
+    """Names of ``now`` to names of ``before``, each at most once.
+
+    Equal names first, then those that differ only in what wrappers put before them: a
+    model that was saved without its head, or from ``torch.compile``.
+    """
+    found = {name: name for name in now if name in before}
+    taken = set(found.values())
+    old = unique((name for name in before if name not in taken), _bare)
+    new = unique((name for name in now if name not in found), _bare)
+    return found | {new[each]: old[each] for each in new if each in old}
+
+
+def unique(names: Iterable[str], key: Callable[[str], Hashable]) -> dict[Hashable, str]:
+    """The names by a key that only one of them has."""
+    by_key: dict[Hashable, list[str]] = defaultdict(list)
+    for name in names:
+        by_key[key(name)].append(name)
+    return {each: found[0] for each, found in by_key.items() if len(found) == 1}
+
+
+def _bare(name: str) -> str:
+    if is_head(name) and layer_of(name) is None:
+        return "head"  # ``embed_out`` of a GPT-NeoX is ``lm_head`` in memory
+    return _WRAPPERS.sub("", _ANYWHERE.sub("", name))
 
 
 def group(

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from msgspec import UNSET, Struct, UnsetType, field
 
 from .errors import KeySyntaxError
+from .tensornames import is_derived, is_embedding, is_head
 
 SCHEMA = 1
 """Version of every file that this package writes."""
@@ -43,11 +44,6 @@ _KEY = re.compile(
     re.ASCII,
 )
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
-_DERIVED = re.compile(
-    r"rotary_emb\.inv_freq$|\.masked_bias$|position_ids$|\.(attn|attention)\.bias$"
-)
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings)\.weight$")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 
 
 class Key(Struct, frozen=True, order=True):
@@ -126,21 +122,6 @@ WIKITEXT_RECIPE = Recipe()
 def is_entry_name(text: str) -> bool:
     """Whether ``text`` may name a baseline file's stem or one of its checkpoints."""
     return _NAME.fullmatch(text) is not None
-
-
-def is_derived(tensor: str) -> bool:
-    """Whether a tensor is a buffer that models compute themselves."""
-    return _DERIVED.search(tensor) is not None
-
-
-def is_embedding(tensor: str) -> bool:
-    """Whether a tensor is the input embedding."""
-    return _EMBEDDING.search(tensor) is not None
-
-
-def is_head(tensor: str) -> bool:
-    """Whether a tensor is the output head."""
-    return _HEAD.search(tensor) is not None
 
 
 def near_matches(word: str, known: Iterable[str]) -> str:
@@ -316,6 +297,11 @@ class Fingerprint(Struct, frozen=True):
             for name, facts in sorted(self.weights.items())
         )
         return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Those of :attr:`weights` that hold NaN or infinity."""
+        return tuple(name for name, facts in self.weights.items() if facts.bad)
 
     @property
     def zeros(self) -> int:
@@ -594,7 +580,7 @@ class Recording(Struct, frozen=True):
     ``file`` is the baseline file, ``checkpoint`` the entry in it. ``base`` names the
     base model where the file is new. ``sparsity`` is the gate that an entry without one
     gets. ``fingerprint`` is of what was measured, None where it is not known;
-    ``only_new`` leaves a recorded one of other weights as it is. Without a
+    ``keep_fingerprint`` leaves a recorded one of other weights as it is. Without a
     ``measurement`` only the fingerprint is recorded.
     """
 
@@ -605,4 +591,4 @@ class Recording(Struct, frozen=True):
     path: str | None = None
     sparsity: SparsityGate | None = None
     fingerprint: Fingerprint | None = None
-    only_new: bool = False
+    keep_fingerprint: bool = False

@@ -122,6 +122,7 @@ class _Update:
         self.recorded: dict[tuple[str, str], Recorded] = {}
         self.fingerprints: dict[str, RecordedFingerprint] = {}
         self.printed: set[str] = set()
+        self.kept: set[str] = set()
         self.gates: dict[str, Gates] = {}
         self.gated: set[tuple[str, str]] = set()
 
@@ -160,12 +161,17 @@ class _Update:
                 for (name, key), recorded in self.recorded.items()
                 if name == checkpoint and recorded.weights_digest not in (None, digest)
             ]
-            if others:
-                yield (
-                    f"{self.path.stem}/{checkpoint}: other weights than those that are "
-                    f"recorded now were measured for {', '.join(others)}: record "
-                    "these keys again too"
-                )
+            if not others:
+                continue
+            name = f"{self.path.stem}/{checkpoint}"
+            yield (
+                f"{name}: {', '.join(others)} {_was(others)} measured on other weights "
+                "than those of the recorded fingerprint, which stays: accept its own "
+                f"gate, or `pplguard update PATH --checkpoint {name} --fingerprint`"
+                if checkpoint in self.kept
+                else f"{name}: other weights than those that are recorded now were "
+                f"measured for {', '.join(others)}: record these keys again too"
+            )
 
     def _load(self, baseline: BaselineFile) -> None:
         for name, entry in baseline.checkpoints.items():
@@ -241,7 +247,8 @@ class _Update:
             if self._is_recorded(old, fingerprint):
                 return None
             new = replace(new, date=old.date)
-        elif old is not None and recording.only_new:
+        elif old is not None and recording.keep_fingerprint:
+            self.kept.add(checkpoint)
             return None
         if old is not None:
             self.replaced.add(old.evidence)
@@ -396,6 +403,10 @@ def _evidence_of(baseline: BaselineFile) -> set[str]:
     }
     names |= {entry.fingerprint.evidence for entry in entries if entry.fingerprint}
     return {name for name in names if name is not None}
+
+
+def _was(names: Sequence[str]) -> str:
+    return "was" if len(names) == 1 else "were"
 
 
 def _number(value: Scalar) -> float | None:

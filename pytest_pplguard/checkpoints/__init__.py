@@ -25,7 +25,7 @@ from .files import (
     saved_dtype,
     tensor_index,
 )
-from .fingerprint import fingerprint, tensor_facts
+from .fingerprint import fingerprint, tensor_facts, to_record
 from .load import Loaded, load
 from .locate import Located, locate
 from .places import changed_places
@@ -72,4 +72,5 @@ __all__ = [
     "stored_streams",
     "tensor_facts",
     "tensor_index",
+    "to_record",
 ]

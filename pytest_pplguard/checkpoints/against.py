@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from ..errors import CheckpointError
-from ..values import is_derived, is_embedding, is_head
+from ..tensornames import is_derived, is_embedding, is_head, match_names
 from .compare import compare_streams
 from .files import read_config
 from .locate import Located
@@ -41,8 +41,8 @@ def compare_with_dense(
     """Compare a pruned checkpoint with the dense one, number by number.
 
     In the tensors in which sparsity is counted a weight may be zero; everything else is
-    to be equal, whatever the dtypes. Streamed from the files of both, unless they do
-    not hold the weights that run.
+    to be equal, whatever the dtypes. Names may have lost or got a prefix. Streamed from
+    the files of both, unless they do not hold the weights that run.
 
     Args:
         pruned: from :func:`~.locate.locate`.
@@ -60,6 +60,8 @@ def compare_with_dense(
     then = _deciding(
         weight_streams(dense, model=dense_model, allow_pickle=allow_pickle)
     )
+    here = {old: new for new, old in match_names(then, now).items()}
+    then = {here.get(name, name): stream for name, stream in then.items()}
     both = [name for name in now if name in then]
     if not both:
         raise CheckpointError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CheckpointError
 from ..values import Fingerprint, TensorFacts
 from .describe import describe_config, describe_tokenizer
 from .files import read_config
@@ -51,6 +53,22 @@ def fingerprint(
         linear=tuple(linear_weights(streams, read_config(located))),
         config=describe_config(located),
         tokenizer=describe_tokenizer(located),
+    )
+
+
+def to_record(found: Fingerprint, spec: str) -> Fingerprint:
+    """A fingerprint that may be recorded; ``spec`` is the checkpoint, for people.
+
+    Raises:
+        CheckpointError: there is NaN or infinity in it, which nobody means to keep.
+    """
+    if not found.broken:
+        return found
+    count = len(found.broken)
+    raise CheckpointError(
+        f"{count} tensor{'s' * (count > 1)} of {spec} hold{'s' * (count == 1)} NaN or "
+        f"infinity ({found.broken[0]}{', ...' * (count > 1)}), so its fingerprint is "
+        f"not recorded; see `pplguard doctor {shlex.quote(spec)}`"
     )
 
 

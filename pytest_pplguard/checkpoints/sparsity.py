@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import CheckpointError
-from ..tensornames import IN_LAYER, layer_of
+from ..tensornames import IN_LAYER, layer_of, match_names
 from ..values import Fingerprint
 from .files import read_config
 from .jsonfiles import section
@@ -98,6 +99,12 @@ class Sparsity(Struct, frozen=True):
             known = sums.get(layer, Zeros(0, 0))
             sums[layer] = Zeros(*map(sum, zip(known, tensor, strict=True)))
         return sums
+
+    def renamed(self, recorded: Collection[str]) -> Sparsity:
+        """With tensors under the names that are ``recorded`` of them."""
+        names = match_names(recorded, self.tensors)
+        tensors = {names.get(name, name): one for name, one in self.tensors.items()}
+        return replace(self, tensors=tensors)
 
     def shares(self, scope: str) -> dict[str, float]:
         """Share of zeros of each ``layer`` or ``tensor`` that has weights at all."""

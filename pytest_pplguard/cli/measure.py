@@ -8,7 +8,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from ..checkpoints import Loaded, Sparsity, fingerprint, measure_sparsity
+from ..checkpoints import (
+    Loaded,
+    Sparsity,
+    fingerprint,
+    measure_sparsity,
+    to_record,
+)
 from ..corpora import open_corpus
 from ..errors import UsageError
 from ..journal import discard
@@ -123,6 +129,7 @@ class Checkpoint:
         reference_keys: tuple[str, ...] = (),
     ) -> None:
         self._name = name or spec
+        self._spec = spec
         self._options = options
         target = Target(name=self._name, spec=spec)
         # Before anything else is read: a path with a slip in it is found at once.
@@ -175,10 +182,15 @@ class Checkpoint:
         )
 
     def fingerprint(self) -> Fingerprint:
-        """What its weights are."""
-        return fingerprint(
+        """What its weights are, to be recorded.
+
+        Raises:
+            CheckpointError: it cannot be told, or there is NaN or infinity among them.
+        """
+        found = fingerprint(
             self.located, model=self._model, allow_pickle=self._options.allow_pickle
         )
+        return to_record(found, self._spec)
 
     def _model(self) -> Any:
         return self._store.loaded(self._name).model

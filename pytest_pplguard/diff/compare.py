@@ -9,8 +9,8 @@ from typing import Any, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..tensornames import natural
-from ..values import Fingerprint, TensorFacts, is_head
+from ..tensornames import is_head, natural
+from ..values import Fingerprint, TensorFacts
 from . import recognise
 from .names import match
 from .settings import SettingChange, compare_config, compare_tokenizers

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from collections.abc import Callable, Container, Hashable, Mapping
+from collections.abc import Container, Hashable, Mapping
 
 from msgspec.structs import replace
 
-from ..tensornames import layer_of
-from ..values import Fingerprint, TensorFacts, is_head
-
-_WRAPPERS = re.compile(
-    r"^(?:(?:model|transformer|language_model|base_model|gpt_neox|backbone|module)\.)+"
-)
-"""What stands before names where a model was saved with or without its head."""
-_ANYWHERE = re.compile(
-    r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
+from ..tensornames import match_names, unique
+from ..values import Fingerprint, TensorFacts
 
 Tensors = Mapping[str, TensorFacts]
 
@@ -28,12 +18,14 @@ def match(before: Tensors, now: Tensors) -> dict[str, str]:
     Equal names first, then names that differ in what wrappers put before them, then
     tensors that hold numbers that no other one does.
     """
-    found = {name: name for name in now if name in before}
-    for key in (_core, _content):
-        left = _unique(before, set(found.values()), key)
-        right = _unique(now, found, key)
-        found |= {right[each]: left[each] for each in right if each in left}
-    return found
+    found = match_names(before, now)
+
+    def content(tensors: Tensors, taken: Container[str]) -> dict[Hashable, str]:
+        left = (name for name in tensors if name not in taken)
+        return unique(left, lambda name: (tensors[name].values, tensors[name].shape))
+
+    old, new = content(before, set(found.values())), content(now, found)
+    return found | {new[each]: old[each] for each in new if each in old}
 
 
 def as_recorded(now: Fingerprint, recorded: Fingerprint) -> Fingerprint:
@@ -44,26 +36,3 @@ def as_recorded(now: Fingerprint, recorded: Fingerprint) -> Fingerprint:
         tensors={names.get(name, name): facts for name, facts in now.tensors.items()},
         linear=tuple(names.get(name, name) for name in now.linear),
     )
-
-
-def _core(name: str, _: TensorFacts) -> Hashable:
-    if is_head(name) and layer_of(name) is None:
-        return "head"  # ``embed_out`` of a GPT-NeoX is ``lm_head`` in memory
-    return _WRAPPERS.sub("", _ANYWHERE.sub("", name))
-
-
-def _content(_: str, facts: TensorFacts) -> Hashable:
-    return facts.values, facts.shape
-
-
-def _unique(
-    tensors: Tensors,
-    taken: Container[str],
-    key: Callable[[str, TensorFacts], Hashable],
-) -> dict[Hashable, str]:
-    """The names by a key that only one of those left has."""
-    names: dict[Hashable, list[str]] = defaultdict(list)
-    for name, facts in tensors.items():
-        if name not in taken:
-            names[key(name, facts)].append(name)
-    return {each: found[0] for each, found in names.items() if len(found) == 1}

@@ -13,6 +13,7 @@ from .judge import (
 from .paired import Paired, Summed, WindowChange, paired
 from .weights import (
     WeightsGate,
+    holds_fingerprint,
     judge_against,
     judge_pattern,
     judge_sparsity,
@@ -31,6 +32,7 @@ __all__ = [
     "bounds",
     "default_sparsity",
     "differences",
+    "holds_fingerprint",
     "judge_against",
     "judge_metric",
     "judge_pattern",

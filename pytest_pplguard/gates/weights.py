@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ..errors import CheckpointError
 from ..tensornames import group, layer_of
-from ..values import Fingerprint, Outcome, SparsityGate, TensorFacts, Verdict
+from ..values import Fingerprint, Gates, Outcome, SparsityGate, TensorFacts, Verdict
 from .bounds import Bounds
 
 _LINES = 5
@@ -268,6 +268,16 @@ def judge_weights(
         measured=count,
         allowed=(None, 0),
         notes=_retyped((new[name], old[name]) for name in both),
+    )
+
+
+def holds_fingerprint(gates: Gates) -> bool:
+    """Whether a gate holds the weights to the recorded fingerprint."""
+    if gates.weights in ("same", "mask"):
+        return True
+    sparsity = gates.sparsity
+    return (
+        sparsity is not None and sparsity.fraction is None and sparsity.scope != "total"
     )
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from ..baselines import split_name
-from ..checkpoints import Loaded
+from ..checkpoints import Loaded, to_record
 from ..errors import CheckpointError, InvalidLossError, PplguardError, UsageError
-from ..gates import MetricGate, judge_metric, judge_relative
+from ..gates import MetricGate, holds_fingerprint, judge_metric, judge_relative
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, Tokenizer, check_key, get_protocol
 from ..values import (
@@ -502,8 +502,10 @@ class Guard:
             measurement=measured,
             base=None if stem in self.files.paths else name,
             fingerprint=self._fingerprint_to_record(name, from_files),
-            # Weights that nobody has accepted do not take the recorded ones' place.
-            only_new=self.options.update == "new",
+            # Weights that nobody has accepted do not take the recorded ones' place, and
+            # where a gate holds them, accepting a number accepts no weights.
+            keep_fingerprint=self.options.update == "new"
+            or holds_fingerprint(self.files.entry(name).gates),
         )
         if recording not in self.outbox.recordings:
             self.outbox.recordings.append(recording)
@@ -529,7 +531,9 @@ class Guard:
         if from_files is None:
             return None
         try:
-            return self.weights.fingerprint_of(from_files)
+            return to_record(
+                self.weights.fingerprint_of(from_files), from_files[0].spec
+            )
         except CheckpointError as error:
             self._tell(f"{name}: recorded without a fingerprint: {error}")
             return None

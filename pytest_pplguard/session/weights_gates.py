@@ -29,8 +29,8 @@ def sparsity_verdict(
     """Judge shares of zeros in the weights that run."""
     found = guard.weights.sparsity(name)
     then = None
-    if gate.fraction is None:
-        then = guard.weights.recorded(name)
+    if gate.fraction is None and (then := guard.weights.recorded(name)) is not None:
+        found = found.renamed(then.linear)
     verdict = judge_sparsity(
         _weights_gate(guard, name, "sparsity", nodeid),
         gate,
@@ -127,7 +127,7 @@ def _accept(guard: Guard, name: str, verdict: Verdict) -> Verdict:
     if verdict.passed or not (update == "all" or (update == "new" and missing)):
         return verdict
     now = guard.weights.fingerprint(name)
-    if any(facts.bad for facts in now.tensors.values()):
+    if now.broken:
         # Nobody means to accept NaN or infinity.
         return replace(verdict, command="")
     recording = Recording(

@@ -345,6 +345,24 @@ def test_only_the_fingerprint_of_a_re_saved_checkpoint(
     assert entry.recorded["wanda/mine:32:first1"].weights_digest == old.digest
 
 
+def test_a_broken_checkpoint_is_not_recorded(tmp_path: Path) -> None:
+    file = save_tiny(tmp_path / "m") / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = float("inf")
+    save_file(weights, file, metadata={"format": "pt"})
+    done = pplguard(
+        "update", "m", "--checkpoint", "x/m", "--base", "me/x", "--fingerprint",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "pplguard: error: 1 tensor of m holds NaN or infinity "
+        "(model.layers.0.mlp.up_proj.weight), so its fingerprint is not recorded; see "
+        "`pplguard doctor m`\n"
+    )
+    assert not (tmp_path / "baselines").exists()
+
+
 def test_update_leaves_keys_of_later_versions_alone(tmp_path: Path, text: Path) -> None:
     folder = tmp_path / "baselines"
     folder.mkdir()

@@ -259,6 +259,33 @@ def test_update_new_leaves_the_recorded_weights(
     result.assert_outcomes(failed=1, deselected=3)
 
 
+def test_accepting_a_number_accepts_no_weights_that_a_gate_holds(
+    checkpoints: Path, project: Project
+) -> None:
+    one, two = checkpoints / "one", checkpoints / "two"
+    gates = KEYS.replace("  gates:\n", "  gates:\n    weights: same\n")
+    path = project.baseline(gates)
+    given = project.give(w50=str(one))
+    project.run(*given, "--ppl-update").assert_outcomes(passed=4)
+    given = project.give(w50=str(two))
+    result = project.run(*given, "--ppl-update", "-k", "wanda")
+    result.assert_outcomes(passed=1, deselected=3)
+    assert digests(path) == {
+        WANDA: digest_of(two),
+        LM_EVAL: digest_of(one),
+        "fingerprint": digest_of(one),
+    }
+    assert section(result).splitlines()[-1] == (
+        f"note: llama/w50: {WANDA} was measured on other weights than those of the "
+        "recorded fingerprint, which stays: accept its own gate, or `pplguard update "
+        "PATH --checkpoint llama/w50 --fingerprint`"
+    )
+    project.run(*given, "-k", "weights").assert_outcomes(failed=1, deselected=3)
+    project.run(*given, "--ppl-update").assert_outcomes(passed=4)
+    everything = {WANDA, LM_EVAL, "fingerprint"}
+    assert digests(path) == dict.fromkeys(everything, digest_of(two))
+
+
 def test_what_a_test_brings(checkpoints: Path, project: Project) -> None:
     """A path has weights in files; a model may be anything."""
     path = project.baseline(KEYS)

@@ -216,6 +216,24 @@ def test_recorded_shares(project: Project) -> None:
     run(project).assert_outcomes(passed=1)
 
 
+@pytest.mark.parametrize("scope", ["layer", "tensor"])
+def test_recorded_shares_under_other_names(project: Project, scope: str) -> None:
+    """As in a checkpoint that was saved without its head."""
+    gates(project, f"sparsity: {{scope: {scope}}}")
+    save(project, "out", pruned())
+    run(project, "--ppl-update").assert_outcomes(passed=1)
+
+    def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name.removeprefix("model."): one for name, one in weights.items()}
+
+    save(project, "out", renamed(pruned()))
+    run(project).assert_outcomes(passed=1)
+    save(project, "out", renamed(pruned() | {NAMES[2]: dense()[NAMES[2]]}))
+    result = run(project)
+    result.assert_outcomes(failed=1)
+    assert "layer 1, " in failure(result, "llama/w50 sparsity fraction")
+
+
 def test_update_leaves_a_fraction_to_people(project: Project) -> None:
     path = gates(project, "sparsity: {fraction: 0.25}")
     save(project, "out", pruned())
@@ -387,6 +405,20 @@ def test_against(project: Project, plugin_args: tuple[str, ...]) -> None:
     assert result.ret == 0
     result.assert_outcomes(passed=1)
     assert project.loads() == []
+
+
+def test_against_under_other_names(project: Project) -> None:
+    gates(project, "against: dense")
+    bare = {name.removeprefix("model."): one for name, one in dense().items()}
+    save(project, "dense", bare)
+    save(project, "out", pruned())
+    given = project.give(w50="out", dense="dense")
+    project.run(*given).assert_outcomes(passed=1)
+    save(project, "out", pruned() | {NORM: 2 * dense()[NORM]})
+    result = project.run(*given)
+    result.assert_outcomes(failed=1)
+    text = failure(result, "llama/w50 against dense")
+    assert "because      model.norm.weight: 8 of 8 surviving weights moved" in text
 
 
 def test_the_dense_one_is_where_its_path_says(project: Project) -> None:

@@ -364,15 +364,16 @@ def test_other_weights_replace_it_and_name_the_keys_of_the_old_ones(
 def test_a_new_key_of_other_weights_leaves_the_fingerprint(file: Path) -> None:
     record([recording(file, fingerprint=printed())], today=TODAY)
     old = checked(file).checkpoints["dense"].fingerprint
-    new = recording(file, 8.0, LM_EVAL, fingerprint=printed(2), only_new=True)
+    new = recording(file, 8.0, LM_EVAL, fingerprint=printed(2), keep_fingerprint=True)
     said: list[str] = []
     record([new], today=LATER, tell=said.append)
     entry = checked(file).checkpoints["dense"]
     assert entry.fingerprint == old
     assert entry.recorded[LM_EVAL].weights_digest == printed(2).digest
     assert said == [
-        "m/dense: other weights than those that are recorded now were measured for "
-        f"{LM_EVAL}: record these keys again too"
+        f"m/dense: {LM_EVAL} was measured on other weights than those of the recorded "
+        "fingerprint, which stays: accept its own gate, or `pplguard update PATH "
+        "--checkpoint m/dense --fingerprint`"
     ]
 
 

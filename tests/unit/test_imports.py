@@ -17,7 +17,8 @@ PACKAGE = Path(pytest_pplguard.__file__).parent
 
 LEVELS = (
     ("errors",),
-    ("tensornames", "values"),
+    ("tensornames",),
+    ("values",),
     (
         "baselines",
         "checkpoints",
