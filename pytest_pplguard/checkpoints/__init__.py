@@ -29,6 +29,7 @@ from .fingerprint import fingerprint, tensor_facts, to_record
 from .load import Loaded, load
 from .locate import Located, locate
 from .places import changed_places
+from .positions import positions
 from .sparsity import Sparsity, Zeros, measure_sparsity, sparsity_of
 from .state import model_digest, state_digest
 from .streams import Stream, each, model_streams, stored_streams
@@ -64,6 +65,7 @@ __all__ = [
     "measure_sparsity",
     "model_digest",
     "model_streams",
+    "positions",
     "probe",
     "read_config",
     "saved_dtype",

@@ -149,6 +149,70 @@ def measure(
 
 
 @app.command()
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DENSE PRUNED...",
+            help="The dense model, then those to compare with it; each a checkpoint "
+            "as of measure, a recorded baseline FILE/NAME, or a baseline FILE for all "
+            "in it; demo: the demo's two",
+        ),
+    ],
+    window: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            min=2,
+            help="Tokens a window (default: the baselines', else the shortest maximum "
+            "of all models, at most 4096)",
+        ),
+    ] = None,
+    limit: Limit = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[=PATH]",
+            help="Measure this text, read from a local file if a path is given "
+            "(default: the baselines', else wikitext2)",
+        ),
+    ] = None,
+    baselines: Baselines = Path("baselines"),
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = "1",
+    attention: Attention = None,
+    journal: JournalFolder = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Write JSON to a file, or to stdout"),
+    ] = None,
+) -> None:
+    """Compare models by both methods; say whose the gap between the methods is.
+
+    The exit status is 1 if a model could not be measured.
+    """
+    from .compare import Asked, compare_models
+
+    files = [corpus] if corpus is not None and "=" in corpus else []
+    options = _options(
+        files, device, dtype, batch_size, attention, journal, allow_pickle,
+        trust_remote_code,
+    )  # fmt: skip
+    name = corpus.partition("=")[0] if corpus is not None else None
+    complete = compare_models(
+        models,
+        options,
+        Asked(name, window, limit),
+        folder=baselines,
+        json_path=json,
+    )
+    raise typer.Exit(0 if complete else 1)
+
+
+@app.command()
 def update(
     model: Model,
     checkpoint: Annotated[

@@ -127,7 +127,7 @@ class _Checkpoint:
 
 def _side(spec: str, options: Options, folder: Path) -> _Recorded | _Checkpoint:
     """A path that exists or a name of the demo is a checkpoint, else a baseline."""
-    found = _baseline(spec, folder)
+    found = named_entry(spec, folder)
     is_path = Path(spec).expanduser().exists() or spec.startswith("demo/")
     if found is None or (is_path and found[0].parent == folder):
         return _Checkpoint(spec, options)
@@ -146,7 +146,7 @@ def _side(spec: str, options: Options, folder: Path) -> _Recorded | _Checkpoint:
     return _Recorded(read_fingerprint(path.parent, recorded, where=where))
 
 
-def _baseline(spec: str, folder: Path) -> tuple[Path, str] | None:
+def named_entry(spec: str, folder: Path) -> tuple[Path, str] | None:
     """File and entry of ``FILE/NAME`` or ``PATH.yaml/NAME``, if there is the file."""
     before, _, name = spec.rpartition("/")
     if not before:

@@ -1,5 +1,6 @@
 """What people and programs read: texts, tables, files, and what GitHub shows."""
 
+from .comparison import comparison_document, comparison_lines, conclusion
 from .csv import figures
 from .examination import examination_document, examination_lines
 from .files import check_report_path, write_report
@@ -19,6 +20,9 @@ __all__ = [
     "changes_table",
     "check_heatmap",
     "check_report_path",
+    "comparison_document",
+    "comparison_lines",
+    "conclusion",
     "examination_document",
     "examination_lines",
     "failure_text",

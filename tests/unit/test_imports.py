@@ -30,7 +30,7 @@ LEVELS = (
         "protocols",
     ),
     ("scoring", "lm_eval_bridge"),
-    ("divergence",),
+    ("comparison", "divergence"),
     ("measure",),
     ("report",),
     ("session",),
