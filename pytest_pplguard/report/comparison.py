@@ -323,7 +323,7 @@ def _share(against: Against, row: Row, dense: Row) -> list[str]:
         return [f"So {what} has moved the two numbers apart."]
     if share < 0.5:
         return [
-            f"So only {100 * share:.0f} % of its gap of {_percent(row.gap)} is the "
+            f"So only {100 * share:.0f} % of its gap of {_gap(row)} is the "
             f"methods' (in logarithms); most of it came with {what}."
         ]
     return [
