@@ -26,7 +26,7 @@ from .files import (
     tensor_index,
 )
 from .fingerprint import fingerprint, tensor_facts, to_record
-from .load import Loaded, load
+from .load import Loaded, load, load_tokenizer
 from .locate import Located, locate
 from .places import changed_places
 from .positions import positions
@@ -61,6 +61,7 @@ __all__ = [
     "fingerprint",
     "layer_of",
     "load",
+    "load_tokenizer",
     "locate",
     "measure_sparsity",
     "model_digest",

@@ -226,11 +226,13 @@ def load_tokenizer(
     Raises:
         CheckpointError: transformers cannot read it.
     """
+    tokenized = with_tokenizer(located)
     with _quiet(bars=located.model.gguf is not None):
-        return _tokenizer(
-            with_tokenizer(located),
-            _options(located.model, trust_remote_code=trust_remote_code),
+        tokenizer = _tokenizer(
+            tokenized, _options(located.model, trust_remote_code=trust_remote_code)
         )
+    _set_gguf_rule(tokenized, tokenizer)
+    return tokenizer
 
 
 def _tokenizer(located: Located, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:

@@ -306,6 +306,66 @@ def diff(
 
 
 @app.command()
+def inspect(
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK", help="A task, group or tag of lm-eval, or a YAML file"
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Show how this checkpoint's tokenizer cuts the pages of wikitext; no "
+            "weights are read",
+        ),
+    ] = None,
+    window: Window = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Only the first N pages (key: firstN)"),
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[=PATH]",
+            help="The text of wikitext, from a local file if a path is given "
+            "(default: wikitext2)",
+        ),
+    ] = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Write JSON to a file, or to stdout"),
+    ] = None,
+) -> None:
+    """Say what lm-eval will really do with a task; nothing is measured.
+
+    The exit status is 1 if the task's data cannot be reached.
+    """
+    from .inspect import inspect_task
+
+    files = [corpus] if corpus is not None and "=" in corpus else []
+    options = Options(
+        corpora=parse_corpora(files, option="--corpus"),
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    reached = inspect_task(
+        task,
+        model,
+        options,
+        corpus=corpus.partition("=")[0] if corpus is not None else None,
+        window=window,
+        first=limit,
+        json_path=json,
+    )
+    raise typer.Exit(0 if reached else 1)
+
+
+@app.command()
 def doctor(
     model: Model,
     window: Annotated[

@@ -6,6 +6,7 @@ from .examination import examination_document, examination_lines
 from .files import check_report_path, write_report
 from .github import annotation_commands, append_step_summary
 from .heatmap import check_heatmap, write_heatmap
+from .inspection import inspection_document, inspection_lines
 from .json import measurements_document, plain, results_document
 from .markdown import markdown_blocks
 from .progress import watch_lines, watch_live
@@ -27,6 +28,8 @@ __all__ = [
     "examination_lines",
     "failure_text",
     "figures",
+    "inspection_document",
+    "inspection_lines",
     "markdown_blocks",
     "measurements_document",
     "number",

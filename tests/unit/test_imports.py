@@ -30,7 +30,7 @@ LEVELS = (
         "protocols",
     ),
     ("scoring", "lm_eval_bridge"),
-    ("comparison", "divergence"),
+    ("comparison", "divergence", "inspection"),
     ("measure",),
     ("report",),
     ("session",),
