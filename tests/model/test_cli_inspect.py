@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from importlib.metadata import version
@@ -86,6 +87,15 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entry = read_baseline(ROOT / "baselines" / "demo.yaml").checkpoints["dense"]
     recorded = entry.recorded["lm-eval/wikitext+demo:256"]
     assert windows["digest"] == recorded.windows_digest
+
+
+def test_the_page_shows_what_is_printed() -> None:
+    page = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
+    shown = re.search(r"--window 256\n(.*?)```", page, re.S)
+    assert shown is not None
+    text = re.sub(r"what lm-eval \S+ does", "what lm-eval VERSION does", shown[1])
+    module = "lm_eval.tasks.wikitext.preprocess_wikitext"
+    assert text.replace(module, "MODULE") == DEMO_TEXT
 
 
 def test_a_tokenizer_that_adds_no_bos(
