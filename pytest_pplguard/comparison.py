@@ -155,10 +155,11 @@ class Against(Struct, frozen=True, kw_only=True):
     exponent gives for this model's token perplexity, ``off`` how far the measured one
     is from it, relative. ``methods_share`` is the share of this model's gap (in
     logarithms) that the dense model's exponent gives; above 1 it gives more than there
-    is.
+    is. ``dtypes`` are this model's and the dense one's, where they differ.
     """
 
     name: str
+    dtypes: tuple[str, ...] = ()
     token_differences: tuple[str, ...] = ()
     word_differences: tuple[str, ...] = ()
     other_tokenizer: bool = False
@@ -205,6 +206,7 @@ def _against(dense: Row, other: Row) -> Against:
     other_tokenizer = bool(tokens) and _same_words(dense, other)
     found = Against(
         name=other.name,
+        dtypes=_dtypes(dense, other),
         token_differences=tokens,
         word_differences=() if other_tokenizer else words,
         other_tokenizer=other_tokenizer,
@@ -279,6 +281,21 @@ def _same_words(dense: Row, other: Row) -> bool:
         and here.key == there.key
         and here.windows_digest != there.windows_digest
     )
+
+
+def _dtypes(dense: Row, other: Row) -> tuple[str, ...]:
+    """The dtypes of two models, if both are known and differ: it moves a number."""
+    here, there = (
+        {
+            str(number.environment["dtype"])
+            for number in (row.token, row.word)
+            if number is not None and "dtype" in number.environment
+        }
+        for row in (other, dense)
+    )
+    if not here or not there or here == there:
+        return ()
+    return ", ".join(sorted(here)), ", ".join(sorted(there))
 
 
 def _measurement(number: Number) -> Measurement:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from ..baselines import baseline_paths, read_baseline, read_evidence
 from ..comparison import Comparison, Number, Row
-from ..errors import CheckpointError, CorpusError, PplguardError, UsageError
+from ..errors import CheckpointError, PplguardError, UsageError
 from ..options import DEMO, DEMO_CHECKPOINTS, Options, Target
 from ..protocols import USUAL_METHODS, check_key, get_protocol
 from ..report import comparison_document, comparison_lines
@@ -372,8 +372,6 @@ class _Measured:
             key = self._how.key(method)
             try:
                 measured = self._store.measurement(model.name, key)
-            except CorpusError:
-                raise
             except PplguardError as error:
                 failures.append(f"{key}: {error}")
                 continue

@@ -162,6 +162,12 @@ def conclusion(comparison: Comparison) -> list[str]:
         *_of_dense(dense, comparison),
         *filter(None, paragraphs),
         *_costs_alone(dense, untold),
+        *(
+            f"{against.name} is in {against.dtypes[0]} and {dense.name} in "
+            f"{against.dtypes[1]}: that alone moves numbers."
+            for against in comparison.against
+            if against.dtypes
+        ),
     ]
 
 

