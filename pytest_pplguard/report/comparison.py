@@ -209,11 +209,14 @@ def _introduction(comparison: Comparison) -> list[str]:
         units += ", so the two numbers are not the same quantity."
     text = (
         "The Wanda code gives a perplexity per token, lm-eval one per word; both are "
-        f"right. {units} The exponent ln(per word) / ln(per token) does not widen by "
-        "itself: if two models have the same one, their gaps are the methods' own"
+        f"right. {units} Two models with the same exponent, ln(per word) / ln(per "
+        "token), have gaps that are the methods' own"
     )
     if any(against.exponent is not None for against in comparison.against):
-        text += " (the same: it leaves at most a tenth of a gap open, in logarithms)"
+        text += (
+            "; it counts as the same if it explains all but a tenth of a gap (in "
+            "logarithms)"
+        )
     text += "."
     if any(
         number is not None and Key.parse(number.key).first is not None
@@ -308,7 +311,7 @@ def _prediction(against: Against, row: Row, dense: Row) -> str:
     predicted = against.predicted
     said = "no finite number" if predicted is None else f"{predicted:.4g}"
     text = (
-        f"With that of {dense.name} it would read {said} per word; it reads "
+        f"With the exponent of {dense.name} it would read {said} per word; it reads "
         f"{row.word_perplexity:.4g}"
     )
     if against.off is None:

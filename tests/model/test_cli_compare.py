@@ -58,11 +58,11 @@ zeros, in the linear weights of the decoder layers: counted now
 
 The Wanda code gives a perplexity per token, lm-eval one per word; both are right. A
 word is about 1.37 tokens here, so the number per word is higher, and the higher both
-are, the wider is the gap in percent. The exponent ln(per word) / ln(per token) does not
-widen by itself: if two models have the same one, their gaps are the methods' own (the
-same: it leaves at most a tenth of a gap open, in logarithms).
-wanda-50 has a larger exponent than dense (1.502, 1.427). With that of dense it would
-read 5.101 per word; it reads 5.558, 9.0 % more. So 85 % of its gap of 77 % is the
+are, the wider is the gap in percent. Two models with the same exponent, ln(per word) /
+ln(per token), have gaps that are the methods' own; it counts as the same if it explains
+all but a tenth of a gap (in logarithms).
+wanda-50 has a larger exponent than dense (1.502, 1.427). With the exponent of dense it
+would read 5.101 per word; it reads 5.558, 9.0 % more. So 85 % of its gap of 77 % is the
 methods' (in logarithms); the rest came with the pruning. Against dense it costs +5.4 %
 per token, +17.4 % per word and +0.0447 bits per byte.
 """
@@ -141,8 +141,8 @@ per word and byte: lm-eval, lm-eval/wikitext:4096
 
 The Wanda code gives a perplexity per token, lm-eval one per word; both are right. A
 word is longer than a token, so the number per word is higher, and the higher both are,
-the wider is the gap in percent. The exponent ln(per word) / ln(per token) does not
-widen by itself: if two models have the same one, their gaps are the methods' own.
+the wider is the gap in percent. Two models with the same exponent, ln(per word) /
+ln(per token), have gaps that are the methods' own.
 dense has no number by lm-eval, so its exponent is not known, and whether the gap of
 wanda-50-origin is the methods' or came with the pruning cannot be said. It can once
 both numbers of both models are measured the same way.

@@ -127,12 +127,12 @@ def test_a_gguf_file_is_cut_as_it_is_measured(
     file = min(Path(package.origin).parent.glob("*.gguf"))
     corpora = parse_corpora([f"wikitext2={official_wikitext2()}"], option="--corpus")
     options = Options(corpora=corpora)
-    assert inspect("wikitext", str(file), options, window=2048, first=2)
+    assert inspect("wikitext", str(file), options, window=2048)
     entry = read_baseline(ROOT / "baselines" / "smollm2-135m.yaml").checkpoints["dense"]
-    recorded = entry.recorded["lm-eval/wikitext:2048:first2"]
+    recorded = entry.recorded["lm-eval/wikitext:2048"]
     out = capsys.readouterr().out
     assert f"  digest           {recorded.windows_digest}\n" in out
-    assert "  divided by       5844 words, 30207 bytes\n" in out
+    assert "  divided by       241335 words, 1290527 bytes\n" in out
 
 
 def test_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,10 +23,9 @@ TOKEN, WORD = "wanda/wikitext2:4096", "lm-eval/wikitext:4096"
 INTRODUCTION = (
     "The Wanda code gives a perplexity per token, lm-eval one per word; both are "
     "right. A word is longer than a token, so the number per word is higher, and the "
-    "higher both are, the wider is the gap in percent. The exponent ln(per word) / "
-    "ln(per token) does not widen by itself: if two models have the same one, their "
-    "gaps are the methods' own (the same: it leaves at most a tenth of a gap open, in "
-    "logarithms)."
+    "higher both are, the wider is the gap in percent. Two models with the same "
+    "exponent, ln(per word) / ln(per token), have gaps that are the methods' own; it "
+    "counts as the same if it explains all but a tenth of a gap (in logarithms)."
 )
 
 
@@ -232,7 +231,8 @@ def test_the_same_exponent() -> None:
     assert conclusion(Comparison.of(rows)) == [
         INTRODUCTION.replace("longer than a token", "about 1.40 tokens here"),
         "w50 has the exponent of dense (1.313, 1.325): its gap of 78 % is the "
-        "methods', not the pruning's. With that of dense it would read 11.48 per word; "
+        "methods', not the pruning's. With the exponent of dense it would read 11.48 "
+        "per word; "
         "it reads 11.22, 2.3 % less. Against dense it costs +23.2 % per token and "
         "+28.8 % per word.",
     ]
@@ -240,7 +240,8 @@ def test_the_same_exponent() -> None:
 
 def test_a_larger_exponent() -> None:
     assert told(row("dense", 5, 8, byte=1.5), row("p", 8, 20, byte=2.0)) == [
-        "p has a larger exponent than dense (1.441, 1.292). With that of dense it "
+        "p has a larger exponent than dense (1.441, 1.292). With the exponent of "
+        "dense it "
         "would read 14.68 per word; it reads 20, 36.2 % more. So 66 % of its gap of "
         "150 % is the methods' (in logarithms); the rest came with the pruning. "
         "Against dense it costs +60.0 % per token, +150.0 % per word and +0.4150 bits "
@@ -250,7 +251,8 @@ def test_a_larger_exponent() -> None:
 
 def test_most_of_the_gap_is_the_prunings() -> None:
     assert told(row("dense", 5, 6), row("p", 8, 20)) == [
-        "p has a larger exponent than dense (1.441, 1.113). With that of dense it "
+        "p has a larger exponent than dense (1.441, 1.113). With the exponent of "
+        "dense it "
         "would read 10.12 per word; it reads 20, 97.5 % more. So only 26 % of its gap "
         "of 150 % is the methods' (in logarithms); most of it came with the pruning. "
         "Against dense it costs +60.0 % per token and +233.3 % per word."
@@ -261,7 +263,8 @@ def test_a_gap_that_dense_has_the_other_way_round() -> None:
     intro, *rest = conclusion(Comparison.of([row("dense", 5, 4), row("p", 8, 20)]))
     assert "A word is about 1.40 tokens here, so the two numbers are not the" in intro
     assert rest == [
-        "p has a larger exponent than dense (1.441, 0.861). With that of dense it "
+        "p has a larger exponent than dense (1.441, 0.861). With the exponent of "
+        "dense it "
         "would read 5.996 per word; it reads 20, 233.5 % more. So the pruning has "
         "moved the two numbers apart. Against dense it costs +60.0 % per token and "
         "+400.0 % per word."
@@ -270,7 +273,8 @@ def test_a_gap_that_dense_has_the_other_way_round() -> None:
 
 def test_a_smaller_exponent() -> None:
     assert told(row("dense", 5, 8), row("p", 8, 11)) == [
-        "p has a smaller exponent than dense (1.153, 1.292). With that of dense it "
+        "p has a smaller exponent than dense (1.153, 1.292). With the exponent of "
+        "dense it "
         "would read 14.68 per word; it reads 11, 25.1 % less. So the pruning has "
         "narrowed the gap that the methods make. Against dense it costs +60.0 % per "
         "token and +37.5 % per word."
@@ -280,7 +284,8 @@ def test_a_smaller_exponent() -> None:
 def test_better_than_dense() -> None:
     assert told(row("dense", 5, 8, sparsity=0.0), row("p", 4.5, 7, sparsity=0.0)) == [
         "p has the exponent of dense (1.294, 1.292): its gap of 56 % is the methods', "
-        "not the change's. With that of dense it would read 6.982 per word; it reads "
+        "not the change's. With the exponent of dense it would read 6.982 per word; "
+        "it reads "
         "7, 0.3 % more. It is better than dense, -10.0 % per token and -12.5 % per "
         "word."
     ]
@@ -289,7 +294,8 @@ def test_better_than_dense() -> None:
 def test_the_methods_do_not_agree() -> None:
     assert told(row("dense", 5, 8), row("p", 4.9, 8.1)) == [
         "p has the exponent of dense (1.316, 1.292): its gap of 65 % is the methods', "
-        "not the pruning's. With that of dense it would read 7.794 per word; it reads "
+        "not the pruning's. With the exponent of dense it would read 7.794 per word; "
+        "it reads "
         "8.1, 3.9 % more. Against dense it costs -2.0 % per token and +1.2 % per word. "
         "The methods do not agree on which of the two is better."
     ]
@@ -395,7 +401,8 @@ def test_a_model_that_was_not_measured() -> None:
     assert paragraphs[1:] == [
         "p: nothing can be said, as not all of it was measured.",
         "q has the exponent of dense (1.285, 1.292): its gap of 67 % is the methods', "
-        "not the pruning's. With that of dense it would read 10.12 per word; it reads "
+        "not the pruning's. With the exponent of dense it would read 10.12 per word; "
+        "it reads "
         "10, 1.2 % less. Against dense it costs +20.0 % per token and +25.0 % per "
         "word.",
     ]
