@@ -259,7 +259,10 @@ def _near_one(row: Row) -> str:
 def _of_one(against: Against, row: Row, dense: Row) -> str:
     """The paragraph of a model that can be compared by both methods."""
     if row.failures and (row.token is None or row.word is None):
-        return f"{row.name}: nothing can be said, as not all of it was measured."
+        return (
+            f"{row.name} could not be measured by both methods, so whose its gap is "
+            "cannot be said" + _cost_sentence(against, dense, row, start=". ")
+        )
     if against.other_tokenizer:
         return (
             f"{row.name} has another tokenizer than {dense.name}: what a token is "
@@ -346,12 +349,10 @@ def _cost_sentence(against: Against, dense: Row, row: Row, *, start: str = " ") 
     costs = _costs(against)
     if not costs:
         return "" if start == " " else "."
-    if not row.failures and _better(against):
-        text = f"better than {dense.name}, {costs}."
+    if _better(against):
+        text = f"it is better than {dense.name}, {costs}."
     else:
         text = f"against {dense.name} it costs {costs}."
-    if _better(against):
-        text = f"it is {text}"
     sentence = text if start == ": " else text[0].upper() + text[1:]
     if _disagree(against):
         sentence += " The methods do not agree on which of the two is better."

@@ -392,14 +392,15 @@ def test_dtypes_that_differ() -> None:
 
 
 def test_a_model_that_was_not_measured() -> None:
-    failed = row("p", 6, None, failures=(f"{WORD}: window 3: its loss is NaN",))
+    failed = row("p", 4, None, failures=(f"{WORD}: window 3: its loss is NaN",))
     comparison = Comparison.of([row("dense", 5, 8), failed, row("q", 6, 10)])
     assert not comparison.complete
     lines = comparison_lines(comparison)
     assert f"p: not measured: {WORD}: window 3: its loss is NaN" in lines
     paragraphs = conclusion(comparison)
     assert paragraphs[1:] == [
-        "p: nothing can be said, as not all of it was measured.",
+        "p could not be measured by both methods, so whose its gap is cannot be said. "
+        "It is better than dense, -20.0 % per token.",
         "q has the exponent of dense (1.285, 1.292): its gap of 67 % is the methods', "
         "not the pruning's. With the exponent of dense it would read 10.12 per word; "
         "it reads "
