@@ -18,9 +18,8 @@ from ..inspection import (
 from ..options import Options
 from ..protocols import LmEval
 from ..report import inspection_document, inspection_lines
+from .compare import LONGEST_DEFAULT_WINDOW
 from .output import say, write_json
-
-_LONGEST_DEFAULT_WINDOW = 4096
 
 
 def inspect_task(
@@ -123,6 +122,6 @@ def _default_window(name: str, limit: int | None) -> int:
         raise UsageError(
             f"{name}: its config has no max_position_embeddings; give --window TOKENS"
         )
-    window = min(limit, _LONGEST_DEFAULT_WINDOW)
+    window = min(limit, LONGEST_DEFAULT_WINDOW)
     say(f"window {window} (the model's maximum is {limit}; --window changes it)")
     return window
