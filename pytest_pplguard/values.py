@@ -107,7 +107,7 @@ class Recipe(Struct, frozen=True):
     """How the rows of a text become windows of one token stream.
 
     ``joiner`` stands between rows, and ``text`` says in words what is read. No more
-    than ``max_windows`` are cut, None for as many as there are.
+    tokens are read than fill ``max_windows`` windows, None for all that there are.
     """
 
     text: str = "all rows joined by a blank line"

@@ -120,7 +120,7 @@ class _Run:
         if isinstance(self._protocol, LmEval):
             return self._lm_eval(corpus, self._protocol)
         self._score(self._protocol.windows(corpus, self._loaded.tokenizer, self._key))
-        units = {"tokens": sum(score.scored for score in self.scores)}
+        units = self._protocol.units(self.scores, self._key)
         return self._protocol.recompute(self.scores, units), units
 
     def _lm_eval(

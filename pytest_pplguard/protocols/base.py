@@ -52,13 +52,15 @@ class Protocol(abc.ABC):
     ``metrics`` are what it yields, the one that people quote first. ``default_text`` is
     what stands behind the method in the key of its usual text. ``usual_window`` is the
     window that the method's authors measure at (tokens), None for as long a one as the
-    model reads. ``needs_reference`` says that a second model reads the same windows.
+    model reads. ``has_stride`` says that windows may overlap. ``needs_reference`` says
+    that a second model reads the same windows.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     default_text: ClassVar[str]
     usual_window: ClassVar[int | None] = None
+    has_stride: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -76,6 +78,10 @@ class Protocol(abc.ABC):
         Raises:
             CorpusError: the text is too short for the key.
         """
+
+    def units(self, scores: Sequence[WindowScore], key: Key) -> dict[str, int]:
+        """What :meth:`recompute` divides by: scored tokens."""
+        return {"tokens": sum(score.scored for score in scores)}
 
     @abc.abstractmethod
     def recompute(

@@ -7,11 +7,13 @@ one end of ``pplguard explain``, which walks from one method to another.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import CorpusError, UsageError
 from ..values import Key, MetricName, Scalar, Window, WindowScore
@@ -37,7 +39,10 @@ class Cut(Struct, frozen=True, kw_only=True):
     scored:
         ``all`` that are not scored yet, or the ``second half`` of each window.
     mean:
-        Over ``tokens``, or over ``windows``' means.
+        Over ``tokens``; over ``windows``' means; or over windows' means ``weighted`` by
+        the tokens that each adds to those before it, less one. Where windows overlap,
+        all but the first score every token that they add, so that this is no mean of
+        tokens.
     divisor:
         Scored ``tokens``, or ``words`` of the raw pages as lm-eval counts them.
     """
@@ -47,7 +52,7 @@ class Cut(Struct, frozen=True, kw_only=True):
     tail: Literal["dropped", "kept", "filled backwards"] = "dropped"
     first: Literal["as it is", "BOS in its place", "prefix"] = "as it is"
     scored: Literal["all", "second half"] = "all"
-    mean: Literal["tokens", "windows"] = "tokens"
+    mean: Literal["tokens", "windows", "weighted"] = "tokens"
     divisor: Literal["tokens", "words"] = "tokens"
 
     def windows(
@@ -68,15 +73,49 @@ class Cut(Struct, frozen=True, kw_only=True):
 
         Raises:
             UsageError: the tokenizer has no token that could be the prefix.
+            CorpusError: the last window scores nothing, and has a mean to contribute.
         """
-        return [
-            piece
-            for page, ids in self.streams(text, tokenizer)
-            for piece in self.pieces(ids, page, tokenizer, window, stride=stride)
-        ]
+        return list(self.iterate(text, tokenizer, window, stride=stride))
+
+    def iterate(
+        self,
+        text: Text,
+        tokenizer: Tokenizer,
+        window: int,
+        *,
+        stride: int | None = None,
+    ) -> Iterator[Window]:
+        """As :meth:`windows`, one after the other."""
+        limit = text.recipe.max_windows if self._follows_recipe else None
+        for page, ids in self.streams(text, tokenizer):
+            read = ids if limit is None else ids[: limit * window]
+            yield from self.pieces(read, page, tokenizer, window, stride=stride)
+
+    @property
+    def _follows_recipe(self) -> bool:
+        """Whether a text ends where its recipe says."""
+        return self.text == "rows" and not self.per_page
+
+    def tokens(
+        self, scores: Sequence[WindowScore], window: int, stride: int | None = None
+    ) -> int:
+        """The tokens that a mean loss divides by, which :meth:`value` is to be given.
+
+        Scored ones; where overlapping windows are weighted, less one a window but for
+        the first.
+        """
+        scored = sum(score.scored for score in scores)
+        if self.mean == "weighted" and stride is not None and stride < window:
+            return scored - max(0, len(scores) - 1)
+        return scored
 
     def value(self, scores: Sequence[WindowScore], units: Mapping[str, int]) -> float:
         """The perplexity, per token or per word.
+
+        Args:
+            scores: of the windows, in their order.
+            units: ``words`` if they divide; ``tokens`` if windows are weighted, as
+                :meth:`tokens` counts them.
 
         Raises:
             InvalidLossError: the losses are beyond any finite perplexity.
@@ -84,6 +123,13 @@ class Cut(Struct, frozen=True, kw_only=True):
         if self.mean == "windows":
             means = [score.nll_sum / score.scored for score in scores]
             nll, tokens = math.fsum(means), len(means)
+        elif self.mean == "weighted":
+            tokens = units["tokens"]
+            less = int(tokens < sum(score.scored for score in scores))
+            nll = math.fsum(
+                score.nll_sum / score.scored * (score.scored - (less if i else 0))
+                for i, score in enumerate(scores)
+            )
         else:
             nll = math.fsum(score.nll_sum for score in scores)
             tokens = sum(score.scored for score in scores)
@@ -96,7 +142,7 @@ class Cut(Struct, frozen=True, kw_only=True):
     ) -> dict[str, Scalar]:
         """The decisions in words; what is usual is left out."""
         limit = text.recipe.max_windows
-        capped = limit is not None and self.text == "rows" and not self.per_page
+        capped = limit is not None and self._follows_recipe
         found: dict[str, Scalar] = {
             "window": window,
             "text": text.recipe.text if self.text == "rows" else self.text,
@@ -109,7 +155,7 @@ class Cut(Struct, frozen=True, kw_only=True):
         if self.scored != "all":
             found["scored"] = self.scored
         if self.mean != "tokens":
-            found["mean"] = f"of {self.mean}"
+            found["mean"] = _MEANS[self.mean]
         return found
 
     def _first_token(self, tokenizer: Tokenizer) -> str:
@@ -154,7 +200,11 @@ class Cut(Struct, frozen=True, kw_only=True):
         *,
         stride: int | None = None,
     ) -> Iterator[Window]:
-        """The windows of token ids: those of ``page``, or of the whole text (None)."""
+        """The windows of token ids: those of ``page``, or of the whole text (None).
+
+        Raises:
+            CorpusError: as :meth:`windows`.
+        """
         if self.first == "prefix":
             yield from self._prefixed(ids, page, prefix_token(tokenizer), window)
             return
@@ -175,6 +225,13 @@ class Cut(Struct, frozen=True, kw_only=True):
                 read = (bos, *read[1:])
             if scored < end:
                 yield Window(read, tuple(ids[scored:end]), scored - begin - 1, page)
+            elif start and self.mean != "tokens":
+                raise CorpusError(
+                    f"the text's last window, number {start // (stride or window) + 1}, "
+                    "has one token and scores none, so the mean over windows would be "
+                    "NaN, as it is in the original code; measure at another window, or "
+                    f"leave it out with :first{start // (stride or window)}"
+                )
             done = end
             if end == len(ids):
                 return
@@ -196,12 +253,22 @@ class Cut(Struct, frozen=True, kw_only=True):
             yield Window(kept, tuple(targets), start, page)
 
 
+_MEANS = {
+    "windows": "of windows, each counting as much",
+    "weighted": "of windows, weighted by the tokens that each adds less one",
+}
+
+
 class CutProtocol(Protocol):
-    """A method that is a :class:`Cut` of a text, and yields a token perplexity."""
+    """A method that is a :class:`Cut` of a text, and yields a token perplexity.
+
+    A text with fewer than ``fewest`` windows is too short for it.
+    """
 
     metrics: ClassVar[tuple[str, ...]] = ("token_perplexity",)
     default_text = "wikitext2"
     cut: ClassVar[Cut]
+    fewest: ClassVar[int] = 1
 
     def corpus(self, key: Key) -> str:
         return key.text
@@ -210,14 +277,18 @@ class CutProtocol(Protocol):
         return Key(self.name, corpus or self.default_text, window, first=first)
 
     def check(self, key: Key) -> None:
-        self.refuse_stride(key)
+        self.check_stride(key)
         if key.corpus is not None:
             raise UsageError(
                 f"key {key}: the method {self.name} names its corpus directly; "
-                f"write {self.key_for(key.corpus, key.window, key.first)}"
+                f"write {replace(key, text=key.corpus, corpus=None)}"
             )
         if key.window < 2:
             raise UsageError(f"key {key}: a window of one token scores nothing")
+
+    def check_stride(self, key: Key) -> None:
+        """Raise :class:`UsageError` if the key's stride is none for this method."""
+        self.refuse_stride(key)
 
     def windows(self, text: Text, tokenizer: Tokenizer, key: Key) -> list[Window]:
         """The first windows of the text, or all.
@@ -225,13 +296,17 @@ class CutProtocol(Protocol):
         Raises:
             CorpusError: the text is shorter than a window, or than ``:firstN`` asks.
         """
-        cut = self.cut.windows(text, tokenizer, key.window, stride=key.stride)
-        if text.recipe.max_windows is not None and self.cut.text == "rows":
-            cut = cut[: text.recipe.max_windows]
-        if not cut:
+        wanted = None if key.first is None else max(key.first, self.fewest)
+        cut = list(
+            itertools.islice(
+                self.cut.iterate(text, tokenizer, key.window, stride=key.stride), wanted
+            )
+        )
+        if len(cut) < self.fewest:
             count = sum(len(ids) for _, ids in self.cut.streams(text, tokenizer))
+            needed = "one window" if self.fewest == 1 else f"{self.fewest} windows"
             raise CorpusError(
-                f"key {key}: the text has {count} tokens, fewer than one window of "
+                f"key {key}: the text has {count} tokens, fewer than {needed} of "
                 f"{key.window}; choose a shorter window or a longer text"
             )
         if key.first is not None and key.first > len(cut):
@@ -245,6 +320,9 @@ class CutProtocol(Protocol):
         self, text: Text, tokenizer: Tokenizer, key: Key
     ) -> dict[str, Scalar]:
         return self.cut.properties(text, tokenizer, key.window, key.stride)
+
+    def units(self, scores: Sequence[WindowScore], key: Key) -> dict[str, int]:
+        return {"tokens": self.cut.tokens(scores, key.window, key.stride)}
 
     def recompute(
         self, scores: Sequence[WindowScore], units: Mapping[str, int]
