@@ -93,8 +93,8 @@ class PplGuard:
 
         Args:
             model: a causal language model, a path, or ``(model, tokenizer)``.
-            methods: ``"wanda"``, ``"lm-eval"``, ``"kl"``, or keys like
-                ``"wanda/wikitext2:4096"``.
+            methods: ``"wanda"``, ``"lm-eval"``, any other (docs/protocols.md lists
+                them), or keys like ``"wanda/wikitext2:4096"``.
             tokenizer: the model's tokenizer; by default that of the checkpoint given
                 with ``--ppl-model``.
             options: ``checkpoint``, ``rel``, ``abs``, ``max``, ``min``, ``drift``,

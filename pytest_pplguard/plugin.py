@@ -27,7 +27,8 @@ _MARKER = (
     "ppl(*methods, checkpoint=None, rel=None, abs=None, max=None, min=None, "
     "drift=None, direction=None, window=None): hold the perplexity of a checkpoint, or "
     "of the model that the test returns, to its recorded baseline; methods are wanda, "
-    "lm-eval and kl, or whole keys like wanda/wikitext2:4096"
+    "lm-eval, kl, strided, llama-cpp, lora-ft, gptq and vllm, or whole keys like "
+    "wanda/wikitext2:4096"
 )
 
 # ------------------------------------------------------------------------ configuration

@@ -31,8 +31,8 @@ Methods = Annotated[
     typer.Option(
         "--method",
         metavar="METHOD",
-        help="wanda, lm-eval, or kl with --reference (repeatable; default: the first "
-        "two)",
+        help="wanda, lm-eval, kl with --reference, strided, llama-cpp, lora-ft, gptq, "
+        "vllm, or one that is installed (repeatable; default: the first two)",
     ),
 ]
 Reference = Annotated[
@@ -47,7 +47,17 @@ Window = Annotated[
     typer.Option(
         metavar="TOKENS",
         min=2,
-        help="Tokens a window (default: the model's maximum, at most 4096)",
+        help="Tokens a window (default: what the method is usually measured at, else "
+        "the model's maximum, at most 4096)",
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        min=1,
+        help="Tokens from one window's start to the next, for strided (default: 512, "
+        "or half the window where that is less)",
     ),
 ]
 Limit = Annotated[
@@ -120,6 +130,7 @@ def measure(
     method: Methods = None,
     reference: Reference = None,
     window: Window = None,
+    stride: Stride = None,
     limit: Limit = None,
     corpus: Corpora = None,
     device: Device = "auto",
@@ -138,8 +149,9 @@ def measure(
     from .measure import Wanted, measure_model
 
     wanted = Wanted.parse(
-        method, window=window, limit=limit, corpora=corpus, reference=reference
-    )
+        method, window=window, stride=stride, limit=limit, corpora=corpus,
+        reference=reference,
+    )  # fmt: skip
     wanted.check_reference()
     options = _options(
         wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
@@ -233,6 +245,7 @@ def update(
         ),
     ] = None,
     window: Window = None,
+    stride: Stride = None,
     limit: Limit = None,
     corpus: Corpora = None,
     baselines: Baselines = Path("baselines"),
@@ -259,8 +272,9 @@ def update(
     from .update import update_checkpoint, update_fingerprint
 
     wanted = Wanted.parse(
-        method, window=window, limit=limit, corpora=corpus, reference=reference
-    )
+        method, window=window, stride=stride, limit=limit, corpora=corpus,
+        reference=reference,
+    )  # fmt: skip
     options = _options(
         wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
         trust_remote_code,
@@ -435,6 +449,7 @@ def noise(
     ] = 5,
     method: Methods = None,
     window: Window = None,
+    stride: Stride = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -460,7 +475,9 @@ def noise(
     from .measure import Wanted
     from .noise import measure_noise
 
-    wanted = Wanted.parse(method, window=window, limit=limit, corpora=corpus)
+    wanted = Wanted.parse(
+        method, window=window, stride=stride, limit=limit, corpora=corpus
+    )
     options = _options(
         wanted.files, device, dtype, batch_size, attention, JOURNAL_OFF, allow_pickle,
         trust_remote_code,

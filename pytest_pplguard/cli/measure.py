@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..checkpoints import (
     Loaded,
@@ -40,6 +42,7 @@ class Wanted(Struct, frozen=True):
 
     methods: tuple[str, ...] = ()
     window: int | None = None
+    stride: int | None = None
     limit: int | None = None
     corpora: tuple[str, ...] = ()
     files: list[str] = []
@@ -53,19 +56,27 @@ class Wanted(Struct, frozen=True):
         window: int | None,
         limit: int | None,
         corpora: list[str] | None,
+        stride: int | None = None,
         reference: str | None = None,
     ) -> Wanted:
         """Check method names; ``NAME=PATH`` names a corpus and its file.
 
         Raises:
-            UsageError: unknown method.
+            UsageError: unknown method, or one without a stride where one is given.
         """
+        for method in methods or USUAL_METHODS:
+            if stride is not None and not get_protocol(method).has_stride:
+                raise UsageError(
+                    f"--stride {stride}: the method {method} has no stride; give "
+                    "--method strided, or leave it out"
+                )
         for method in methods or ():
             get_protocol(method)
         names = dict.fromkeys(value.partition("=")[0] for value in corpora or ())
         return cls(
             methods=tuple(dict.fromkeys(methods or ())),
             window=window,
+            stride=stride,
             limit=limit,
             corpora=tuple(names),
             files=[value for value in corpora or () if "=" in value],
@@ -99,16 +110,45 @@ class Wanted(Struct, frozen=True):
         read = {get_protocol(key.method).corpus(key) for key in known}
         return known if set(self.corpora) <= read else []
 
-    def keys(self, window: int) -> list[Key]:
-        """One key for every method and corpus; ``window`` where none was typed."""
-        keys = [
-            PROTOCOLS[method].key_for(corpus, self.window or window, self.limit)
-            for method in self.methods or USUAL_METHODS
-            for corpus in self.corpora or (None,)
-        ]
-        for key in keys:
-            check_key(key)
+    def keys(self, default_window: Callable[[str], int]) -> list[Key]:
+        """One key for every method and corpus.
+
+        Args:
+            default_window: of a method, asked where none was typed; once for methods
+                that are not usually measured at a window of their own.
+
+        Raises:
+            UsageError: a method cannot measure what is asked for.
+        """
+        windows: dict[int | None, int] = {}
+        keys = []
+        for method in self.methods or USUAL_METHODS:
+            protocol = PROTOCOLS[method]
+            usual = protocol.usual_window
+            if usual not in windows:
+                windows[usual] = self.window or default_window(method)
+            for corpus in self.corpora or (None,):
+                key = protocol.key_for(corpus, windows[usual], self.limit)
+                if self.stride is not None:
+                    key = replace(key, stride=self.stride)
+                check_key(key)
+                keys.append(key)
         return keys
+
+    def check_keys(self) -> None:
+        """Refuse what no model could measure, before one is loaded.
+
+        Raises:
+            UsageError: as :meth:`keys`.
+        """
+        self.keys(lambda _: _LONGEST_DEFAULT_WINDOW)
+
+    def tell_strides(self, keys: Iterable[Key]) -> None:
+        """Which strides were taken where none was typed."""
+        if self.stride is None:
+            strides = {key.method: key.stride for key in keys if key.stride}
+            for method, stride in strides.items():
+                say(f"{method}: stride {stride} (--stride changes it)")
 
 
 class Checkpoint:
@@ -153,9 +193,11 @@ class Checkpoint:
             journals=journals_of(options),
         )
 
-    def default_window(self) -> int:
-        """The window where none was typed."""
-        return default_window(self._name, self._store.loaded(self._name).model)
+    def keys(self, wanted: Wanted) -> list[Key]:
+        """What is wanted of it, and on stderr what was chosen for the user."""
+        return wanted_keys(
+            self._name, wanted, lambda: self._store.loaded(self._name).model
+        )
 
     def measure(self, key: Key) -> Measurement:
         """One measurement."""
@@ -196,13 +238,26 @@ class Checkpoint:
         return self._store.loaded(self._name).model
 
 
-def default_window(name: str, model: Any) -> int:
-    """The model's own maximum, but never silently, and at most 4,096 tokens.
+def wanted_keys(name: str, wanted: Wanted, get_model: Callable[[], Any]) -> list[Key]:
+    """The keys, their windows and strides chosen where none were typed, and told."""
+    keys = wanted.keys(lambda method: default_window(name, get_model(), method))
+    wanted.tell_strides(keys)
+    return keys
+
+
+def default_window(name: str, model: Any, method: str) -> int:
+    """The method's usual window, else the model's maximum; never silently.
+
+    At most 4,096 tokens, and no more than the model was made for.
 
     Raises:
-        UsageError: its config does not say.
+        UsageError: the model's config does not say.
     """
     limit = max_positions(model)
+    usual = get_protocol(method).usual_window
+    if usual is not None and (limit is None or usual <= limit):
+        say(f"{method}: window {usual} (usual for this method; --window changes it)")
+        return usual
     if limit is None:
         raise UsageError(
             f"{name}: its config has no max_position_embeddings; give --window TOKENS"
@@ -216,14 +271,12 @@ def measure_model(
     spec: str, wanted: Wanted, options: Options, *, json_path: str | None
 ) -> None:
     """Measure everything that is wanted of one checkpoint, and print it."""
-    if wanted.window is not None:
-        wanted.keys(wanted.window)  # a wrong key is refused before loading
+    wanted.check_keys()
     reference = None
     if wanted.reference is not None:
         reference = Target(name=wanted.reference, spec=wanted.reference)
     checkpoint = Checkpoint(spec, options, reference=reference)
-    window = wanted.window or checkpoint.default_window()
-    measurements = [checkpoint.measure(key) for key in wanted.keys(window)]
+    measurements = [checkpoint.measure(key) for key in checkpoint.keys(wanted)]
     print_measurements(spec, measurements, json_path=json_path)
     checkpoint.discard_journals()
 

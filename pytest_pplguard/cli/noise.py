@@ -21,7 +21,7 @@ from ..options import Options, Target
 from ..protocols import get_protocol
 from ..report import number, plain
 from ..values import SCHEMA, Key, Measurement
-from .measure import Wanted, default_window, watching
+from .measure import Wanted, wanted_keys, watching
 from .output import say, write_json
 
 LEAST = 1e-5
@@ -340,11 +340,9 @@ def measure_noise(
             "--method kl compares two checkpoints, and noise is that of one: leave it "
             "out (docs/divergence.md says what moves a divergence)"
         )
-    if wanted.window is not None:
-        wanted.keys(wanted.window)  # a wrong key is refused before loading
+    wanted.check_keys()
     bench = _Bench(spec, options)
-    window = wanted.window or default_window(spec, bench.loaded().model)
-    keys = wanted.keys(window)
+    keys = wanted_keys(spec, wanted, lambda: bench.loaded().model)
     if wanted.limit is None:
         keys = _limited(bench, keys, variations)
     runs, not_run = _measure_all(bench, keys, variations)

@@ -59,6 +59,7 @@ def update_checkpoint(
     reference = _Reference.find(wanted.reference, entries, stem, name)
     keys = wanted.again(_known_keys(entry, reference))
     if not keys:
+        wanted.check_keys()
         _check_reference(wanted, reference)
     elif wanted.reference is not None and not any(map(_compares, keys)):
         raise UsageError(f"--reference is for kl, and {checkpoint} has no key of it")
@@ -76,7 +77,7 @@ def update_checkpoint(
         reference_keys=reference.allow_keys if reference else (),
     )
     if not keys:
-        keys = wanted.keys(wanted.window or model.default_window())
+        keys = model.keys(wanted)
     fingerprint = _fingerprint(model)
     gated = entry is not None and entry.gates.sparsity is not None
     sparsity = None if gated else _sparsity(model, fingerprint)
@@ -143,7 +144,7 @@ def update_fingerprint(
     if wanted != Wanted():
         raise UsageError(
             "--fingerprint measures nothing: leave out --method, --reference, "
-            "--window, --limit and --corpus"
+            "--window, --stride, --limit and --corpus"
         )
     stem, name = split_name(checkpoint)
     path = folder / f"{stem}.yaml"

@@ -4,8 +4,14 @@ from ..errors import UsageError
 from ..values import Key, near_matches
 from .base import Protocol, Text, Tokenizer, perplexity, windows_digest
 from .cut import Cut, CutProtocol, detokenised
+from .gptq import Gptq
 from .kl import Kl
+from .llama_cpp import LlamaCpp
 from .lm_eval import LmEval
+from .lora_ft import LoraFt
+from .registry import Registry, listed
+from .strided import Strided
+from .vllm import Vllm
 from .wanda import Wanda
 
 __all__ = [
@@ -22,35 +28,42 @@ __all__ = [
     "check_key",
     "detokenised",
     "get_protocol",
+    "method_names",
     "perplexity",
     "windows_digest",
 ]
 
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol for protocol in (Wanda(), LmEval(), Kl())
-}
+_OWN = (Wanda(), LmEval(), Kl(), Strided(), LlamaCpp(), LoraFt(), Gptq(), Vllm())
+
+PROTOCOLS = Registry(*_OWN)
 """The methods that can be measured, by the name that a key begins with."""
 
 USUAL_METHODS = ("wanda", "lm-eval")
 """What is measured where nobody says by which method."""
 
-METHODS = " and ".join([", ".join([*PROTOCOLS][:-1]), [*PROTOCOLS][-1]])
-"""All methods, for people."""
+METHODS = listed([protocol.name for protocol in _OWN])
+"""This package's methods, for people."""
 
 
 def get_protocol(method: str) -> Protocol:
     """The protocol called ``method``.
 
     Raises:
-        UsageError: there is none; the message lists those there are.
+        UsageError: there is none, and the message lists those there are; or it is one
+            from outside that cannot be used.
     """
     try:
         return PROTOCOLS[method]
     except KeyError:
         raise UsageError(
             f"unknown method {method!r}{near_matches(method, PROTOCOLS)}: "
-            f"this version measures {METHODS}"
+            f"this version measures {method_names()}"
         ) from None
+
+
+def method_names() -> str:
+    """All methods' names, for people; those from outside too, none imported."""
+    return listed([*PROTOCOLS])
 
 
 def check_key(key: Key) -> None:

@@ -226,11 +226,12 @@ class Cut(Struct, frozen=True, kw_only=True):
             if scored < end:
                 yield Window(read, tuple(ids[scored:end]), scored - begin - 1, page)
             elif start and self.mean != "tokens":
+                before = start // (stride or window)
                 raise CorpusError(
-                    f"the text's last window, number {start // (stride or window) + 1}, "
-                    "has one token and scores none, so the mean over windows would be "
-                    "NaN, as it is in the original code; measure at another window, or "
-                    f"leave it out with :first{start // (stride or window)}"
+                    f"window {before + 1}, the text's last, has one token and scores "
+                    "none, so the mean over windows would be NaN, as it is in the "
+                    "original code; take another window, or leave it out with "
+                    f":first{before}"
                 )
             done = end
             if end == len(ids):
@@ -294,14 +295,15 @@ class CutProtocol(Protocol):
         """The first windows of the text, or all.
 
         Raises:
-            CorpusError: the text is shorter than a window, or than ``:firstN`` asks.
+            CorpusError: the text is shorter than a window, or than ``:firstN`` asks;
+                or its last window has no mean, see :meth:`Cut.windows`.
         """
         wanted = None if key.first is None else max(key.first, self.fewest)
-        cut = list(
-            itertools.islice(
-                self.cut.iterate(text, tokenizer, key.window, stride=key.stride), wanted
-            )
-        )
+        every = self.cut.iterate(text, tokenizer, key.window, stride=key.stride)
+        try:
+            cut = list(itertools.islice(every, wanted))
+        except CorpusError as error:
+            raise CorpusError(f"key {key}: {error}") from error
         if len(cut) < self.fewest:
             count = sum(len(ids) for _, ids in self.cut.streams(text, tokenizer))
             needed = "one window" if self.fewest == 1 else f"{self.fewest} windows"

@@ -1,9 +1,8 @@
 """The sliding window of the Hugging Face documentation, its number to the last digit.
 
-https://huggingface.co/docs/transformers/perplexity, "Calculating perplexity with GPT-2":
-all rows joined by a blank line and tokenised once; windows begin every ``stride``
-tokens, the last one ends with the text, and of each window those tokens are scored that
-no earlier window reached. The loop multiplies each window's mean loss by the tokens
+https://huggingface.co/docs/transformers/perplexity: all rows joined by a blank line and
+tokenised once; windows begin every ``stride`` tokens, the last one ends with the text,
+and of each window those tokens are scored that no earlier window reached. The loop multiplies each window's mean loss by the tokens
 that it adds *less one*, "due to internal label shift". That is right for a window that
 shares nothing with the one before: its first token has nothing in front of it. A window
 that overlaps scores all that it adds, so its mean counts a little less than its tokens
@@ -38,8 +37,8 @@ class Strided(CutProtocol):
         if key.stride is None:
             other = str(self.key_for(key.corpus or key.text, key.window, key.first))
             raise UsageError(
-                f"key {key}: the method {self.name} needs a stride, the tokens from one "
-                f"window's start to the next; write for example {other}"
+                f"key {key}: the method {self.name} needs a stride, the tokens from "
+                f"one window's start to the next; write for example {other}"
             )
         if key.stride > key.window:
             raise UsageError(

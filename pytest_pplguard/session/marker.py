@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..errors import UsageError
-from ..protocols import PROTOCOLS, check_key, get_protocol
+from ..protocols import PROTOCOLS, check_key, get_protocol, method_names
 from ..values import CheckpointEntry, Key, Tolerance, near_matches
 
 Direction = Literal["both", "no-worse"]
@@ -43,7 +43,7 @@ def ppl(
         UsageError: an argument that cannot mean anything.
     """
     if not methods:
-        raise UsageError(f"name a method: {' or '.join(map(repr, PROTOCOLS))}")
+        raise UsageError(f"name a method; there are {method_names()}")
     for method in methods:
         if not isinstance(method, str):
             raise UsageError(f"{method!r} is no method or key, but {_type(method)}")

@@ -443,7 +443,7 @@ def test_show_lists_what_is_recorded() -> None:
             ["measure", "demo/dense", "--method", "wnada"],
             2,
             "unknown method 'wnada' (did you mean 'wanda'?): this version measures "
-            "wanda, lm-eval and kl",
+            "wanda, lm-eval, kl, strided, llama-cpp, lora-ft, gptq and vllm",
         ),
         (
             ["measure", "demo/dense", "--batch-size", "0"],
@@ -470,7 +470,7 @@ def test_show_lists_what_is_recorded() -> None:
             ],
             2,
             "--fingerprint measures nothing: leave out --method, --reference, "
-            "--window, --limit and --corpus",
+            "--window, --stride, --limit and --corpus",
         ),
         (
             ["noise", "demo/dense", "--method", "kl"],

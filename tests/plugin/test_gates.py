@@ -447,15 +447,15 @@ def test_a_method_that_is_not_built_is_an_error(project: Project) -> None:
         """
         w50:
           gates:
-            strided/wikitext2:2048:stride512: {token_perplexity: {}}
+            sliding/wikitext2:2048:stride512: {token_perplexity: {}}
         """
     )
     result = project.run(*project.give(w50="ppl:8"))
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         [
-            "  because * unknown method 'strided'*: this version measures wanda, "
-            "lm-eval and kl"
+            "  because * unknown method 'sliding': this version measures wanda, "
+            "lm-eval, kl, strided, llama-cpp, lora-ft, gptq and vllm"
         ]
     )
 

@@ -243,10 +243,14 @@ def test_classes_and_parameters(project: Project, given: list[str]) -> None:
         (
             "'wnada'",
             "unknown method 'wnada' (did you mean 'wanda'?): this version measures "
-            "wanda, lm-eval and kl",
+            "wanda, lm-eval, kl, strided, llama-cpp, lora-ft, gptq and vllm",
         ),
         ("'wanda', 0.01", "0.01 is no method or key, but a float"),
-        ("", "name a method: 'wanda' or 'lm-eval' or 'kl'"),
+        (
+            "",
+            "name a method; there are wanda, lm-eval, kl, strided, llama-cpp, lora-ft, "
+            "gptq and vllm",
+        ),
         ("'wanda', rel='1%'", "rel='1%' is no number, but a str"),
         ("'wanda', rel=-1", "rel=-1 must be a finite number from 0"),
         ("'wanda', window=0", "window=0 is no number of tokens"),
@@ -288,7 +292,8 @@ def test_bad_marker_arguments_of_a_parameter_set(
     result.assert_outcomes(errors=1)
     assert failure(result, "ERROR at setup of test_it[1]") == (
         "@pytest.mark.ppl: unknown method 'wnada' (did you mean 'wanda'?): this "
-        "version measures wanda, lm-eval and kl\n"
+        "version measures wanda, lm-eval, kl, strided, llama-cpp, lora-ft, gptq and "
+        "vllm\n"
     )
 
 
@@ -507,7 +512,8 @@ def test_check_without_any_option_needs_all_named(
         ),
         (
             "ppl_guard.check('ppl:8')",
-            "ppl_guard.check: name a method: 'wanda' or 'lm-eval' or 'kl'",
+            "ppl_guard.check: name a method; there are wanda, lm-eval, kl, strided, "
+            "llama-cpp, lora-ft, gptq and vllm",
         ),
     ],
 )

@@ -303,7 +303,7 @@ def test_properties_name_what_decides() -> None:
         (
             "wnada/wikitext2:64",
             "unknown method 'wnada' (did you mean 'wanda'?): this version measures "
-            "wanda, lm-eval and kl",
+            "wanda, lm-eval, kl, strided, llama-cpp, lora-ft, gptq and vllm",
         ),
         (
             "wanda/wikitext2:64:stride8",
