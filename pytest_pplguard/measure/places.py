@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
 
 from ..corpora import Corpus
 from ..corpora.wikitext import is_heading
 from ..errors import MeasurementError, PplguardError
-from ..protocols import PROTOCOLS, Tokenizer, windows_digest
+from ..protocols import (
+    PROTOCOLS,
+    CutProtocol,
+    Tokenizer,
+    get_protocol,
+    windows_digest,
+)
 from ..values import Key, Window, WindowPlace
 
 _SHOWN = 60
@@ -45,8 +54,10 @@ def window_places(
             raise MeasurementError(
                 "cut again, the text has other token windows than were measured"
             )
+        wanted = list(indices)
+        before = _Before.of(wanted, windows, tokenizer, corpus, key)
         return {
-            index: _place(index, windows, tokenizer, corpus, key) for index in indices
+            index: _place(index, windows, tokenizer, corpus, before) for index in wanted
         }
     except PplguardError:
         raise
@@ -72,12 +83,13 @@ def _place(
     windows: Sequence[Window],
     tokenizer: Tokenizer,
     corpus: Corpus,
-    key: Key,
+    before: _Before | None,
 ) -> WindowPlace:
     page = windows[index].page
     if page is None:
-        page = _page_of_start(windows[:index], tokenizer, corpus)
-        opens = index == 0
+        if before is not None:
+            page = _page_behind(before.text(index, tokenizer), corpus)
+        opens = index == 0 and windows[index].start == 0
     else:
         opens = index == 0 or windows[index - 1].page != page
     return WindowPlace(
@@ -99,19 +111,52 @@ def _snippet(window: Window, tokenizer: Tokenizer, *, opens: bool) -> str:
     return shorten(f"{start}{words}{end}")
 
 
-def _page_of_start(
-    before: Sequence[Window], tokenizer: Tokenizer, corpus: Corpus
-) -> int | None:
-    """The page in which a window begins that stands behind ``before``.
+class _Before(Struct, frozen=True):
+    """The ids of a whole text, and where in them each window's targets begin."""
 
-    Told by the headings in the text before it, as the corpus cuts pages; None where
-    there are none, or where the tokenizer does not give the last one back as it was.
+    ids: Sequence[int]
+    starts: Sequence[int]
+
+    @classmethod
+    def of(
+        cls,
+        indices: Sequence[int],
+        windows: Sequence[Window],
+        tokenizer: Tokenizer,
+        corpus: Corpus,
+        key: Key,
+    ) -> _Before | None:
+        """None where windows are of pages, or of a method that does not say its cut."""
+        protocol = get_protocol(key.method)
+        if not isinstance(protocol, CutProtocol) or all(
+            windows[index].page is not None for index in indices
+        ):
+            return None
+        ((_, ids),) = protocol.cut.streams(corpus, tokenizer)
+        # Cut like the ids, their positions say where each window is.
+        positions = range(len(ids))
+        last = max(indices)
+        cut = protocol.cut.pieces(
+            positions, None, tokenizer, key.window, stride=key.stride
+        )
+        starts = [piece.targets[0] for piece in itertools.islice(cut, last + 1)]
+        return cls(ids, starts)
+
+    def text(self, index: int, tokenizer: Tokenizer) -> str:
+        """What stands in front of the first token that a window scores."""
+        ids = list(self.ids[: self.starts[index]])
+        return str(tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+
+
+def _page_behind(text: str, corpus: Corpus) -> int | None:
+    """The page in which goes on what stands behind ``text``.
+
+    Told by the headings in the text, as the corpus cuts pages; None where there are
+    none, or where the tokenizer does not give the last one back as it was.
     """
     titles = [_first_line(page) for page in corpus.pages]
     if len(titles) < 2 or not any(map(is_heading, titles)):
         return None
-    ids = [id_ for window in before for id_ in window.ids]
-    text = str(tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
     headings = [line for line in text.split("\n") if is_heading(line)]
     if not headings:
         return 0

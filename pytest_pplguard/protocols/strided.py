@@ -2,12 +2,13 @@
 
 https://huggingface.co/docs/transformers/perplexity: all rows joined by a blank line and
 tokenised once; windows begin every ``stride`` tokens, the last one ends with the text,
-and of each window those tokens are scored that no earlier window reached. The loop multiplies each window's mean loss by the tokens
-that it adds *less one*, "due to internal label shift". That is right for a window that
-shares nothing with the one before: its first token has nothing in front of it. A window
-that overlaps scores all that it adds, so its mean counts a little less than its tokens
-do, and a last window that adds a single token counts nothing. The number here is the
-one that the loop prints.
+and of each window those tokens are scored that no earlier window reached.
+
+The loop multiplies each window's mean loss by the tokens that it adds *less one*, "due
+to internal label shift". That is right for a window that shares nothing with the one
+before: its first token has nothing in front of it. A window that overlaps scores all
+that it adds, so its mean counts a little less than its tokens do, and a last window
+that adds a single token counts nothing. The number here is that of the loop.
 """
 
 from __future__ import annotations

@@ -57,6 +57,38 @@ def test_windows_across_pages_name_the_page_in_which_they_begin(
     assert len({place.page for place in found.values()}) > 10
 
 
+@pytest.mark.parametrize("key", ["strided/demo:256:stride64", "llama-cpp/demo:256"])
+def test_windows_that_score_a_part_are_placed_where_it_begins(
+    tokenizer: Any, key: str
+) -> None:
+    """Windows overlap, or a BOS is read in the place of a token."""
+    text = "\n\n".join(CORPUS.rows)
+    if key.startswith("llama-cpp"):
+        text = "".join(row or " \n" for row in CORPUS.rows).removesuffix("\n")
+    offsets = tokenizer(text, return_offsets_mapping=True).offset_mapping
+    headings = [
+        row for row in CORPUS.rows if row.startswith(" = ") and "= =" not in row
+    ]
+    ends = [text.index(heading) + len(heading) for heading in headings]
+    found = places(tokenizer, key, *range(1, 60))
+    for index, place in found.items():
+        first = index * 64 + 192 if key.startswith("strided") else index * 256 + 129
+        begin = offsets[first][0]
+        page = max(sum(end <= begin for end in ends) - 1, 0)
+        assert (place.page, place.title) == (page, headings[page].strip()), index
+        shown = squeezed(place.words.removeprefix("...").removesuffix("..."))
+        assert squeezed(text[begin:]).startswith(shown)
+        assert place.words.startswith("...")
+    assert len({place.page for place in found.values()}) > 3
+
+
+def test_a_first_window_that_scores_its_second_half_does_not_open_the_text(
+    tokenizer: Any,
+) -> None:
+    (place,) = places(tokenizer, "llama-cpp/demo:64", 0).values()
+    assert place.words.startswith("...")
+
+
 def test_windows_of_pages(tokenizer: Any) -> None:
     key = "lm-eval/wikitext+demo:256:first3"
     windows = cut_windows(tokenizer, CORPUS, Key.parse(key))
