@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from msgspec import UNSET
 
 from ..values import Measurement, Recorded, Scalar, WindowScore
+
+_LEFT_OUT: dict[str, Scalar] = {"stride": "none", "scored": "all", "mean": "of tokens"}
+"""Properties that a measurement names only where they are not these."""
+
+_BOS_PREFIX, _BOS_TWICE = (0, 4, 3), (0, 4, 9, 2)
+"""Versions of lm-eval: from the first on, BOS stands before a page, and no longer EOS;
+from the second on, a tokenizer that adds BOS itself adds it too, and it is scored."""
 
 _SAME_REFERENCE = 1e-3
 """Relative. Kernels and versions move a perplexity by less, another model by more."""
@@ -22,14 +30,16 @@ def differences(
     """Each property in which the two differ, as ``window 2048, baseline 4096``.
 
     ``recorded_protocol`` and ``recorded_windows`` come from the baseline's evidence,
-    None and nothing where there is none. A digest that differs without a property that
-    does is named last, as what it is.
+    None and nothing where there is none. Where text and properties are the same and the
+    token windows are not, the tokenizer is named. A digest that differs without any of
+    these is named last, as what it is.
     """
-    found = [
-        f"{name} {_show(measured.protocol.get(name))}, baseline {_show(value)}"
-        for name, value in (recorded_protocol or {}).items()
-        if measured.protocol.get(name) != value
-    ]
+    found = _properties(measured, recorded, recorded_protocol or {})
+    other_ids = _differ(recorded.windows_digest, measured.windows_digest)
+    same_text = recorded.corpus_digest == measured.corpus_digest
+    if other_ids and same_text and recorded_protocol is not None and not found:
+        found.append(_tokenizer(measured, recorded))
+        other_ids = False
     found += [
         f"{unit} {measured.units.get(unit)}, baseline {count}"
         for unit, count in recorded.units.items()
@@ -42,12 +52,8 @@ def differences(
             f"text {_short(measured.corpus_digest)}, "
             f"baseline {_short(recorded.corpus_digest)}"
         )
-    if _differ(recorded.windows_digest, measured.windows_digest):
-        found.append(
-            f"token windows {_short(measured.windows_digest)}, "
-            f"baseline {_short(recorded.windows_digest)}"
-            + ("" if found else " (same text: another tokenizer or its settings)")
-        )
+    if other_ids:
+        found.append(_windows(measured, recorded))
     if recorded.source.kind == "published" and (
         measured.protocol.get("official text") is False
     ):
@@ -61,6 +67,73 @@ def differences(
         if name not in measured.metrics
     ]
     return tuple(found)
+
+
+def _properties(
+    measured: Measurement, recorded: Recorded, protocol: Mapping[str, Scalar]
+) -> list[str]:
+    """The properties of the protocol that differ, those of the baseline first."""
+    found = []
+    known = dict(protocol)
+    if known:
+        unnamed = {k: v for k, v in _LEFT_OUT.items() if k in measured.protocol}
+        known = unnamed | known
+    for name, value in known.items():
+        here = measured.protocol.get(name, _LEFT_OUT.get(name))
+        if here == value:
+            continue
+        regime = _regime(measured, recorded, value) if name == "first token" else None
+        found.append(regime or f"{name} {_show(here)}, baseline {_show(value)}")
+    return found
+
+
+def _regime(measured: Measurement, recorded: Recorded, first: Scalar) -> str | None:
+    """What another version of lm-eval put before a page; None if it was not that."""
+    here, there = (
+        environment.get("lm_eval")
+        for environment in (measured.environment, recorded.environment)
+    )
+    new, old = _version(here), _version(there)
+    if new is None or old is None or _era(new) == _era(old):
+        return None
+    twice = str(measured.protocol.get("first token")).endswith("and BOS")
+    if _era(new) == 0:
+        what = "EOS is the prefix token"
+    elif twice:
+        what = "BOS is scored twice"
+    elif str(first).endswith("and BOS"):
+        what = "BOS is not scored twice"
+    else:
+        what = "BOS is the prefix token"
+    before = ", which put EOS before a page" if _era(old) == 0 else ""
+    return f"{what}: lm-eval {here}, baseline recorded with {there}{before}"
+
+
+def _era(version: tuple[int, ...]) -> int:
+    return (version >= _BOS_PREFIX) + (version >= _BOS_TWICE)
+
+
+def _version(text: Scalar) -> tuple[int, ...] | None:
+    match = re.match(r"\d+(\.\d+)*", str(text))
+    return tuple(map(int, match[0].split("."))) if match else None
+
+
+def _tokenizer(measured: Measurement, recorded: Recorded) -> str:
+    """Same text, cut the same way, into other ids."""
+    found = f"tokenizer: the same text has other ids ({_windows(measured, recorded)})"
+    here = measured.environment.get("lm_eval")
+    there = recorded.environment.get("lm_eval")
+    if here == there or there is None:
+        return found
+    # lm-eval detokenises: its version stands between the text and the ids.
+    return f"{found}; or lm-eval {here}, baseline {there}"
+
+
+def _windows(measured: Measurement, recorded: Recorded) -> str:
+    return (
+        f"token windows {_short(measured.windows_digest)}, "
+        f"baseline {_short(recorded.windows_digest)}"
+    )
 
 
 def _other_reference(

@@ -120,7 +120,10 @@ def judge_metric(
     )
     different = differences(measured, recorded, recorded_protocol, recorded_windows)
     if different:
-        return replace(verdict, outcome=Outcome.NOT_COMPARABLE, reasons=different)
+        # A change would say how far two numbers are apart that mean different things.
+        return replace(
+            verdict, outcome=Outcome.NOT_COMPARABLE, change=None, reasons=different
+        )
     outcome, passed = _place(value, allowed, gate.metric)
     verdict = replace(verdict, outcome=outcome, passed=passed)
     if passed and tolerance.drift is not None:

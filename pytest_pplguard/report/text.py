@@ -264,6 +264,8 @@ def _gate(verdict: Verdict) -> str:
 def _drift(verdict: Verdict) -> str:
     if verdict.first is None or verdict.first == verdict.baseline:
         return ""
+    if not _comparable(verdict):
+        return repr(verdict.first)
     drift = (verdict.measured or 0) / verdict.first - 1 if verdict.measured else None
     return f"{verdict.first!r} ({change_text(drift)} since)"
 
@@ -271,12 +273,23 @@ def _drift(verdict: Verdict) -> str:
 def _published(verdict: Verdict) -> str:
     if verdict.published is None:
         return ""
-    facts = [verdict.reference, f"{change_text(_from_published(verdict))} here"]
+    here = f"{change_text(_from_published(verdict))} here"
+    facts = [verdict.reference, here if _comparable(verdict) else ""]
     return f"{verdict.published!r} ({'; '.join(filter(None, facts))})"
+
+
+def _comparable(verdict: Verdict) -> bool:
+    """Whether the measured value is of the kind that was recorded.
+
+    A gate that asks for more than there is evidence for has a change all the same.
+    """
+    return verdict.outcome is not Outcome.NOT_COMPARABLE or verdict.change is not None
 
 
 def _from_published(verdict: Verdict) -> float | None:
     if not verdict.published or verdict.measured is None:
+        return None
+    if not _comparable(verdict):
         return None
     return verdict.measured / verdict.published - 1
 

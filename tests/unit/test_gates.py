@@ -328,8 +328,8 @@ def test_a_published_value_needs_the_official_text() -> None:
         ),
         (
             {"windows_digest": "sha256:" + "c" * 64},
-            "token windows cccccccccccc, baseline aaaaaaaaaaaa (same text: another "
-            "tokenizer or its settings)",
+            "tokenizer: the same text has other ids (token windows cccccccccccc, "
+            "baseline aaaaaaaaaaaa)",
         ),
     ],
 )
