@@ -263,7 +263,8 @@ def default_window(name: str, model: Any, method: str) -> int:
             f"{name}: its config has no max_position_embeddings; give --window TOKENS"
         )
     window = min(limit, _LONGEST_DEFAULT_WINDOW)
-    say(f"window {window} (the model's maximum is {limit}; --window changes it)")
+    whose = "" if usual is None else f"{method}: "
+    say(f"{whose}window {window} (the model's maximum is {limit}; --window changes it)")
     return window
 
 

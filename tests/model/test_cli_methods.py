@@ -1,0 +1,178 @@
+"""Methods on the command line and in gates: windows and strides that nobody typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from pytest_pplguard.baselines import read_baseline, read_evidence
+from pytest_pplguard.protocols import PROTOCOLS
+from pytest_pplguard.values import Key
+from tests.model.tiny import save_tiny
+
+ENVIRONMENT = os.environ | {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+
+
+def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=ENVIRONMENT,
+    )
+
+
+def pplguard(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return run([str(Path(sysconfig.get_path("scripts"), "pplguard")), *arguments], cwd)
+
+
+def gates(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    given = ["--ppl-model", "tiny/dense=m", "--ppl-corpus", "mine=mine.txt"]
+    return run([*command, *given], cwd)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_tiny(tmp_path / "m", max_position_embeddings=1024)
+    text = "The ship sailed at noon. " * 700
+    (tmp_path / "mine.txt").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def options(*methods: str) -> list[str]:
+    words = [word for method in methods for word in ("--method", method)]
+    return [*words, "--corpus", "mine=mine.txt"]
+
+
+def test_windows_and_strides_that_nobody_typed(folder: Path) -> None:
+    methods = ("wanda", "strided", "llama-cpp", "lora-ft", "vllm", "lm-eval")
+    done = pplguard(
+        "measure", "m", *options(*methods), "--limit", "1", "--json", "-", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [entry["key"] for entry in document["measurements"]] == [
+        "wanda/mine:1024:first1",
+        "strided/mine:1024:stride512:first1",
+        "llama-cpp/mine:512:first1",
+        "lora-ft/mine:1024:first1",
+        "vllm/mine:1023:first1",
+        "lm-eval/wikitext+mine:1024:first1",
+    ]
+    maximum = "window 1024 (the model's maximum is 1024; --window changes it)"
+    usual = "(usual for this method; --window changes it)"
+    said = [line for line in done.stderr.splitlines() if "changes it" in line]
+    assert said == [
+        f"pplguard: {maximum}",
+        f"pplguard: llama-cpp: window 512 {usual}",
+        f"pplguard: lora-ft: {maximum}",  # and not 2,048, as is usual
+        f"pplguard: vllm: window 1023 {usual}",
+        "pplguard: strided: stride 512 (--stride changes it)",
+    ]
+
+
+def test_a_stride_that_was_typed(folder: Path) -> None:
+    done = pplguard(
+        "measure", "m", *options("strided"), "--window", "64", "--stride", "48",
+        "--limit", "3", "--json", "-", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads(done.stdout)["measurements"]
+    assert entry["key"] == "strided/mine:64:stride48:first3"
+    assert [score["scored"] for score in entry["evidence"]] == [63, 48, 48]
+    assert entry["units"] == {"tokens": 63 + 47 + 47}
+    assert "changes it" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["measure", "m", "--stride", "8"],
+            "--stride 8: the method wanda has no stride; give --method strided, or "
+            "leave it out",
+        ),
+        (
+            ["noise", "m", "--method", "strided", "--method", "vllm", "--stride", "8"],
+            "--stride 8: the method vllm has no stride; give --method strided, or "
+            "leave it out",
+        ),
+        (
+            ["measure", "m", "--method", "strided", "--stride", "9", "--window", "8"],
+            "key strided/wikitext2:8:stride9: with a stride longer than the window, "
+            "tokens between windows are never read; take a stride of 1 to 8",
+        ),
+        (
+            [
+                *["update", "m", "--checkpoint", "a/b", "--base", "x"],
+                *["--method", "llama-cpp", "--window", "2"],
+            ],
+            "key llama-cpp/wikitext2:2: the second half of a window of two tokens "
+            "scores nothing",
+        ),
+    ],
+)
+def test_what_no_model_can_measure_is_refused_before_loading(
+    folder: Path, arguments: list[str], message: str
+) -> None:
+    done = pplguard(*arguments, cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"pplguard: error: {message}\n"
+
+
+def test_recorded_gated_and_asked_for_by_a_marker(folder: Path) -> None:
+    methods = ("strided", "llama-cpp", "lora-ft", "gptq", "vllm")
+    done = pplguard(
+        "update", "m", "--checkpoint", "tiny/dense", "--base", "tiny",
+        *options(*methods), "--window", "64", "--limit", "4", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    path = folder / "baselines" / "tiny.yaml"
+    recorded = read_baseline(path).checkpoints["dense"].recorded
+    assert set(recorded) == {
+        "strided/mine:64:stride32:first4",
+        *(f"{method}/mine:64:first4" for method in methods if method != "strided"),
+    }
+    for key, entry in recorded.items():
+        evidence = read_evidence(path.parent, entry, where=key)
+        protocol = PROTOCOLS[Key.parse(key).method]
+        again = protocol.recompute(evidence.windows, entry.units)
+        assert again == pytest.approx(entry.metrics, rel=1e-12), key
+
+    (folder / "test_it.py").write_text(
+        "import pytest\n\n"
+        "@pytest.mark.ppl('strided', 'vllm', checkpoint='tiny/dense')\n"
+        "def test_it():\n    pass\n"
+    )
+    done = gates("baselines", "test_it.py", cwd=folder)
+    assert done.returncode == 0, done.stdout
+    assert "7 within tolerance" in done.stdout
+
+    # A number that was edited is found out, whatever the method's mean.
+    value = recorded["strided/mine:64:stride32:first4"].metrics["token_perplexity"]
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(repr(value), repr(value * 1.0001)), encoding="utf-8")
+    done = gates("baselines", "-k", "strided", cwd=folder)
+    assert done.returncode == 1
+    assert "a recorded value is never edited by hand" in done.stdout
+
+
+def test_noise_of_another_method(folder: Path) -> None:
+    done = pplguard(
+        "noise", "m", "-n", "1", *options("strided"), "--window", "64", "--limit", "2",
+        "--json", "-", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads(done.stdout)["noise"]
+    assert entry["key"] == "strided/mine:64:stride32:first2"
+    assert "pplguard: strided: stride 32 (--stride changes it)\n" in done.stderr
