@@ -120,7 +120,12 @@ class Cut(Struct, frozen=True, kw_only=True):
         Raises:
             InvalidLossError: the losses are beyond any finite perplexity.
         """
-        if self.mean == "windows":
+        # Of equal windows both means are one number: the originals take this one, and
+        # what was recorded by it must follow to the last digit.
+        equal = len({score.scored for score in scores}) == 1
+        if self.mean == "windows" or (
+            self.mean == "tokens" and self.divisor == "tokens" and equal
+        ):
             means = [score.nll_sum / score.scored for score in scores]
             nll, tokens = math.fsum(means), len(means)
         elif self.mean == "weighted":

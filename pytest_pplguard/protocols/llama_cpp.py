@@ -1,8 +1,8 @@
 """llama.cpp's ``llama-perplexity``: the second half of every window is scored.
 
-``perplexity`` in ``tools/perplexity/perplexity.cpp`` of ggml-org/llama.cpp, without
-``--ppl-stride``. The file's text, without its last line end, is tokenised once (with a
-BOS in front if the vocabulary adds one) and cut into chunks of ``n_ctx`` tokens, the
+``perplexity`` in ``tools/perplexity/perplexity.cpp`` of ggml-org/llama.cpp, without its
+option for strides. The file's text, without its last line end, is tokenised once (with
+a BOS in front if the vocabulary adds one) and cut into chunks of ``n_ctx`` tokens, the
 tail dropped. If the vocabulary adds BOS, the model reads one in place of each chunk's
 first token. Scored are the tokens behind the positions ``n_ctx / 2`` to ``n_ctx - 2``,
 ``n_ctx - 1 - n_ctx / 2`` a chunk; the perplexity is the exponential of their mean.
