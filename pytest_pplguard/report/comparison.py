@@ -157,11 +157,12 @@ def conclusion(comparison: Comparison) -> list[str]:
     others = list(zip(comparison.against, comparison.rows[1:], strict=True))
     paragraphs = [_of_one(against, row, dense) for against, row in others]
     untold = [pair for pair, text in zip(others, paragraphs, strict=True) if not text]
+    compared = [*filter(None, paragraphs), *_costs_alone(dense, untold)]
     return [
         *_introduction(comparison),
         *_of_dense(dense, comparison),
-        *filter(None, paragraphs),
-        *_costs_alone(dense, untold),
+        *compared,
+        *(_assumed(dense, comparison.rows[1:]) if compared else ()),
         *(
             f"{against.name} is in {against.dtypes[0]} and {dense.name} in "
             f"{against.dtypes[1]}: that alone moves numbers."
@@ -356,23 +357,27 @@ def _cost_sentence(against: Against, dense: Row, row: Row, *, start: str = " ") 
     sentence = text if start == ": " else text[0].upper() + text[1:]
     if _disagree(against):
         sentence += " The methods do not agree on which of the two is better."
-    return f"{start}{sentence}{_uncertain(dense, row)}"
+    return f"{start}{sentence}"
 
 
-def _uncertain(dense: Row, row: Row) -> str:
+def _assumed(dense: Row, others: Sequence[Row]) -> list[str]:
     """Published numbers have no windows that could be compared."""
-    pairs = ((dense.token, row.token), (dense.word, row.word))
+    pairs = (
+        pair
+        for row in others
+        for pair in ((dense.token, row.token), (dense.word, row.word))
+    )
     if not any(
         number is not None and number.windows_digest is None
         for pair in pairs
         if None not in pair
         for number in pair
     ):
-        return ""
-    return (
-        " Published numbers come without their windows; that these were cut alike is "
+        return []
+    return [
+        "Published numbers come without their windows; that these were cut alike is "
         "assumed."
-    )
+    ]
 
 
 def _costs(against: Against) -> str:
@@ -417,9 +422,6 @@ def _costs_alone(dense: Row, others: Sequence[tuple[Against, Row]]) -> list[str]
         ]
         if parts:
             texts.append(f"Against {dense.name}, per {unit}: {', '.join(parts)}.")
-    uncertain = [text for _, row in others if (text := _uncertain(dense, row))]
-    if texts and uncertain:
-        texts[-1] += uncertain[0]
     return texts
 
 
