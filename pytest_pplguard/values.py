@@ -221,6 +221,63 @@ class Measurement(Struct, frozen=True):
     higher_is_better: tuple[MetricName, ...] = ()
 
 
+class Rung(Struct, frozen=True, kw_only=True):
+    """One step of a :class:`Ladder`: what changed, and the perplexity after it.
+
+    The property ``changed`` went from ``before`` to ``after``; the first rung has none:
+    it is the first method itself. ``log_change`` is in nats per unit of the perplexity,
+    ``share`` its part of the ladder's whole change, None where both ends are equal.
+    ``windows`` and ``scored`` count windows, and the tokens scored in them;
+    ``new_windows`` of the windows are in no rung before. Without any, the step is
+    arithmetic on what was measured already.
+    """
+
+    changed: str | None = None
+    before: Scalar = None
+    after: Scalar = None
+    perplexity: float
+    log_change: float
+    share: float | None
+    windows: int
+    scored: int
+    new_windows: int
+
+    @property
+    def measured(self) -> bool:
+        """Whether the model had to read something for it."""
+        return self.new_windows > 0
+
+
+class Ladder(Struct, frozen=True, kw_only=True):
+    """The way from one method's number to another's, one property at a time.
+
+    ``start`` and ``goal`` are keys, with the metric that each is quoted by. ``pages``
+    counts those of the text and ``words`` theirs, as lm-eval counts them; ``limit`` is
+    the number of pages that the text was cut to, None where it is whole. ``recipe``
+    says how its rows are read.
+    """
+
+    start: str
+    start_metric: MetricName
+    goal: str
+    goal_metric: MetricName
+    rungs: tuple[Rung, ...]
+    corpus: str
+    corpus_digest: str
+    pages: int
+    words: int
+    limit: int | None
+    recipe: Recipe
+    environment: dict[str, Scalar]
+    seconds: float
+    notices: tuple[str, ...] = ()
+
+    @property
+    def gap(self) -> float:
+        """Logarithm of the last perplexity over the first, in nats."""
+        return math.log(self.rungs[-1].perplexity) - math.log(self.rungs[0].perplexity)
+
+
 class TensorFacts(Struct, frozen=True, gc=False):
     """What is known of one tensor of a checkpoint.
 

@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from ..errors import CorpusError
 from ..values import WIKITEXT_RECIPE, Recipe
 from . import wikitext
 
@@ -60,6 +62,32 @@ class Corpus(Struct, frozen=True):
         """A corpus without documents: a row a sentence, and all of them one page."""
         rows = tuple(sentences)
         return cls._make(name, rows, (recipe.joiner.join(rows),), recipe)
+
+    def first_pages(self, count: int) -> Corpus:
+        """The text cut to its first pages: a text of its own, which nobody published.
+
+        Raises:
+            CorpusError: it has fewer.
+        """
+        if count > len(self.pages):
+            raise CorpusError(
+                f"the text {self.name} has {len(self.pages)} pages, fewer than the "
+                f"{count} asked for"
+            )
+        if count == len(self.pages):
+            return self
+        rows = (
+            self.rows[:count]
+            if self.rows == self.pages
+            else wikitext.first_pages(self.rows, count)
+        )
+        return replace(
+            self,
+            rows=rows,
+            pages=self.pages[:count],
+            digest=rows_digest(rows),
+            official=None,
+        )
 
     @classmethod
     def _make(

@@ -41,3 +41,15 @@ def pages(rows: Sequence[str]) -> tuple[str, ...]:
     cut[-1].append("")
     joined = ("\n".join(lines) for lines in cut)
     return tuple(page for page in joined if page.strip())
+
+
+def first_pages(rows: Sequence[str], count: int) -> tuple[str, ...]:
+    """The rows of the first ``count`` pages, as :func:`pages` cuts them."""
+    found, text = 0, ""
+    for index, row in enumerate(rows):
+        if is_heading(row.removesuffix("\n")):
+            found, text = found + bool(text.strip()), ""
+            if found == count:
+                return tuple(rows[:index])
+        text += row
+    return tuple(rows)

@@ -15,8 +15,9 @@ from ..journal import Identity, Journal, Journals
 from ..options import Target
 from ..protocols import Tokenizer, check_key, get_protocol
 from ..scoring import Progress
-from ..values import Key, Measurement, Scalar, Window, WindowPlace
+from ..values import Key, Ladder, Measurement, Scalar, Window, WindowPlace
 from .divergence import Side, measure_divergence
+from .ladder import climb, ends_of
 from .places import window_places
 from .run import OpenJournal, measure_loaded
 
@@ -153,7 +154,7 @@ class Store:
             else:
                 loaded = self.loaded(name)
                 label = f"{name} {key}"
-                journal = self._journal_of(loaded, key, label)
+                journal = self._journal_of(loaded, str(key), label)
                 measured = self.measure(loaded, key, label=label, open_journal=journal)
         except PplguardError as error:
             self._failed[name, key] = _untraced(error)
@@ -161,7 +162,34 @@ class Store:
         self._measured[name, key] = measured
         return measured
 
-    def _journal_of(self, loaded: Loaded, key: Key, label: str) -> OpenJournal | None:
+    def ladder(
+        self, name: str, start: Key, goal: Key, *, pages: int | None = None
+    ) -> Ladder:
+        """The way of a checkpoint from one method's number to another's.
+
+        ``pages`` cuts the text to its first. Nothing is remembered.
+
+        Raises:
+            PplguardError: it cannot be loaded or measured.
+        """
+        ends = ends_of(start, goal)
+        corpus = self.corpus(get_protocol(start.method).corpus(start))
+        if pages is not None:
+            corpus = corpus.first_pages(pages)
+        loaded = self.loaded(name)
+        label = f"{name} {start} to {goal}"
+        with self._watch(label) as progress:
+            return climb(
+                loaded,
+                ends,
+                corpus,
+                limit=pages,
+                batch_size=self._batch_size,
+                progress=progress,
+                open_journal=self._journal_of(loaded, f"{start} to {goal}", label),
+            )
+
+    def _journal_of(self, loaded: Loaded, key: str, label: str) -> OpenJournal | None:
         """Opens the journal of the resident checkpoint.
 
         None for a model that a hook has brought, and for one that is not its files and
@@ -180,7 +208,7 @@ class Store:
             environment: dict[str, Scalar],
             windows: Sequence[Window],
         ) -> Journal:
-            identity = Identity(model, str(key), windows_digest, environment)
+            identity = Identity(model, key, windows_digest, environment)
             return journals.open(identity, windows, label=label)
 
         return open_journal

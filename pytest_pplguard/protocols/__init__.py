@@ -3,7 +3,7 @@
 from ..errors import UsageError
 from ..values import Key, near_matches
 from .base import Protocol, Text, Tokenizer, perplexity, windows_digest
-from .cut import Cut, CutProtocol, detokenised
+from .cut import Cut, CutProtocol, count_words, detokenised
 from .gptq import Gptq
 from .kl import Kl
 from .llama_cpp import LlamaCpp
@@ -29,6 +29,7 @@ __all__ = [
     "Tokenizer",
     "Wanda",
     "check_key",
+    "count_words",
     "detokenised",
     "get_protocol",
     "method_names",

@@ -360,6 +360,14 @@ def detokenised(pages: Sequence[str]) -> list[str]:
     return [wikitext_detokenizer({"page": page}) for page in pages]
 
 
+def count_words(pages: Sequence[str]) -> int:
+    """Words of raw pages as lm-eval's task ``wikitext`` counts them."""
+    from lm_eval.tasks.wikitext.preprocess_wikitext import process_results
+
+    counts = (process_results({"page": page}, (0.0,)) for page in pages)
+    return sum(count["word_perplexity"][1] for count in counts)
+
+
 def added_bos(tokenizer: Tokenizer) -> int | None:
     """The BOS token if the tokenizer puts it before a text."""
     bos = tokenizer.bos_token_id

@@ -11,6 +11,7 @@ import pytest
 from pytest_pplguard.corpora import Corpus, open_corpus
 from pytest_pplguard.corpora.corpus import rows_digest
 from pytest_pplguard.errors import CorpusError
+from pytest_pplguard.values import Recipe
 
 WIKITEXT = (
     " \n = One = \n \n Some text @-@ here . \n = = Part = = \n \n More . \n"
@@ -95,6 +96,40 @@ def test_jsonl_is_a_document_a_line(tmp_path: Path) -> None:
 
 def test_another_text_named_wikitext2_is_not_official(raw: Path) -> None:
     assert open_corpus("wikitext2", {"wikitext2": str(raw)}).official is False
+
+
+def test_the_first_pages_are_a_text_of_their_own(raw: Path) -> None:
+    text = open_corpus("wikitext2", {"wikitext2": str(raw)})
+    first = text.first_pages(1)
+    # The blank line before a heading ends the page before it.
+    assert first.rows == tuple(ROWS[:8])
+    assert first.pages == text.pages[:1]
+    assert first.digest == rows_digest(ROWS[:8])
+    assert (first.name, first.official) == ("wikitext2", None)
+    assert text.first_pages(2) == text
+    with pytest.raises(CorpusError) as caught:
+        text.first_pages(3)
+    assert str(caught.value) == (
+        "the text wikitext2 has 2 pages, fewer than the 3 asked for"
+    )
+
+
+def test_the_first_pages_are_those_of_the_whole_text() -> None:
+    demo = open_corpus("demo", {})
+    for count in range(1, len(demo.pages) + 1):
+        first = demo.first_pages(count)
+        assert first.pages == demo.pages[:count]
+        # A text of these rows has the same pages, but for the line end of its last.
+        again = Corpus.from_wikitext_rows("demo", first.rows).pages
+        assert [page.rstrip() for page in again] == [p.rstrip() for p in first.pages]
+
+
+def test_the_first_pages_of_documents_and_of_sentences() -> None:
+    recipe = Recipe("documents joined by a space", " ", 256)
+    text = Corpus.from_documents("mine", ["one", "two", "three"], recipe).first_pages(2)
+    assert (text.rows, text.pages, text.recipe) == (("one", "two"),) * 2 + (recipe,)
+    sentences = Corpus.from_sentences("ptb", ["one", "two"], recipe)
+    assert sentences.first_pages(1) == sentences
 
 
 def test_the_demo_ships_with_the_package() -> None:
