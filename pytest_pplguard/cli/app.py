@@ -320,6 +320,68 @@ def diff(
 
 
 @app.command()
+def explain(
+    model: Model,
+    start: Annotated[
+        str, typer.Option("--from", metavar="METHOD", help="Where the ladder begins")
+    ] = "wanda",
+    goal: Annotated[
+        str, typer.Option("--to", metavar="METHOD", help="Where it ends")
+    ] = "lm-eval",
+    window: Window = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PAGES", min=1, help="Only the first pages of the text, at each end"
+        ),
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[=PATH]",
+            help="The text, read from a local file if a path is given (default: "
+            "wikitext2)",
+        ),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = "1",
+    attention: Attention = None,
+    journal: JournalFolder = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Write JSON to a file, or to stdout"),
+    ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Draw the steps, as .png, .svg or .pdf"),
+    ] = None,
+    baselines: Baselines = Path("baselines"),
+) -> None:
+    """Say why two methods give two numbers, one change at a time.
+
+    Every step is measured, and both ends are the two methods' own numbers.
+    """
+    from ..measure import check_ends
+    from .explain import explain_model
+    from .measure import Wanted
+
+    check_ends(start, goal)
+    wanted = Wanted.parse(
+        [start, goal], window=window, limit=None, corpora=[corpus] if corpus else None
+    )
+    options = _options(
+        wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
+        trust_remote_code,
+    )  # fmt: skip
+    explain_model(
+        model, wanted, options, pages=limit, json_path=json, plot=plot, folder=baselines
+    )
+
+
+@app.command()
 def inspect(
     task: Annotated[
         str,

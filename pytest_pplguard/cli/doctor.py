@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from ..checkpoints import Examination, examine
 from ..report import (
-    check_heatmap,
+    check_plot,
     examination_document,
     examination_lines,
     write_heatmap,
@@ -33,7 +33,7 @@ def doctor_model(
         UsageError: a file cannot be written.
         CheckpointError: there is nothing to examine.
     """
-    picture = None if heatmap is None else check_heatmap(heatmap)
+    picture = None if heatmap is None else check_plot(heatmap, option="--heatmap")
     examined = _in_own_words(
         examine(
             spec,

@@ -31,7 +31,7 @@ from ..options import Options, Target
 from ..protocols import PROTOCOLS, USUAL_METHODS, check_key, get_protocol
 from ..report import measurements_document, number, watch_lines, watch_live
 from ..report.progress import ScorerProgress
-from ..values import Fingerprint, Key, Measurement
+from ..values import Fingerprint, Key, Ladder, Measurement
 from .output import say, write_json
 
 _LONGEST_DEFAULT_WINDOW = 4096
@@ -208,6 +208,12 @@ class Checkpoint:
         measured = self._store.measurement(self._name, key, reference=reference)
         say(*measured.notices)
         return measured
+
+    def ladder(self, start: Key, goal: Key, *, pages: int | None) -> Ladder:
+        """The way from one method's number to another's."""
+        climbed = self._store.ladder(self._name, start, goal, pages=pages)
+        say(*climbed.notices)
+        return climbed
 
     def discard_journals(self) -> None:
         """The measurements have reached the user: a further run measures anew."""

@@ -5,12 +5,14 @@ from .csv import figures
 from .examination import examination_document, examination_lines
 from .files import check_report_path, write_report
 from .github import annotation_commands, append_step_summary
-from .heatmap import check_heatmap, write_heatmap
+from .heatmap import check_plot, write_heatmap
 from .inspection import inspection_document, inspection_lines
 from .json import measurements_document, plain, results_document
+from .ladder import ladder_document, ladder_lines
 from .markdown import markdown_blocks
 from .progress import watch_lines, watch_live
 from .text import brief, change_text, changes_table, failure_text, number, summary_lines
+from .waterfall import write_waterfall
 from .where import place_line, where_lines
 
 __all__ = [
@@ -19,7 +21,7 @@ __all__ = [
     "brief",
     "change_text",
     "changes_table",
-    "check_heatmap",
+    "check_plot",
     "check_report_path",
     "comparison_document",
     "comparison_lines",
@@ -30,6 +32,8 @@ __all__ = [
     "figures",
     "inspection_document",
     "inspection_lines",
+    "ladder_document",
+    "ladder_lines",
     "markdown_blocks",
     "measurements_document",
     "number",
@@ -42,4 +46,5 @@ __all__ = [
     "where_lines",
     "write_heatmap",
     "write_report",
+    "write_waterfall",
 ]

@@ -15,8 +15,8 @@ _MOST_NUMBERS = 1200
 """Cells that still have their number written in them."""
 
 
-def check_heatmap(path: str) -> Path:
-    """The file for a heat map, before there is anything to draw.
+def check_plot(path: str, *, option: str) -> Path:
+    """The file for a picture, before there is anything to draw.
 
     Raises:
         UsageError: another suffix, a folder that is not there, or no matplotlib.
@@ -24,13 +24,13 @@ def check_heatmap(path: str) -> Path:
     file = Path(path)
     if file.suffix.lower() not in _SUFFIXES:
         raise UsageError(
-            f"--heatmap {path}: the suffix says what to write: {', '.join(_SUFFIXES)}"
+            f"{option} {path}: the suffix says what to write: {', '.join(_SUFFIXES)}"
         )
     if not file.parent.is_dir():
-        raise UsageError(f"--heatmap {path}: there is no folder {file.parent}")
+        raise UsageError(f"{option} {path}: there is no folder {file.parent}")
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(
-            "--heatmap needs the package matplotlib: "
+            f"{option} needs the package matplotlib: "
             "pip install 'pytest-pplguard[plots]'"
         )
     return file

@@ -528,6 +528,7 @@ def test_help_in_full(tmp_path: Path) -> None:
         "  measure  Measure a checkpoint; no baseline is read or written.\n"
         "  update   Measure a checkpoint and record it as a baseline.\n"
         "  diff     Say what differs between two checkpoints, or from a baseline.\n"
+        "  explain  Say why two methods give two numbers, one change at a time.\n"
         "  doctor   Look a checkpoint over without running it.\n"
         "  show     List recorded baselines.\n"
         "  noise    Measure how numbers move without any change; propose a tolerance.\n"

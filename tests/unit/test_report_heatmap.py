@@ -10,7 +10,7 @@ import pytest
 
 from pytest_pplguard.checkpoints import ZeroTable
 from pytest_pplguard.errors import UsageError
-from pytest_pplguard.report import check_heatmap, write_heatmap
+from pytest_pplguard.report import check_plot, write_heatmap
 
 TABLE = ZeroTable(
     ("q_proj", "up_proj"),
@@ -24,7 +24,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_labels_and_numbers_of_an_svg(tmp_path: Path) -> None:
-    file = check_heatmap(str(tmp_path / "zeros.svg"))
+    file = check_plot(str(tmp_path / "zeros.svg"), option="--heatmap")
     write_heatmap(file, TABLE, "out/w50")
     root = xml.etree.ElementTree.parse(file).getroot()
     texts = ["".join(node.itertext()) for node in root.iter(f"{SVG}text")]
@@ -43,7 +43,7 @@ def test_labels_and_numbers_of_an_svg(tmp_path: Path) -> None:
 
 def test_png_and_pdf(tmp_path: Path) -> None:
     for suffix, magic in ((".png", b"\x89PNG\r\n"), (".pdf", b"%PDF-")):
-        file = check_heatmap(str(tmp_path / f"zeros{suffix}"))
+        file = check_plot(str(tmp_path / f"zeros{suffix}"), option="--heatmap")
         write_heatmap(file, TABLE, "m")
         assert file.read_bytes().startswith(magic)
 
@@ -60,15 +60,15 @@ def test_what_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        check_heatmap("zeros.jpg")
+        check_plot("zeros.jpg", option="--heatmap")
     assert str(caught.value) == (
         "--heatmap zeros.jpg: the suffix says what to write: .png, .svg, .pdf"
     )
     with pytest.raises(UsageError, match="there is no folder"):
-        check_heatmap(str(tmp_path / "nowhere" / "zeros.png"))
+        check_plot(str(tmp_path / "nowhere" / "zeros.png"), option="--heatmap")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError) as caught:
-        check_heatmap("zeros.png")
+        check_plot("zeros.png", option="--heatmap")
     assert str(caught.value) == (
         "--heatmap needs the package matplotlib: pip install 'pytest-pplguard[plots]'"
     )
