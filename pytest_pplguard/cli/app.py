@@ -329,6 +329,7 @@ def explain(
         str, typer.Option("--to", metavar="METHOD", help="Where it ends")
     ] = "lm-eval",
     window: Window = None,
+    stride: Stride = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -370,8 +371,9 @@ def explain(
 
     check_ends(start, goal)
     wanted = Wanted.parse(
-        [start, goal], window=window, limit=None, corpora=[corpus] if corpus else None
-    )
+        [start, goal], window=window, stride=stride, limit=None,
+        corpora=[corpus] if corpus else None,
+    )  # fmt: skip
     options = _options(
         wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
         trust_remote_code,

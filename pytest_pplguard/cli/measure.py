@@ -62,16 +62,15 @@ class Wanted(Struct, frozen=True):
         """Check method names; ``NAME=PATH`` names a corpus and its file.
 
         Raises:
-            UsageError: unknown method, or one without a stride where one is given.
+            UsageError: unknown method, or a stride for methods that have none.
         """
-        for method in methods or USUAL_METHODS:
-            if stride is not None and not get_protocol(method).has_stride:
-                raise UsageError(
-                    f"--stride {stride}: the method {method} has no stride; give "
-                    "--method strided, or leave it out"
-                )
-        for method in methods or ():
-            get_protocol(method)
+        asked = [get_protocol(method) for method in methods or USUAL_METHODS]
+        if stride is not None and not any(protocol.has_stride for protocol in asked):
+            raise UsageError(
+                f"--stride {stride}: {' and '.join(each.name for each in asked)} "
+                f"ha{'s' if len(asked) == 1 else 've'} no stride; give the method "
+                "strided, or leave it out"
+            )
         names = dict.fromkeys(value.partition("=")[0] for value in corpora or ())
         return cls(
             methods=tuple(dict.fromkeys(methods or ())),
@@ -129,7 +128,7 @@ class Wanted(Struct, frozen=True):
                 windows[usual] = self.window or default_window(method)
             for corpus in self.corpora or (None,):
                 key = protocol.key_for(corpus, windows[usual], self.limit)
-                if self.stride is not None:
+                if self.stride is not None and protocol.has_stride:
                     key = replace(key, stride=self.stride)
                 check_key(key)
                 keys.append(key)

@@ -99,13 +99,12 @@ def test_a_stride_that_was_typed(folder: Path) -> None:
     [
         (
             ["measure", "m", "--stride", "8"],
-            "--stride 8: the method wanda has no stride; give --method strided, or "
+            "--stride 8: wanda and lm-eval have no stride; give the method strided, or "
             "leave it out",
         ),
         (
-            ["noise", "m", "--method", "strided", "--method", "vllm", "--stride", "8"],
-            "--stride 8: the method vllm has no stride; give --method strided, or "
-            "leave it out",
+            ["noise", "m", "--method", "vllm", "--stride", "8"],
+            "--stride 8: vllm has no stride; give the method strided, or leave it out",
         ),
         (
             ["measure", "m", "--method", "strided", "--stride", "9", "--window", "8"],
