@@ -31,7 +31,7 @@ from typing import Literal
 import filelock
 import msgspec
 import platformdirs
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from .values import Scalar, Window, WindowScore
 
@@ -64,9 +64,13 @@ class _Head(Struct):
 
 
 class _Finished(Struct):
-    """Any other line: index, summed NLL (nats) and scored tokens of each window."""
+    """Any other line: index, summed NLL (nats) and scored tokens of each window.
+
+    Of answers of a task also whether each is the greedy choice, in the same order.
+    """
 
     windows: list[tuple[int, float, int]]
+    greedy: list[bool] | UnsetType = UNSET
 
 
 def default_folder() -> Path:
@@ -103,10 +107,11 @@ class Journal:
         if self.path is None:
             return
         windows = [(index, s.nll_sum, s.scored) for index, s in scores.items()]
+        greedy = [s.greedy for s in scores.values() if s.greedy is not UNSET]
         try:
             if self._file is None:
                 self._file = _open(self.path, "ab")
-            _write(self._file, _line(_Finished(windows)))
+            _write(self._file, _line(_Finished(windows, greedy or UNSET)))
             now = time.monotonic()
             if now - self._synced >= _SYNC_SECONDS:
                 os.fsync(self._file.fileno())
@@ -290,15 +295,22 @@ def _scores(
     """The scores that fit the windows; the identity says that all do."""
     for document in documents:
         try:
-            finished = msgspec.json.decode(document, type=_Finished).windows
+            finished = msgspec.json.decode(document, type=_Finished)
         except (msgspec.DecodeError, RecursionError):  # whole, but not of our making
             continue
-        for index, nll_sum, scored in finished:
+        greedy: Sequence[bool | UnsetType] = finished.greedy or (
+            [UNSET] * len(finished.windows)
+        )
+        if len(greedy) != len(finished.windows):
+            continue
+        for (index, nll_sum, scored), choice in zip(
+            finished.windows, greedy, strict=True
+        ):
             if not 0 <= index < len(windows):
                 continue
             window = windows[index]
             if scored == len(window.targets) and math.isfinite(nll_sum):
-                yield index, WindowScore(nll_sum, scored, window.page)
+                yield index, WindowScore(nll_sum, scored, window.page, greedy=choice)
 
 
 def _make_ready(path: Path, identity: Identity, *, fresh: bool) -> None:

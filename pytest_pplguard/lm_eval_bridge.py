@@ -56,7 +56,7 @@ def evaluate_wikitext(
             perplexity(-sum(totals) / count, unit.removesuffix("s"))
         return totals
 
-    with _quiet():
+    with quiet():
         task = _pages_task(pages)
         units = _units(task, pages)
         results = lm_eval.evaluator.evaluate(
@@ -88,7 +88,7 @@ def _units(task: Any, pages: Sequence[str]) -> dict[str, int]:
 
 
 class _RollingLM(lm_eval.api.model.LM):  # type: ignore[misc]
-    """lm-eval's view of our scorer."""
+    """lm-eval's view of our scorer, for the task ``wikitext``."""
 
     def __init__(self, loglikelihoods: Loglikelihoods) -> None:
         super().__init__()
@@ -141,8 +141,8 @@ def _task_config() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval's remarks on its own task's defaults off the screen."""
+def quiet() -> Iterator[None]:
+    """Keep lm-eval's remarks on its own tasks' defaults off the screen."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -32,7 +32,8 @@ class Options(Struct, frozen=True):
 
     ``typed`` are the words of the command line that a further run needs to measure in
     the same way; the ini file speaks for itself. ``journal`` is a folder,
-    :data:`JOURNAL_OFF`, or None for the usual folder.
+    :data:`JOURNAL_OFF`, or None for the usual folder. ``include_path`` are folders of
+    YAML that defines tasks of lm-eval.
     """
 
     models: tuple[str, ...] = ()
@@ -44,6 +45,7 @@ class Options(Struct, frozen=True):
     batch_size: int = 1
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    include_path: tuple[str, ...] = ()
     update: Literal["no", "new", "all"] = "no"
     reports: tuple[str, ...] = ()
     journal: str | None = None

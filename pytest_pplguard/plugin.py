@@ -76,6 +76,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "save_to_disk folder (repeatable; ini: ppl_corpus)",
     )
     group.addoption(
+        "--ppl-include-path",
+        action="append",
+        metavar="DIR",
+        help="Find tasks of lm-eval in this folder first; YAML there can run code "
+        "(repeatable; ini: ppl_include_path)",
+    )
+    group.addoption(
         "--ppl-device",
         metavar="DEVICE",
         help="auto, cpu, cuda, cuda:N or mps (ini: ppl_device, default: auto)",
@@ -128,6 +135,7 @@ _INI: dict[str, tuple[Any, Any, str]] = {
     "ppl_model": ("linelist", [], "Twin of --ppl-model"),
     "ppl_baselines": ("string", "baselines", "Twin of --ppl-baselines"),
     "ppl_corpus": ("linelist", [], "Twin of --ppl-corpus"),
+    "ppl_include_path": ("linelist", [], "Twin of --ppl-include-path"),
     "ppl_device": ("string", "", "Twin of --ppl-device"),
     "ppl_dtype": ("string", "", "Twin of --ppl-dtype"),
     "ppl_batch_size": ("string", "", "Twin of --ppl-batch-size"),

@@ -17,9 +17,10 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from msgspec import UNSET, UnsetType
 
 from .errors import DeviceError, InvalidLossError, MeasurementError
 from .values import Window, WindowScore
@@ -45,6 +46,16 @@ _CHUNK_ELEMENTS = {"cpu": 2**22, "accelerator": 2**25}
 """Logits that exist at once: 16 MB in float32 on a CPU, 128 MB on an accelerator."""
 
 _PROOF_POSITIONS = 128
+
+_NO_CACHE = (
+    AttributeError,
+    IndexError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What models raise that cannot go on from a context that they have read."""
 
 # Of glibc's malloc.h, and sizes in bytes.
 _M_MMAP_THRESHOLD, _MAPPED_FROM, _ADAPTED_TO = -3, 2**20, 2**25
@@ -77,11 +88,19 @@ class Scorer:
         self._head = _output_head(model)
         self._body = _body(model) if self._head is not None else None
         self._proven = False
+        self._shares: bool | None = None
 
     def __call__(
-        self, windows: Sequence[Window], kept: Kept | None = None
+        self,
+        windows: Sequence[Window],
+        kept: Kept | None = None,
+        *,
+        answers: bool = False,
     ) -> list[WindowScore]:
         """Evidence of each window, in the order given.
+
+        ``answers``: the windows are answers of a task. Those that share a context are
+        read together, the context once, and each is told whether it is ``greedy``.
 
         Batches are cut from all windows, whatever is finished: each has the windows
         that it would have had without an interruption, and so their very bits.
@@ -100,10 +119,15 @@ class Scorer:
         tell = _Tally(len(windows), self._progress)
         tell(scores)
         with self.running():
-            for batch in batches(windows, self._batch_size):
+            cut = groups(windows) if answers else batches(windows, self._batch_size)
+            for batch in cut:
                 if scores.keys() >= set(batch):
                     continue
-                values = self._score(batch, windows)
+                values = (
+                    self._score_answers(batch, windows)
+                    if answers
+                    else [_Loss(value) for value in self._score(batch, windows)]
+                )
                 new = {
                     index: _window_score(value, index, windows)
                     for index, value in zip(batch, values, strict=True)
@@ -159,6 +183,108 @@ class Scorer:
                 )
                 for row, window in zip(rows, chosen, strict=True)
             ]
+
+    def _score_answers(
+        self, group: Sequence[int], windows: Sequence[Window]
+    ) -> list[_Loss]:
+        chosen = [windows[index] for index in group]
+        shared = shared_context(chosen)
+        with self.failing(group, windows):
+            if len({window.ids for window in chosen}) == 1 or not shared:
+                return self._losses(self._each(chosen), chosen)
+            if self._shares is None:
+                return self._prove_sharing(chosen, shared)
+            if self._shares:
+                try:
+                    return self._losses(self._continued(chosen, shared), chosen)
+                except torch.OutOfMemoryError:
+                    raise
+                except _NO_CACHE as error:
+                    self._read_alone(f"its cache fails ({type(error).__name__})")
+            return self._losses(self._each(chosen), chosen)
+
+    def _losses(
+        self, rows: Sequence[torch.Tensor], windows: Sequence[Window]
+    ) -> list[_Loss]:
+        return [
+            self._loss(row, window) for row, window in zip(rows, windows, strict=True)
+        ]
+
+    def _loss(self, rows: torch.Tensor, window: Window) -> _Loss:
+        """Of the targets; ``rows`` are those of the scored positions alone."""
+        targets = torch.tensor(window.targets, device=rows.device)
+        size = chunk_size(rows, self.head)
+        sums, greedy = [], True
+        for start in range(0, len(targets), size):
+            wanted = targets[start : start + size]
+            logits = self.to_logits(rows[start : start + size])
+            sums.append(nll(logits, wanted).sum().item())
+            greedy = greedy and bool((logits.argmax(-1) == wanted).all())
+        return _Loss(math.fsum(sums), greedy)
+
+    def _each(self, windows: Sequence[Window]) -> list[torch.Tensor]:
+        """Rows of the scored positions; what is read twice is read once."""
+        read: dict[tuple[int, ...], torch.Tensor] = {}
+        for window in windows:
+            if window.ids not in read:
+                read[window.ids] = self._run([window])[0]
+        return [
+            read[window.ids][window.start : window.start + len(window.targets)]
+            for window in windows
+        ]
+
+    def _continued(self, windows: Sequence[Window], shared: int) -> list[torch.Tensor]:
+        """As :meth:`_each`: the first ``shared`` ids once, then all that differs.
+
+        What is shorter is filled up on the right, where nothing before it sees it.
+        """
+        model = self._model if self._body is None else self._body
+        device = _device(self._model)
+        parts = list(dict.fromkeys(window.ids[shared:] for window in windows))
+        longest = max(map(len, parts))
+        context = torch.tensor([windows[0].ids[:shared]], device=device)
+        cache = model(input_ids=context, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(parts))
+        ids = torch.tensor(
+            [part + part[-1:] * (longest - len(part)) for part in parts], device=device
+        )
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        rows = output.logits if self._body is None else output.last_hidden_state
+        return [
+            rows[parts.index(window.ids[shared:])][
+                window.start - shared : window.start - shared + len(window.targets)
+            ]
+            for window in windows
+        ]
+
+    def _prove_sharing(self, windows: Sequence[Window], shared: int) -> list[_Loss]:
+        """Read shared contexts once only if that gives the losses of reading alone."""
+        alone = self._losses(self._each(windows), windows)
+        if not all(math.isfinite(loss.nll) for loss in alone):
+            return alone  # the scoring itself reports the window
+        try:
+            rows = self._continued(windows, shared)
+        except torch.OutOfMemoryError:
+            raise
+        except _NO_CACHE as error:
+            self._read_alone(f"it has no cache to go on from ({type(error).__name__})")
+            return alone
+        together = self._losses(rows, windows)
+        apart = math.fsum(
+            abs(one.nll - other.nll) for one, other in zip(alone, together, strict=True)
+        ) / max(math.fsum(loss.nll for loss in alone), 1e-12)
+        # Other shapes are rounded otherwise, in half precision to 8 bits a product.
+        if apart > (1e-5 if _is_single_or_better(rows[0].dtype) else 2e-2):
+            self._read_alone("going on from its cache gives other losses")
+            return alone
+        self._shares = True
+        return together
+
+    def _read_alone(self, why: str) -> None:
+        self._shares = False
+        self.notices.append(
+            f"each answer is read with its whole context: {why} (slower, same numbers)"
+        )
 
     def to_logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Logits of some of what :meth:`rows` gave: [positions x vocabulary]."""
@@ -247,6 +373,13 @@ class Scorer:
         )
 
 
+class _Loss(NamedTuple):
+    """Of one window: nats, and whether its targets are the greedy choice."""
+
+    nll: float
+    greedy: bool | UnsetType = UNSET
+
+
 class _Tally:
     """Sums up for whoever watches."""
 
@@ -273,13 +406,13 @@ def chunk_size(rows: torch.Tensor, head: torch.nn.Module | None) -> int:
     return max(1, _CHUNK_ELEMENTS[kind] // vocabulary)
 
 
-def _window_score(nll_sum: float, index: int, windows: Sequence[Window]) -> WindowScore:
-    if not math.isfinite(nll_sum):
+def _window_score(loss: _Loss, index: int, windows: Sequence[Window]) -> WindowScore:
+    if not math.isfinite(loss.nll):
         raise InvalidLossError.at(
-            index, f"the loss of {place(index, windows)} is {nll_sum}"
+            index, f"the loss of {place(index, windows)} is {loss.nll}"
         )
     window = windows[index]
-    return WindowScore(nll_sum, len(window.targets), window.page)
+    return WindowScore(loss.nll, len(window.targets), window.page, greedy=loss.greedy)
 
 
 def nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -359,6 +492,35 @@ def batches(windows: Sequence[Window], size: int) -> Iterator[list[int]]:
     for indices in by_length.values():
         for start in range(0, len(indices), size):
             yield indices[start : start + size]
+
+
+def groups(windows: Sequence[Window]) -> Iterator[list[int]]:
+    """Indices of neighbours of one page that share at least half of their contexts."""
+    group: list[int] = []
+    for index, window in enumerate(windows):
+        if group:
+            members = [*(windows[i] for i in group), window]
+            longest = max(member.start for member in members)
+            if (
+                windows[group[0]].page != window.page
+                or 2 * shared_context(members) < longest
+            ):
+                yield group
+                group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def shared_context(windows: Sequence[Window]) -> int:
+    """How many of their first ids windows share, up to the first scored position."""
+    shared = min(window.start for window in windows)
+    first = windows[0].ids
+    for window in windows[1:]:
+        if window.ids[:shared] != first[:shared]:
+            pairs = zip(first, window.ids, strict=False)
+            shared = next(i for i, (a, b) in enumerate(pairs) if a != b)
+    return shared
 
 
 @contextmanager

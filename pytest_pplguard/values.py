@@ -154,6 +154,9 @@ class WindowScore(Struct, frozen=True, gc=False):
     Where a reference model read the window too (``kl``): ``kl_sum`` is the sum of
     KL(P_reference || P_model) in nats, ``top1`` the number of positions at which both
     think the same token most likely, ``reference_nll`` the reference's own ``nll_sum``.
+
+    Where the window is an answer of a task (``lm-eval``): ``greedy`` says whether each
+    of its tokens is the one that the model thinks most likely.
     """
 
     nll_sum: float
@@ -162,6 +165,7 @@ class WindowScore(Struct, frozen=True, gc=False):
     kl_sum: float | UnsetType = UNSET
     top1: int | UnsetType = UNSET
     reference_nll: float | UnsetType = UNSET
+    greedy: bool | UnsetType = UNSET
 
 
 class DocumentResult(Struct, frozen=True):

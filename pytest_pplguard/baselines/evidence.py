@@ -14,7 +14,15 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from ..errors import BaselineError
-from ..values import SCHEMA, Measurement, MetricName, Recorded, Scalar, WindowScore
+from ..values import (
+    SCHEMA,
+    DocumentResult,
+    Measurement,
+    MetricName,
+    Recorded,
+    Scalar,
+    WindowScore,
+)
 from .find import split_name
 from .read import is_evidence_path
 
@@ -25,7 +33,10 @@ _WAY_OUT = "restore it from version control or re-record with `pplguard update`"
 
 
 class Evidence(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an evidence file holds: the losses by window, and how they came about."""
+    """What an evidence file holds: the losses by window, and how they came about.
+
+    Of a task of lm-eval also ``documents``, from which its metrics follow.
+    """
 
     schema: int
     checkpoint: str
@@ -36,6 +47,7 @@ class Evidence(Struct, frozen=True, forbid_unknown_fields=True):
     units: dict[str, int]
     metrics: dict[MetricName, float]
     windows: tuple[WindowScore, ...]
+    documents: tuple[DocumentResult, ...] = ()
 
 
 class _Head(Struct):
@@ -68,12 +80,17 @@ def encode_evidence(checkpoint: str, measurement: Measurement) -> tuple[str, byt
         "metrics": measurement.metrics,
     }
     fields = [f'"{name}": {to_json(value)}' for name, value in head.items()]
-    windows = ",\n".join(
-        to_json(msgspec.to_builtins(score)) for score in measurement.evidence
-    )
-    fields.append(f'"windows": [\n{windows}\n]' if windows else '"windows": []')
+    fields.append(_lines("windows", measurement.evidence))
+    if measurement.documents:
+        fields.append(_lines("documents", measurement.documents))
     slug = re.sub(r"[/:+]", "-", measurement.key)
     return named_by_content(checkpoint, slug, fields)
+
+
+def _lines(name: str, values: Iterable[Struct]) -> str:
+    """A field of JSON with a line for each value."""
+    lines = ",\n".join(to_json(msgspec.to_builtins(value)) for value in values)
+    return f'"{name}": [\n{lines}\n]' if lines else f'"{name}": []'
 
 
 def read_evidence(folder: Path, recorded: Recorded, *, where: str) -> Evidence:
@@ -126,6 +143,19 @@ def _numbers(measurement: Measurement) -> Iterable[tuple[str, float]]:
         for name in ("nll_sum", "kl_sum", "reference_nll"):
             if (value := getattr(score, name)) is not UNSET:
                 yield f"{name} of window {index}", value
+    for result in measurement.documents:
+        where = f"of document {result.document} of {result.task}"
+        for name, found in result.values.items():
+            yield from ((f"{name} {where}", value) for value in _all_floats(found))
+    yield from ((f"stderr of {n}", value) for n, value in measurement.stderr.items())
+
+
+def _all_floats(value: Any) -> Iterable[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _all_floats(item)
 
 
 def _floats(values: Mapping[str, Scalar], name: str) -> Iterable[tuple[str, float]]:

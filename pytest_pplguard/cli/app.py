@@ -65,7 +65,8 @@ Limit = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Only the first N windows, or pages for lm-eval (key: firstN)",
+        help="Only the first N windows, or pages or documents for lm-eval (key: "
+        "firstN)",
     ),
 ]
 Corpora = Annotated[
@@ -75,6 +76,30 @@ Corpora = Annotated[
         metavar="NAME[=PATH]",
         help="Measure this text, read from a local file if a path is given "
         "(default: wikitext2)",
+    ),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="Measure this task or group of lm-eval, such as hellaswag (repeatable)",
+    ),
+]
+Shots = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        min=0,
+        help="Solved examples before each question (default: the task's own number)",
+    ),
+]
+IncludePath = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--include-path",
+        metavar="DIR",
+        help="Find tasks of lm-eval here first; YAML there can run code (repeatable)",
     ),
 ]
 Device = Annotated[
@@ -133,6 +158,9 @@ def measure(
     stride: Stride = None,
     limit: Limit = None,
     corpus: Corpora = None,
+    task: Tasks = None,
+    shots: Shots = None,
+    include_path: IncludePath = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
@@ -150,12 +178,12 @@ def measure(
 
     wanted = Wanted.parse(
         method, window=window, stride=stride, limit=limit, corpora=corpus,
-        reference=reference,
+        reference=reference, tasks=task, shots=shots,
     )  # fmt: skip
     wanted.check_reference()
     options = _options(
         wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
-        trust_remote_code,
+        trust_remote_code, include_path,
     )  # fmt: skip
     measure_model(model, wanted, options, json_path=json)
 
@@ -248,6 +276,9 @@ def update(
     stride: Stride = None,
     limit: Limit = None,
     corpus: Corpora = None,
+    task: Tasks = None,
+    shots: Shots = None,
+    include_path: IncludePath = None,
     baselines: Baselines = Path("baselines"),
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -273,11 +304,11 @@ def update(
 
     wanted = Wanted.parse(
         method, window=window, stride=stride, limit=limit, corpora=corpus,
-        reference=reference,
+        reference=reference, tasks=task, shots=shots,
     )  # fmt: skip
     options = _options(
         wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
-        trust_remote_code,
+        trust_remote_code, include_path,
     )  # fmt: skip
     run = update_fingerprint if fingerprint else update_checkpoint
     run(model, wanted, options, folder=baselines, checkpoint=checkpoint, base=base)
@@ -558,6 +589,7 @@ def _options(
     journal: str | None,
     allow_pickle: bool,
     trust_remote_code: bool,
+    include_path: list[str] | None = None,
 ) -> Options:
     return Options(
         corpora=parse_corpora(files, option="--corpus"),
@@ -568,4 +600,5 @@ def _options(
         journal=journal,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
+        include_path=tuple(include_path or ()),
     )

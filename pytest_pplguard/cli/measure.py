@@ -47,6 +47,8 @@ class Wanted(Struct, frozen=True):
     corpora: tuple[str, ...] = ()
     files: list[str] = []
     reference: str | None = None
+    tasks: tuple[str, ...] = ()
+    shots: int | None = None
 
     @classmethod
     def parse(
@@ -58,11 +60,14 @@ class Wanted(Struct, frozen=True):
         corpora: list[str] | None,
         stride: int | None = None,
         reference: str | None = None,
+        tasks: list[str] | None = None,
+        shots: int | None = None,
     ) -> Wanted:
         """Check method names; ``NAME=PATH`` names a corpus and its file.
 
         Raises:
-            UsageError: unknown method, or a stride for methods that have none.
+            UsageError: unknown method, a stride for methods that have none, or shots
+                without a task.
         """
         asked = [get_protocol(method) for method in methods or USUAL_METHODS]
         if stride is not None and not any(protocol.has_stride for protocol in asked):
@@ -71,6 +76,8 @@ class Wanted(Struct, frozen=True):
                 f"ha{'s' if len(asked) == 1 else 've'} no stride; give the method "
                 "strided, or leave it out"
             )
+        if shots is not None and not tasks:
+            raise UsageError("--shots is for tasks of lm-eval: add --task NAME")
         names = dict.fromkeys(value.partition("=")[0] for value in corpora or ())
         return cls(
             methods=tuple(dict.fromkeys(methods or ())),
@@ -80,6 +87,8 @@ class Wanted(Struct, frozen=True):
             corpora=tuple(names),
             files=[value for value in corpora or () if "=" in value],
             reference=reference,
+            tasks=tuple(dict.fromkeys(tasks or ())),
+            shots=shots,
         )
 
     def check_reference(self) -> None:
@@ -104,13 +113,17 @@ class Wanted(Struct, frozen=True):
 
         ``--corpus NAME=PATH`` of a text that they read only says where it is.
         """
-        if self.methods or self.window is not None or self.limit is not None:
+        limits = (self.window, self.limit, self.shots)
+        if self.methods or self.tasks or any(limit is not None for limit in limits):
             return []
         read = {get_protocol(key.method).corpus(key) for key in known}
         return known if set(self.corpora) <= read else []
 
     def keys(self, default_window: Callable[[str], int]) -> list[Key]:
-        """One key for every method and corpus.
+        """One key for every method and corpus, and for every task of lm-eval.
+
+        With tasks the usual methods are not meant, and lm-eval's task ``wikitext`` only
+        where a corpus is named.
 
         Args:
             default_window: of a method, asked where none was typed; once for methods
@@ -120,18 +133,35 @@ class Wanted(Struct, frozen=True):
             UsageError: a method cannot measure what is asked for.
         """
         windows: dict[int | None, int] = {}
-        keys = []
-        for method in self.methods or USUAL_METHODS:
-            protocol = PROTOCOLS[method]
-            usual = protocol.usual_window
+
+        def window_of(method: str) -> int:
+            usual = PROTOCOLS[method].usual_window
             if usual not in windows:
                 windows[usual] = self.window or default_window(method)
+            return windows[usual]
+
+        methods = self.methods or (() if self.tasks else USUAL_METHODS)
+        if self.tasks and not self.corpora:
+            methods = tuple(method for method in methods if method != "lm-eval")
+        keys = []
+        for method in methods:
+            protocol = PROTOCOLS[method]
             for corpus in self.corpora or (None,):
-                key = protocol.key_for(corpus, windows[usual], self.limit)
+                key = protocol.key_for(corpus, window_of(method), self.limit)
                 if self.stride is not None and protocol.has_stride:
                     key = replace(key, stride=self.stride)
-                check_key(key)
                 keys.append(key)
+        for task in self.tasks:
+            key = Key(
+                "lm-eval",
+                task,
+                window_of("lm-eval"),
+                first=self.limit,
+                shots=self.shots,
+            )
+            keys.append(Key.parse(str(key)))  # the name may be none
+        for key in keys:
+            check_key(key)
         return keys
 
     def check_keys(self) -> None:
@@ -190,6 +220,8 @@ class Checkpoint:
             watch=watching,
             batch_size=options.batch_size,
             journals=journals_of(options),
+            task_folders=options.include_path,
+            trust_remote_code=options.trust_remote_code,
         )
 
     def keys(self, wanted: Wanted) -> list[Key]:
@@ -302,7 +334,9 @@ def print_measurements(
             f"{measurement.seconds:.1f} s"
         )
         for metric, value in measurement.metrics.items():
-            print(f"    {metric:<20} {number(value):>12}")
+            error = measurement.stderr.get(metric)
+            tail = f"  +- {number(error)}" if error is not None else ""
+            print(f"    {metric:<20} {number(value):>12}{tail}")
 
 
 def watching(label: str) -> AbstractContextManager[ScorerProgress]:

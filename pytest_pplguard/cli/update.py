@@ -119,6 +119,8 @@ def update_checkpoint(
         words += ["--ppl-baselines", str(folder)]
     for corpus, file in options.corpora.items():
         words += ["--ppl-corpus", f"{corpus}={file}"]
+    for tasks in options.include_path:
+        words += ["--ppl-include-path", tasks]
     print(f"  {shlex.join(words)}")
     if reference is not None and compared:
         for line in reference.advice(path, name):
@@ -144,7 +146,7 @@ def update_fingerprint(
     if wanted != Wanted():
         raise UsageError(
             "--fingerprint measures nothing: leave out --method, --reference, "
-            "--window, --stride, --limit and --corpus"
+            "--window, --stride, --limit, --corpus and --task"
         )
     stem, name = split_name(checkpoint)
     path = folder / f"{stem}.yaml"

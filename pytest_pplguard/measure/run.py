@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from ..protocols import PROTOCOLS, LmEval, Protocol, check_key, windows_digest
 from ..scoring import Progress, Scorer
 from ..values import Key, Measurement, Scalar, Window, WindowScore
 from .environment import environment, kernels
+
+if TYPE_CHECKING:
+    from ..lm_eval_tasks import Task, TaskSource
 
 OpenCorpus = Callable[[str], Corpus]
 OpenJournal = Callable[[str, dict[str, Scalar], Sequence[Window]], Journal]
@@ -30,6 +33,7 @@ def measure_loaded(
     batch_size: int = 1,
     progress: Progress | None = None,
     open_journal: OpenJournal | None = None,
+    tasks: TaskSource | None = None,
 ) -> Measurement:
     """Measure a loaded checkpoint by ``key``.
 
@@ -40,10 +44,11 @@ def measure_loaded(
         batch_size: windows of equal length that the model reads at once.
         progress: told how many windows are done.
         open_journal: gives the journal that keeps finished windows; None: none does.
+        tasks: where tasks of lm-eval come from.
 
     Raises:
-        UsageError: the key's method is unknown, cannot do what the key says, or needs
-            a reference (see :func:`.measure_divergence`).
+        UsageError: the key's method or task is unknown, cannot do what the key says, or
+            needs a reference (see :func:`.measure_divergence`).
         CorpusError: the text is not there or too short.
         InvalidLossError: a loss is not finite.
         MeasurementError: the model cannot be measured this way.
@@ -53,7 +58,8 @@ def measure_loaded(
     protocol = PROTOCOLS[key.method]
     if protocol.needs_reference:
         raise UsageError(f"key {key}: needs a reference to compare with")
-    corpus = open_corpus(protocol.corpus(key))
+    task = open_task(key, tasks) if protocol.runs_task(key) else None
+    corpus = open_corpus(protocol.corpus(key)) if task is None else None
     check_positions(loaded.model, key)
     started = time.perf_counter()
     run = _Run(
@@ -64,6 +70,9 @@ def measure_loaded(
         environment=environment(loaded, key, batch_size=batch_size),
         open_journal=open_journal,
     )
+    if task is not None:
+        return run.of_task(task, started)
+    assert corpus is not None
     metrics, units = run.of(corpus)
     return Measurement(
         key=str(key),
@@ -79,6 +88,18 @@ def measure_loaded(
         seconds=time.perf_counter() - started,
         notices=(*text_notice(corpus), *run.notices),
     )
+
+
+def open_task(key: Key, source: TaskSource | None = None) -> Task:
+    """The task of lm-eval that ``key`` measures, its data at hand.
+
+    Raises:
+        UsageError: there is none, or not as the key says.
+        CorpusError: its data cannot be reached.
+    """
+    from ..lm_eval_tasks import Task, TaskSource
+
+    return Task(key, source or TaskSource())
 
 
 def text_notice(corpus: Corpus) -> tuple[str, ...]:
@@ -139,20 +160,50 @@ class _Run:
         result = evaluate_wikitext(protocol.pages(corpus, self._key), loglikelihoods)
         return result.metrics, result.units
 
-    def _score(self, windows: list[Window]) -> None:
+    def of_task(self, task: Task, started: float) -> Measurement:
+        """The measurement of a task of lm-eval."""
+        windows: list[Window] = []
+        scores: list[WindowScore] = []
+
+        def score(some: list[Window]) -> list[WindowScore]:
+            # Once, but for a group whose tasks ask for answers and for whole texts.
+            self._score(some, answers=True)
+            windows.extend(some)
+            scores.extend(self.scores)
+            return self.scores
+
+        result = task.evaluate(self._loaded.tokenizer, score)
+        return Measurement(
+            key=str(self._key),
+            metrics=result.metrics,
+            units={"documents": len(result.documents)},
+            windows=len(windows),
+            windows_digest=windows_digest(windows),
+            corpus_digest=result.corpus_digest,
+            protocol=result.protocol,
+            evidence=tuple(scores),
+            environment=self.environment,
+            seconds=time.perf_counter() - started,
+            notices=(*result.notices, *self.notices),
+            documents=result.documents,
+            stderr=result.stderr,
+            higher_is_better=result.higher_is_better,
+        )
+
+    def _score(self, windows: list[Window], *, answers: bool = False) -> None:
         self.windows = windows
         self.windows_digest = windows_digest(self.windows)
         check_ids(self._loaded.model, self.windows)
         if self._open_journal is None:
-            self.scores = self._scorer(self.windows)
+            self.scores = self._scorer(self.windows, answers=answers)
         else:
             deciding = self.environment | kernels(self._loaded)
             with self._open_journal(
                 self.windows_digest, deciding, self.windows
             ) as journal:
-                self.scores = self._scorer(self.windows, journal)
+                self.scores = self._scorer(self.windows, journal, answers=answers)
             self.notices += journal.notices
-        self.notices += self._scorer.notices
+        self.notices += [n for n in self._scorer.notices if n not in self.notices]
 
 
 def max_positions(model: torch.nn.Module) -> int | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import Loaded, model_digest, state_digest
 from ..corpora import Corpus
 from ..divergence import Reference
-from ..errors import PplguardError
+from ..errors import MeasurementError, PplguardError
 from ..journal import Identity, Journal, Journals
 from ..options import Target
 from ..protocols import Tokenizer, check_key, get_protocol
@@ -19,7 +19,10 @@ from ..values import Key, Ladder, Measurement, Scalar, Window, WindowPlace
 from .divergence import Side, measure_divergence
 from .ladder import climb, ends_of
 from .places import window_places
-from .run import OpenJournal, measure_loaded
+from .run import OpenJournal, measure_loaded, open_task
+
+if TYPE_CHECKING:
+    from ..lm_eval_tasks import TaskSource
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
 """Shows progress: gets a label, gives what the scorer calls."""
@@ -39,6 +42,8 @@ class Store:
         watch: shows loading and scoring to whoever waits.
         batch_size: windows of equal length that the model reads at once.
         journals: keep the finished windows of checkpoints; None: nothing does.
+        task_folders: of YAML that defines tasks of lm-eval.
+        trust_remote_code: whether a task's dataset may run code that it brings.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Store:
         watch: Watch,
         batch_size: int = 1,
         journals: Journals | None = None,
+        task_folders: Sequence[str] = (),
+        trust_remote_code: bool = False,
     ) -> None:
         self._targets = targets
         self._load = load
@@ -57,6 +64,8 @@ class Store:
         self._watch = watch
         self._batch_size = batch_size
         self._journals = journals
+        self._task_folders = tuple(task_folders)
+        self._trust_remote_code = trust_remote_code
         self._resident: tuple[str, Loaded] | None = None
         self._from_files: set[str] = set()
         self._digest: str | None = None
@@ -147,7 +156,7 @@ class Store:
         try:
             check_key(key)
             # A text that is not there should not cost the loading of a model.
-            self.corpus(get_protocol(key.method).corpus(key))
+            self._check_text(key)
             if reference is not None:
                 model = Side(name, lambda: self.loaded(name))
                 measured = self.divergence(model, key, reference)
@@ -188,6 +197,19 @@ class Store:
                 progress=progress,
                 open_journal=self._journal_of(loaded, f"{start} to {goal}", label),
             )
+
+    def _check_text(self, key: Key) -> None:
+        protocol = get_protocol(key.method)
+        if protocol.runs_task(key):
+            open_task(key, self._tasks)
+        else:
+            self.corpus(protocol.corpus(key))
+
+    @property
+    def _tasks(self) -> TaskSource:
+        from ..lm_eval_tasks import TaskSource
+
+        return TaskSource(self._task_folders, self._trust_remote_code)
 
     def _journal_of(self, loaded: Loaded, key: str, label: str) -> OpenJournal | None:
         """Opens the journal of the resident checkpoint.
@@ -237,6 +259,9 @@ class Store:
                 batch_size=self._batch_size,
                 progress=progress,
                 open_journal=open_journal,
+                tasks=(
+                    self._tasks if get_protocol(key.method).runs_task(key) else None
+                ),
             )
 
     def divergence(self, model: Side, key: Key, reference: str) -> Measurement:
@@ -307,7 +332,12 @@ class Store:
         Raises:
             PplguardError: the text cannot be cut as it was.
         """
-        corpus = self.corpus(get_protocol(key.method).corpus(key))
+        protocol = get_protocol(key.method)
+        if protocol.runs_task(key):
+            raise MeasurementError(
+                f"windows of {key} are answers: they have a document, and no place"
+            )
+        corpus = self.corpus(protocol.corpus(key))
         return window_places(indices, tokenizer, corpus, key, digest=digest)
 
     def evict(self) -> None:

@@ -7,7 +7,7 @@ from .cut import Cut, CutProtocol, count_words, detokenised
 from .gptq import Gptq
 from .kl import Kl
 from .llama_cpp import LlamaCpp
-from .lm_eval import LmEval
+from .lm_eval import AGGREGATION, LmEval, aggregation, recompute_task
 from .lora_ft import LoraFt
 from .registry import Registry, listed
 from .strided import Strided
@@ -15,6 +15,7 @@ from .vllm import Vllm
 from .wanda import Wanda
 
 __all__ = [
+    "AGGREGATION",
     "METHODS",
     "PROTOCOLS",
     "USUAL_METHODS",
@@ -28,12 +29,14 @@ __all__ = [
     "Text",
     "Tokenizer",
     "Wanda",
+    "aggregation",
     "check_key",
     "count_words",
     "detokenised",
     "get_protocol",
     "method_names",
     "perplexity",
+    "recompute_task",
     "windows_digest",
 ]
 
@@ -76,4 +79,10 @@ def check_key(key: Key) -> None:
     Raises:
         UsageError: unknown method, or a part that the method has no use for.
     """
-    get_protocol(key.method).check(key)
+    protocol = get_protocol(key.method)
+    if key.shots is not None and not protocol.runs_task(key):
+        raise UsageError(
+            f"key {key}: only tasks of lm-eval have shots, examples that are shown "
+            f"first; write {str(key).replace(f':shots{key.shots}', '')}"
+        )
+    protocol.check(key)

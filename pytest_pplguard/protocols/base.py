@@ -67,6 +67,10 @@ class Protocol(abc.ABC):
     def corpus(self, key: Key) -> str:
         """Name of the corpus that ``key`` reads."""
 
+    def runs_task(self, key: Key) -> bool:
+        """Whether lm-eval brings what ``key`` reads: a task, and no corpus."""
+        return False
+
     @abc.abstractmethod
     def key_for(self, corpus: str | None, window: int, first: int | None) -> Key:
         """The key that measures ``corpus`` (None: the method's usual text)."""

@@ -1,4 +1,4 @@
-"""lm-eval's rolling log-likelihood: how its ``hf`` model cuts a page into windows.
+"""lm-eval's tasks: how its ``hf`` model cuts pages and answers into windows.
 
 Follows ``loglikelihood_rolling``, ``tok_encode`` and ``prefix_token_id`` of
 ``lm_eval/models/huggingface.py`` (0.4.9.2 to 0.4.13) and calls lm-eval's own
@@ -9,11 +9,11 @@ are the task's, not ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from ..errors import CorpusError, UsageError
-from ..values import Key, MetricName, Scalar, Window, WindowScore, near_matches
+from ..values import DocumentResult, Key, MetricName, Scalar, Window, WindowScore
 from .base import Protocol, Text, Tokenizer, perplexity
 from .cut import Cut, detokenised, encode_page, prefix_token
 
@@ -21,7 +21,12 @@ _CORPUS_OF_TASK = {"wikitext": "wikitext2"}
 
 
 class LmEval(Protocol):
-    """Word and byte perplexity by lm-eval's task ``wikitext``."""
+    """Word and byte perplexity by lm-eval's task ``wikitext``; any other task.
+
+    The task ``wikitext`` reads our corpora. Of other tasks lm-eval brings documents,
+    answers and metrics, see :mod:`pytest_pplguard.lm_eval_bridge`; ``metrics`` are not
+    theirs.
+    """
 
     name = "lm-eval"
     metrics = ("word_perplexity", "byte_perplexity", "bits_per_byte")
@@ -35,7 +40,10 @@ class LmEval(Protocol):
     )
 
     def corpus(self, key: Key) -> str:
-        return key.corpus or _CORPUS_OF_TASK[key.text]
+        return key.corpus or _CORPUS_OF_TASK.get(key.text, key.text)
+
+    def runs_task(self, key: Key) -> bool:
+        return key.text not in _CORPUS_OF_TASK
 
     def key_for(self, corpus: str | None, window: int, first: int | None) -> Key:
         if corpus == _CORPUS_OF_TASK[self.default_text]:
@@ -44,12 +52,11 @@ class LmEval(Protocol):
 
     def check(self, key: Key) -> None:
         self.refuse_stride(key)
-        if key.text not in _CORPUS_OF_TASK:
+        if self.runs_task(key) and key.corpus is not None:
             raise UsageError(
-                f"key {key}: this version runs lm-eval's task wikitext, not "
-                f"{key.text!r}{near_matches(key.text, _CORPUS_OF_TASK)}; a text of "
-                f"your own goes behind a plus sign: lm-eval/wikitext+{key.text}:"
-                f"{key.window}"
+                f"key {key}: the task {key.text} of lm-eval has documents of its own; "
+                f"write {str(key).replace(f'+{key.corpus}', '')}, or a YAML that reads "
+                "yours (docs/tasks.md)"
             )
 
     def pages(self, text: Text, key: Key) -> tuple[str, ...]:
@@ -104,3 +111,66 @@ class LmEval(Protocol):
             "byte_perplexity": perplexity(nll / units["bytes"], "byte"),
             "bits_per_byte": nll / units["bytes"] / math.log(2),
         }
+
+
+_WEIGHTED, _ALIKE = "tasks by size", "tasks alike"
+
+
+def aggregation(function: str, weight_by_size: bool | None) -> str:
+    """How a metric of a task, or of a group of tasks, follows from its documents.
+
+    ``function`` is lm-eval's name, ``weight_by_size`` None for a single task.
+    """
+    if weight_by_size is None:
+        return function
+    return f"{function}, {_WEIGHTED if weight_by_size else _ALIKE}"
+
+
+def recompute_task(
+    documents: Sequence[DocumentResult], protocol: Mapping[str, Scalar]
+) -> dict[MetricName, float]:
+    """The metrics of a task from what came of its documents.
+
+    ``protocol`` says how, see :func:`aggregation`. Left out are metrics whose
+    aggregation is code of the task's own.
+    """
+    metrics = {}
+    for name, how in protocol.items():
+        metric = name.removeprefix(AGGREGATION)
+        if metric == name or not isinstance(how, str):
+            continue
+        function, _, weights = how.partition(", ")
+        values: dict[str, list[Any]] = {}
+        for result in documents:
+            if metric in result.values:
+                values.setdefault(result.task, []).append(result.values[metric])
+        aggregate = _aggregation_function(function)
+        if aggregate is None or not values:
+            continue
+        sizes = [
+            len({r.document for r in documents if r.task == task}) for task in values
+        ]
+        if weights == _ALIKE:
+            sizes = [1] * len(values)
+        totals = [
+            aggregate(items) * size
+            for items, size in zip(values.values(), sizes, strict=True)
+        ]
+        metrics[metric] = float(sum(totals) / sum(sizes))
+    return metrics
+
+
+AGGREGATION = "aggregation of "
+"""Opens the names of the properties that say how metrics are aggregated."""
+
+
+def _aggregation_function(name: str) -> Callable[[list[Any]], float] | None:
+    if name == "mean":
+        return lambda items: sum(items) / len(items)
+    from lm_eval.api import metrics, registry
+
+    assert metrics  # its import fills the registry
+
+    known = registry.AGGREGATION_REGISTRY
+    found: Callable[[list[Any]], float] | None = known.get(name, None)
+    return found

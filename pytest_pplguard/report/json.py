@@ -10,6 +10,8 @@ import msgspec
 
 from ..values import SCHEMA, Measurement, Results
 
+_OF_TASKS = ("documents", "stderr", "higher_is_better")
+
 
 def results_document(results: Results) -> dict[str, Any]:
     """``{"schema": 1, "verdicts": [...], ...}`` with every field of every verdict."""
@@ -17,10 +19,20 @@ def results_document(results: Results) -> dict[str, Any]:
 
 
 def measurements_document(measurements: Sequence[Measurement]) -> dict[str, Any]:
-    """``{"schema": 1, "measurements": [...]}``, evidence included."""
+    """``{"schema": 1, "measurements": [...]}``, evidence included.
+
+    What only tasks of lm-eval have stands only there.
+    """
     return {
         "schema": SCHEMA,
-        "measurements": [plain(measurement) for measurement in measurements],
+        "measurements": [
+            {
+                name: value
+                for name, value in plain(measurement).items()
+                if value or name not in _OF_TASKS
+            }
+            for measurement in measurements
+        ],
     }
 
 

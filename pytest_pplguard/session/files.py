@@ -14,7 +14,7 @@ from ..baselines import (
     split_name,
 )
 from ..errors import BaselineError, UsageError
-from ..protocols import PROTOCOLS
+from ..protocols import PROTOCOLS, recompute_task
 from ..values import (
     BaselineFile,
     CheckpointEntry,
@@ -135,7 +135,10 @@ class BaselineFiles:
         path = self.path(name)
         where = f"{name} {key}"
         evidence = read_evidence(path.parent, recorded, where=where)
-        again = PROTOCOLS[key.method].recompute(evidence.windows, recorded.units)
+        if evidence.documents:
+            again = recompute_task(evidence.documents, evidence.protocol)
+        else:
+            again = PROTOCOLS[key.method].recompute(evidence.windows, recorded.units)
         for metric, value in recorded.metrics.items():
             if metric in again and abs(again[metric] - value) > _SAME * abs(value):
                 raise BaselineError(

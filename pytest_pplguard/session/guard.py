@@ -33,6 +33,7 @@ from ..values import (
     RelativeGate,
     Tolerance,
     Verdict,
+    near_matches,
 )
 from .files import BaselineFiles, shown_path
 from .localising import Localiser
@@ -136,7 +137,7 @@ class Guard:
             judge_relative(
                 name,
                 gate,
-                gate.metric or PROTOCOLS[key.method].metrics[0],
+                gate.metric or usual_metric(key, pair[1]),
                 measured=pair[1],
                 base=pair[0],
                 origin=origin,
@@ -146,8 +147,10 @@ class Guard:
 
     def relative_metric(self, gate: RelativeGate) -> str:
         """What a relative gate's verdict is about: ``token_perplexity / dense``."""
-        protocol = get_protocol(Key.parse(gate.key).method)
-        return f"{gate.metric or protocol.metrics[0]} / {gate.to}"
+        key = Key.parse(gate.key)
+        protocol = get_protocol(key.method)
+        usual = "number" if protocol.runs_task(key) else protocol.metrics[0]
+        return f"{gate.metric or usual} / {gate.to}"
 
     def base_of(self, name: str, gate: RelativeGate) -> str:
         """Name of the checkpoint that a relative gate divides by.
@@ -234,7 +237,7 @@ class Guard:
                 from_files = _files_of_loaded(name, what, loaded)
                 tokenizer_used = loaded.tokenizer
             gated = entry.gates.metrics.get(str(key), {})
-            for metric in gated or PROTOCOLS[key.method].metrics[:1]:
+            for metric in gated or (usual_metric(key, measured),):
                 # What a test says of a divergence is not meant for an agreement.
                 asked = None if metric in HIGHER_IS_BETTER else request.tolerance
                 tolerance = asked or gated.get(metric)
@@ -494,6 +497,12 @@ class Guard:
         recorded: Recorded | None,
         from_files: FromFiles | None,
     ) -> Verdict:
+        if gate.metric not in measured.metrics:
+            raise UsageError(
+                f"{gate.key} yields no {gate.metric}"
+                f"{near_matches(gate.metric, measured.metrics)}; "
+                f"it yields {', '.join(measured.metrics)}"
+            )
         stem, _ = split_name(name)
         path = self.files.path(name)
         recording = Recording(
@@ -602,6 +611,20 @@ class Guard:
         words += ["--ppl-model", other] if other else []
         words += self.options.typed
         return shlex.join(words if other else [*words, "--ppl-update"])
+
+
+def usual_metric(key: Key, measured: Measurement | InvalidLossError) -> str:
+    """What people quote first of a measurement.
+
+    Of a task of lm-eval: ``acc_norm``, else ``acc``, else what lm-eval names first.
+    """
+    protocol = PROTOCOLS[key.method]
+    if not protocol.runs_task(key):
+        return protocol.metrics[0]
+    if isinstance(measured, InvalidLossError):
+        return "acc_norm"
+    found = (metric for metric in ("acc_norm", "acc") if metric in measured.metrics)
+    return next(found, next(iter(measured.metrics)))
 
 
 def _files_of_loaded(name: str, what: object, loaded: Loaded) -> FromFiles | None:

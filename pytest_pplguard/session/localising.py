@@ -47,7 +47,7 @@ class Localiser:
         self, error: InvalidLossError, key: Key, tokenizer: Tokenizer | None
     ) -> tuple[str, ...]:
         """Where the window of an invalid loss is; nothing where there is no window."""
-        if error.window is None or tokenizer is None:
+        if error.window is None or tokenizer is None or _is_of_task(key):
             return ()
         try:
             places = self._store().places([error.window], tokenizer, key)
@@ -70,7 +70,7 @@ class Localiser:
             return (_no_place(error),)
         places: dict[int, WindowPlace] = {}
         failed: tuple[str, ...] = ()
-        if tokenizer is not None:
+        if tokenizer is not None and not _is_of_task(key):
             indices = [window.index for window in change.moved_most]
             try:
                 places = self._store().places(
@@ -79,6 +79,11 @@ class Localiser:
             except PplguardError as error:
                 failed = (_no_place(error),)
         return (*where_lines(change, places), *failed)
+
+
+def _is_of_task(key: Key) -> bool:
+    """Whether windows are answers: they have a document, and no place in a text."""
+    return get_protocol(key.method).runs_task(key)
 
 
 def _no_place(error: PplguardError) -> str:

@@ -42,6 +42,7 @@ GUARD = pytest.StashKey[Guard]()
 _REPEATED = (
     "baselines",
     "corpus",
+    "include_path",
     "device",
     "dtype",
     "batch_size",
@@ -82,6 +83,8 @@ def _make_guard(config: pytest.Config) -> Guard:
             watch=lambda label: watch(config, label),
             batch_size=options.batch_size,
             journals=journals_of(options),
+            task_folders=options.include_path,
+            trust_remote_code=options.trust_remote_code,
         )
 
     guard = Guard(options, targets, files, make_store)
@@ -146,6 +149,7 @@ def read_options(config: pytest.Config) -> Options:
         batch_size=parse_batch_size(batch_size, option=origin) if batch_size else 1,
         allow_pickle=option.ppl_allow_pickle,
         trust_remote_code=option.ppl_trust_remote_code,
+        include_path=_include_path(config),
         update="all" if option.ppl_update else "new" if option.ppl_update_new else "no",
         reports=reports,
         journal=_journal(config),
@@ -194,6 +198,21 @@ def _corpora(config: pytest.Config) -> dict[str, str]:
             if not path.exists():
                 raise UsageError(f"{origin}: {name}: {path} does not exist")
     return {name: str(path) for name, path in (rooted | here).items()}
+
+
+def _include_path(config: pytest.Config) -> tuple[str, ...]:
+    """Folders of tasks; what is typed comes last, and wins in lm-eval."""
+    rooted = [config.rootpath / path for path in config.getini("ppl_include_path")]
+    typed = config.option.ppl_include_path or ()
+    here = [config.invocation_params.dir / path for path in typed]
+    for origin, paths in (
+        ("ini ppl_include_path", rooted),
+        ("--ppl-include-path", here),
+    ):
+        for path in paths:
+            if not path.is_dir():
+                raise UsageError(f"{origin}: {path} is no folder")
+    return tuple(map(str, [*rooted, *here]))
 
 
 def _journal(config: pytest.Config) -> str | None:

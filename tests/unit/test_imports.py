@@ -30,7 +30,7 @@ LEVELS = (
         "protocols",
     ),
     ("scoring", "lm_eval_bridge"),
-    ("comparison", "divergence", "inspection"),
+    ("comparison", "divergence", "inspection", "lm_eval_tasks"),
     ("measure",),
     ("report",),
     ("session",),

@@ -322,10 +322,24 @@ def test_properties_name_what_decides() -> None:
         ),
         ("wanda/demo:1", "key wanda/demo:1: a window of one token scores nothing"),
         (
-            "lm-eval/demo:64",
-            "key lm-eval/demo:64: this version runs lm-eval's task wikitext, not "
-            "'demo'; a text of your own goes behind a plus sign: "
-            "lm-eval/wikitext+demo:64",
+            "lm-eval/piqa+demo:64",
+            "key lm-eval/piqa+demo:64: the task piqa of lm-eval has documents of its "
+            "own; write lm-eval/piqa:64, or a YAML that reads yours (docs/tasks.md)",
+        ),
+        (
+            "lm-eval/piqa:64:stride8",
+            "key lm-eval/piqa:64:stride8: the method lm-eval has no stride; write "
+            "lm-eval/piqa:64",
+        ),
+        (
+            "wanda/demo:64:shots2:first1",
+            "key wanda/demo:64:shots2:first1: only tasks of lm-eval have shots, "
+            "examples that are shown first; write wanda/demo:64:first1",
+        ),
+        (
+            "lm-eval/wikitext:64:shots0",
+            "key lm-eval/wikitext:64:shots0: only tasks of lm-eval have shots, "
+            "examples that are shown first; write lm-eval/wikitext:64",
         ),
     ],
 )
