@@ -113,7 +113,7 @@ class Task:
             if name in own.all_tasks:
                 return self._load(own, source)
         if folders := _folders_of(name):
-            few = _manager(folders, defaults=False)
+            few = _manager([*folders, *source.folders], defaults=False)
             if name in few.all_tasks:
                 return self._load(few, source)
         return self._load(_manager(list(source.folders)), source)

@@ -1,0 +1,586 @@
+"""Tasks of lm-eval, against ``simple_evaluate`` with lm-eval's own ``hf`` model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pytest_pplguard import scoring
+from pytest_pplguard.baselines import encode_evidence
+from pytest_pplguard.baselines.evidence import Evidence
+from pytest_pplguard.checkpoints import Loaded
+from pytest_pplguard.corpora import Corpus
+from pytest_pplguard.errors import (
+    CorpusError,
+    InvalidLossError,
+    MeasurementError,
+    PplguardError,
+    UsageError,
+)
+from pytest_pplguard.journal import Identity, Journals
+from pytest_pplguard.lm_eval_tasks import TaskSource
+from pytest_pplguard.measure import measure_loaded
+from pytest_pplguard.protocols import recompute_task, windows_digest
+from pytest_pplguard.scoring import Scorer, groups, shared_context
+from pytest_pplguard.values import Key, Measurement, Window
+
+from .local_tasks import DOCUMENTS, STOCK, stock_run, write_group, write_task
+from .tiny import save_tiny
+
+WINDOW = 512
+
+
+def no_corpus(name: str) -> Corpus:
+    raise AssertionError(name)
+
+
+def load_tiny(path: Path, arch: str = "llama", **options: Any) -> Loaded:
+    save_tiny(path, arch, **options)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    return Loaded.of(model, AutoTokenizer.from_pretrained(path))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return load_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    for name in DOCUMENTS:
+        write_task(folder, name)
+    write_task(folder, "piqa", alias="longer", documents=11)
+    write_group(folder, "by_size", ["longer", "boolq"], by_size=True)
+    write_group(folder, "alike", ["longer", "boolq"], by_size=False)
+    return folder
+
+
+def measure(loaded: Loaded, key: str, folder: Path, **options: Any) -> Measurement:
+    source = TaskSource((str(folder),))
+    parsed = Key.parse(key)
+    return measure_loaded(loaded, parsed, no_corpus, tasks=source, **options)
+
+
+def assert_as_stock(
+    measured: Measurement, stock: dict[str, Any], name: str, *, tasks: list[str]
+) -> None:
+    """Metrics, standard errors and each answer's log-likelihood and greediness."""
+    expected = {
+        metric.removesuffix(",none"): value
+        for metric, value in stock["results"][name].items()
+        if metric.endswith(",none")
+    }
+    found = dict(measured.metrics)
+    found |= {f"{metric}_stderr": value for metric, value in measured.stderr.items()}
+    if "perplexity" in found:
+        # Stock lm-eval adds in float32, and `exp` makes much of that; its standard
+        # error is bootstrapped, which is left out here.
+        assert math.log(found.pop("perplexity")) == pytest.approx(
+            math.log(expected.pop("perplexity")), rel=1e-6
+        )
+        del expected["perplexity_stderr"]
+    assert found == pytest.approx(expected, rel=1e-6)
+    samples = [
+        sample
+        for task in tasks
+        for sample in sorted(stock["samples"][task], key=lambda one: one["doc_id"])
+    ]
+    answers = [
+        answer for sample in samples for answer in (resp[0] for resp in sample["resps"])
+    ]
+    assert len(answers) == measured.windows == len(measured.evidence)
+    for (loglikelihood, greedy), score in zip(answers, measured.evidence, strict=True):
+        assert -score.nll_sum == pytest.approx(loglikelihood, rel=1e-6)
+        assert score.greedy is greedy
+    assert [(d.task, d.document) for d in measured.documents] == [
+        (task, sample["doc_id"])
+        for task in tasks
+        for sample in sorted(stock["samples"][task], key=lambda one: one["doc_id"])
+    ]
+    for document, sample in zip(measured.documents, samples, strict=True):
+        for metric, value in document.values.items():
+            assert value == pytest.approx(sample[metric], rel=1e-6)
+
+
+@pytest.mark.parametrize("shots", [None, 3])
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_equal_to_stock(
+    name: str, shots: int | None, tiny: Loaded, folder: Path
+) -> None:
+    key = f"lm-eval/{name}:{WINDOW}" + (f":shots{shots}" if shots else "") + ":first5"
+    measured = measure(tiny, key, folder)
+    stock = stock_run(
+        tiny.model, tiny.tokenizer, folder, name, window=WINDOW, shots=shots, limit=5
+    )
+    assert_as_stock(measured, stock, name, tasks=[name])
+    assert measured.units == {"documents": 5}
+    assert measured.notices == ()
+    assert measured.protocol["shots"] == (shots or 0)
+
+
+@pytest.mark.parametrize("name", ["by_size", "alike"])
+def test_groups_are_equal_to_stock(name: str, tiny: Loaded, folder: Path) -> None:
+    measured = measure(tiny, f"lm-eval/{name}:{WINDOW}", folder)
+    stock = stock_run(tiny.model, tiny.tokenizer, folder, name, window=WINDOW)
+    assert_as_stock(measured, stock, name, tasks=["longer", "boolq"])
+    assert measured.units == {"documents": 17}
+    own = [d.values["acc"] for d in measured.documents]
+    by_hand = {
+        "by_size": sum(own) / 17,
+        "alike": (sum(own[:11]) / 11 + sum(own[11:]) / 6) / 2,
+    }
+    assert measured.metrics["acc"] == pytest.approx(by_hand[name], rel=1e-12)
+
+
+@pytest.mark.parametrize("arch", ["opt", "gpt_neox", "gemma2", "mixtral"])
+def test_other_models_are_equal_to_stock(
+    arch: str, tmp_path: Path, folder: Path
+) -> None:
+    loaded = load_tiny(tmp_path / arch, arch)
+    measured = measure(loaded, f"lm-eval/hellaswag:{WINDOW}:first3", folder)
+    stock = stock_run(
+        loaded.model, loaded.tokenizer, folder, "hellaswag", window=WINDOW, limit=3
+    )
+    assert_as_stock(measured, stock, "hellaswag", tasks=["hellaswag"])
+
+
+def test_long_contexts_are_cut_from_the_left_as_stock_does(
+    tiny: Loaded, folder: Path
+) -> None:
+    measured = measure(tiny, "lm-eval/hellaswag:56", folder)
+    stock = stock_run(tiny.model, tiny.tokenizer, folder, "hellaswag", window=56)
+    assert_as_stock(measured, stock, "hellaswag", tasks=["hellaswag"])
+
+
+def test_without_bos_as_stock(tmp_path: Path, folder: Path) -> None:
+    loaded = load_tiny(tmp_path / "nobos", bos=False)
+    measured = measure(loaded, "lm-eval/arc_easy:256", folder)
+    stock = stock_run(loaded.model, loaded.tokenizer, folder, "arc_easy", window=256)
+    assert_as_stock(measured, stock, "arc_easy", tasks=["arc_easy"])
+    assert measured.protocol["first token"] == "none"
+
+
+def test_an_empty_context_is_the_prefix_as_stock(tiny: Loaded, tmp_path: Path) -> None:
+    write_task(tmp_path, "piqa", doc_to_text="")
+    measured = measure(tiny, "lm-eval/piqa:256", tmp_path)
+    stock = stock_run(tiny.model, tiny.tokenizer, tmp_path, "piqa", window=256)
+    assert_as_stock(measured, stock, "piqa", tasks=["piqa"])
+
+
+def test_mutual_information_is_as_stock(tiny: Loaded, tmp_path: Path) -> None:
+    """Its answers are scored twice: behind the question, and behind nothing."""
+    metric = {"metric": "acc_mutual_info", "aggregation": "mean"}
+    metrics = [{**metric, "higher_is_better": True}]
+    write_task(tmp_path, "piqa", metric_list=metrics)
+    measured = measure(tiny, "lm-eval/piqa:256", tmp_path)
+    stock = stock_run(tiny.model, tiny.tokenizer, tmp_path, "piqa", window=256)
+    assert measured.windows == 24
+    assert measured.metrics == {
+        "acc_mutual_info": stock["results"]["piqa"]["acc_mutual_info,none"]
+    }
+
+
+def test_whole_texts_are_as_stock(tiny: Loaded, tmp_path: Path) -> None:
+    """A task with rolling log-likelihoods, which is not ``wikitext``."""
+    metric = {"metric": "word_perplexity", "aggregation": "weighted_perplexity"}
+    write_task(
+        tmp_path,
+        "lambada_openai",
+        alias="texts",
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_target="text",
+        metric_list=[{**metric, "higher_is_better": False}],
+    )
+    measured = measure(tiny, "lm-eval/texts:16", tmp_path)
+    stock = stock_run(tiny.model, tiny.tokenizer, tmp_path, "texts", window=16)
+    assert measured.metrics == pytest.approx(
+        {"word_perplexity": stock["results"]["texts"]["word_perplexity,none"]}, rel=1e-6
+    )
+    assert measured.windows > len(measured.documents) == 6
+    assert measured.higher_is_better == ()
+
+
+def test_lm_evals_words_about_its_numbers(tiny: Loaded, folder: Path) -> None:
+    lambada = measure(tiny, f"lm-eval/lambada_openai:{WINDOW}", folder)
+    assert lambada.higher_is_better == ("acc",)
+    assert {*lambada.stderr} == {"acc"}
+    assert lambada.protocol | {"task definition": "any"} == {
+        "window": WINDOW,
+        "task": "lambada_openai",
+        "task version": 1.0,
+        "task definition": "any",
+        "shots": 0,
+        "output type": "loglikelihood",
+        "first token": "BOS 0",
+        "empty context": "prefix 0",
+        "too long": "cut from the left",
+        "aggregation of perplexity": "perplexity",
+        "aggregation of acc": "mean",
+    }
+    # One document has no spread: lm-eval says "N/A", which is no number.
+    assert measure(tiny, f"lm-eval/piqa:{WINDOW}:first1", folder).stderr == {}
+
+
+# -------------------------------------------------------------------- shared contexts
+
+
+@contextlib.contextmanager
+def counted(model: torch.nn.Module) -> Iterator[list[int]]:
+    """Collects how many tokens the model's body reads in each call."""
+    counts: list[int] = []
+
+    def count(_: Any, args: Any, options: dict[str, Any]) -> None:
+        counts.append(options["input_ids"].numel())
+
+    body = model.base_model
+    assert isinstance(body, torch.nn.Module)
+    hook = body.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield counts
+    finally:
+        hook.remove()
+
+
+def answers_of(context: int, lengths: tuple[int, ...], page: int) -> list[Window]:
+    """Answers of some lengths behind one context, tokens that nothing else has."""
+    start = tuple((7 * i + page) % 200 + 3 for i in range(context))
+    windows = []
+    for n, length in enumerate(lengths):
+        answer = tuple((31 * n + i + page) % 200 + 3 for i in range(length))
+        ids = (*start, *answer)[:-1]
+        windows.append(Window(ids, answer, context - 1, page=page))
+    return windows
+
+
+def test_a_shared_context_is_read_once(tiny: Loaded) -> None:
+    windows = [
+        window for page in range(4) for window in answers_of(50, (5, 9, 7), page)
+    ]
+    alone = Scorer(tiny.model)(windows)
+    scorer = Scorer(tiny.model)
+    with counted(tiny.model) as counts:
+        together = scorer(windows, answers=True)
+    assert scorer.notices == []
+    assert [score.nll_sum for score in together] == pytest.approx(
+        [score.nll_sum for score in alone], rel=1e-6
+    )
+    # Behind the 49 shared ids: the last of the context and the answer but its end.
+    group = [49, 3 * 9]
+    whole = [54, 58, 56]
+    # First the head proves itself (its body, then the model), then the sharing.
+    assert counts == [54, 54, *whole, *group * 4]
+
+
+def test_answers_of_one_token_take_one_reading(tiny: Loaded) -> None:
+    windows = answers_of(50, (1, 1, 1, 1), 0)
+    scorer = Scorer(tiny.model)
+    scorer._body, scorer._proven = tiny.model.base_model, True
+    with counted(tiny.model) as counts:
+        scores = scorer(windows, answers=True)
+    assert counts == [50]
+    alone = [score.nll_sum for score in Scorer(tiny.model)(windows)]
+    assert [score.nll_sum for score in scores] == pytest.approx(alone, rel=1e-6)
+
+
+def test_the_greedy_choice_is_told(tiny: Loaded) -> None:
+    ids = tuple(range(10, 30))
+    with torch.no_grad():
+        logits = tiny.model(input_ids=torch.tensor([ids])).logits[0]
+    best = tuple(logits.argmax(-1).tolist())
+    wrong = (*best[:-1], (best[-1] + 1) % 200)
+    windows = [Window(ids, best[12:], 12, 0), Window(ids, wrong[12:], 12, 0)]
+    greedy = [score.greedy for score in Scorer(tiny.model)(windows, answers=True)]
+    assert greedy == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda cache: cache.reset(), "going on from its cache gives other losses"),
+        (lambda cache: cache.no_such_method(), "it has no cache to go on from"),
+    ],
+    ids=["other losses", "no cache"],
+)
+def test_a_model_that_cannot_go_on_reads_everything(
+    change: Callable[[Any], None],
+    why: str,
+    tiny: Loaded,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import DynamicCache
+
+    repeat = DynamicCache.batch_repeat_interleave
+
+    def broken(self: Any, repeats: int) -> None:
+        repeat(self, repeats)
+        change(self)
+
+    windows = [w for page in range(2) for w in answers_of(50, (5, 9), page)]
+    expected = [score.nll_sum for score in Scorer(tiny.model)(windows)]
+    monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", broken)
+    scorer = Scorer(tiny.model)
+    scores = scorer(windows, answers=True)
+    assert [score.nll_sum for score in scores] == pytest.approx(expected, rel=1e-12)
+    (notice,) = scorer.notices
+    assert re.fullmatch(
+        rf"each answer is read with its whole context: {why}( \(\w+\))? "
+        r"\(slower, same numbers\)",
+        notice,
+    )
+
+
+def test_neighbours_that_share_half_of_their_context_are_a_group() -> None:
+    def window(ids: str, page: int = 0) -> Window:
+        return Window(tuple(map(ord, ids)), (1,), len(ids) - 1, page)
+
+    windows = [
+        window("abcdefgh1"),
+        window("abcdefgh2"),
+        window("abcdxxxx3"),
+        window("abcxxxxx4"),  # three of eight: less than half
+        window("abcxxxxx4", page=1),
+        window("P", page=1),
+    ]
+    assert list(groups(windows)) == [[0, 1, 2], [3], [4], [5]]
+    assert shared_context(windows[:3]) == 4
+
+
+# ------------------------------------------------------------------------ what is kept
+
+
+def test_evidence_gives_the_metrics_again(tiny: Loaded, folder: Path) -> None:
+    import msgspec
+
+    for name in ("hellaswag", "lambada_openai", "by_size", "alike"):
+        measured = measure(tiny, f"lm-eval/{name}:{WINDOW}", folder)
+        _, content = encode_evidence("tiny/dense", measured)
+        evidence = msgspec.json.decode(content, type=Evidence)
+        assert evidence.documents == measured.documents
+        assert evidence.windows == measured.evidence
+        again = recompute_task(evidence.documents, evidence.protocol)
+        assert again == pytest.approx(measured.metrics, rel=1e-12)
+
+
+def test_the_digests_catch_what_changes_a_number(
+    tiny: Loaded, folder: Path, tmp_path: Path
+) -> None:
+    def digests(measured: Measurement) -> tuple[str, str, Any]:
+        definition = measured.protocol["task definition"]
+        return measured.windows_digest, measured.corpus_digest, definition
+
+    usual = digests(measure(tiny, f"lm-eval/piqa:{WINDOW}", folder))
+    # The same documents and definition at another place.
+    write_task(tmp_path / "same", "piqa")
+    assert digests(measure(tiny, f"lm-eval/piqa:{WINDOW}", tmp_path / "same")) == usual
+    write_task(tmp_path / "template", "piqa", doc_to_text="{{goal}}")
+    other = digests(measure(tiny, f"lm-eval/piqa:{WINDOW}", tmp_path / "template"))
+    assert [a == b for a, b in zip(usual, other, strict=True)] == [False, True, False]
+    shots = digests(measure(tiny, f"lm-eval/piqa:{WINDOW}:shots1", folder))
+    assert [a == b for a, b in zip(usual, shots, strict=True)] == [False, True, True]
+    nobos = load_tiny(tmp_path / "nobos", bos=False)
+    without = digests(measure(nobos, f"lm-eval/piqa:{WINDOW}", folder))
+    assert [a == b for a, b in zip(usual, without, strict=True)] == [False, True, True]
+    lines = (tmp_path / "template" / "piqa-test.jsonl").read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {"label": 1})
+    (tmp_path / "same" / "piqa-test.jsonl").write_text("\n".join(lines) + "\n")
+    label = digests(measure(tiny, f"lm-eval/piqa:{WINDOW}", tmp_path / "same"))
+    assert [a == b for a, b in zip(usual, label, strict=True)] == [True, False, True]
+
+
+def test_finished_answers_are_not_scored_again(
+    tiny: Loaded, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = f"lm-eval/hellaswag:{WINDOW}"
+    whole = measure(tiny, key, folder)
+    journals = Journals(tmp_path / "journal")
+
+    def open_journal(digest: str, deciding: Any, windows: Any) -> Any:
+        identity = Identity("model", key, digest, {})
+        return journals.open(identity, windows, label=key)
+
+    def stop(done: int, total: int, mean: float) -> None:
+        if done == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(tiny, key, folder, open_journal=open_journal, progress=stop)
+    with counted(tiny.model) as counts:
+        resumed = measure(tiny, key, folder, open_journal=open_journal)
+    assert resumed.evidence == whole.evidence
+    assert resumed.metrics == whole.metrics
+    with counted(tiny.model) as all_counts:
+        measure(tiny, key, folder)
+    assert len(counts) == len(all_counts) - 2 * 3  # three of six documents
+    assert "12 of 24 windows were scored already" in resumed.notices[0]
+
+
+def test_a_poisoned_scorer_breaks_tasks_too(
+    tiny: Loaded, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy = measure(tiny, f"lm-eval/lambada_openai:{WINDOW}", folder)
+    nll = scoring.nll
+    monkeypatch.setattr(scoring, "nll", lambda *args: nll(*args) + 1.0)
+    worse = measure(tiny, f"lm-eval/lambada_openai:{WINDOW}", folder)
+    assert worse.metrics["perplexity"] > 2 * healthy.metrics["perplexity"]
+
+
+def test_lm_evals_own_model_is_not_imported() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, pytest_pplguard.lm_eval_tasks;"
+        "sys.exit('lm_eval.models.huggingface' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_windows_digest_is_of_the_answers(tiny: Loaded, folder: Path) -> None:
+    """One document by hand: its question, its two answers, as token windows."""
+    measured = measure(tiny, f"lm-eval/boolq:{WINDOW}:first1", folder)
+    question = (
+        "Somebody mixes a bowl. It was good.\nQuestion: was it number 0?\nAnswer:"
+    )
+    context = tiny.tokenizer(question).input_ids
+    windows = []
+    for answer in (" no", " yes"):
+        both = tiny.tokenizer(question + answer).input_ids
+        targets = tuple(both[len(context) :])
+        windows.append(Window(tuple(both[:-1]), targets, len(context) - 1, page=0))
+    assert measured.windows_digest == windows_digest(windows)
+
+
+# -------------------------------------------------------------------------- bad input
+
+
+def refusal(kind: type[PplguardError], call: Callable[[], object]) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_task_without_enough_examples(tiny: Loaded, folder: Path) -> None:
+    key = "lm-eval/piqa:64:shots9"
+    assert refusal(UsageError, lambda: measure(tiny, key, folder)) == (
+        f"key {key}: 9 shots, but the task piqa has 8 examples to show"
+    )
+
+
+def test_a_task_that_wants_no_shots(tiny: Loaded, tmp_path: Path) -> None:
+    write_task(tmp_path, "piqa", num_fewshot=0)
+    key = "lm-eval/piqa:64:shots1"
+    assert refusal(UsageError, lambda: measure(tiny, key, tmp_path)) == (
+        f"key {key}: the task piqa is defined with no shots, whatever is asked for; "
+        "leave :shots1 out"
+    )
+
+
+def test_a_task_that_generates(tiny: Loaded, tmp_path: Path) -> None:
+    write_task(tmp_path, "piqa", output_type="generate_until", metric_list=[])
+    key = "lm-eval/piqa:64"
+    assert refusal(UsageError, lambda: measure(tiny, key, tmp_path)) == (
+        f"key {key}: the task piqa needs generated text (generate_until), and this "
+        "plugin scores only"
+    )
+
+
+def test_data_that_cannot_be_reached(tiny: Loaded, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone.jsonl")
+    write_task(tmp_path, "piqa", dataset_kwargs={"data_files": {"test": gone}})
+    message = refusal(CorpusError, lambda: measure(tiny, "lm-eval/piqa:64", tmp_path))
+    assert message.startswith(
+        "key lm-eval/piqa:64: the data of the task piqa cannot be reached: dataset "
+        "json: FileNotFoundError: "
+    )
+    assert message.endswith(
+        "; fetch it where there is a network (then HF_DATASETS_OFFLINE=1 uses the "
+        "cache), or write a YAML with `dataset_path: json` and `dataset_kwargs: "
+        "{data_files: ...}` into the folder of --ppl-include-path (docs/tasks.md)"
+    )
+
+
+def test_too_few_documents(tiny: Loaded, folder: Path) -> None:
+    key = "lm-eval/piqa:64:first7"
+    assert refusal(CorpusError, lambda: measure(tiny, key, folder)) == (
+        f"key {key}: the task piqa has 6 documents, fewer than the 7 asked for"
+    )
+
+
+def test_a_group_without_a_number(tiny: Loaded, folder: Path, tmp_path: Path) -> None:
+    write_task(tmp_path, "piqa")
+    write_task(tmp_path, "boolq")
+    text = "group: bare\ntask: [piqa, boolq]\n"
+    (tmp_path / "bare.yaml").write_text(text, encoding="utf-8")
+    key = "lm-eval/bare:256"
+    assert refusal(UsageError, lambda: measure(tiny, key, tmp_path)) == (
+        f"key {key}: bare has no number of its own, lm-eval gives none for the whole; "
+        "measure its tasks: piqa, boolq"
+    )
+
+
+def test_an_answer_longer_than_the_window(tiny: Loaded, folder: Path) -> None:
+    message = refusal(
+        MeasurementError, lambda: measure(tiny, "lm-eval/hellaswag:4", folder)
+    )
+    assert re.fullmatch(
+        r"lm-eval/hellaswag:4: an answer of document 0 of hellaswag has \d+ tokens, "
+        r"more than the window of 4; choose a longer one",
+        message,
+    )
+
+
+def test_a_folder_that_is_not_there(tiny: Loaded, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    assert (
+        refusal(UsageError, lambda: measure(tiny, "lm-eval/piqa:64", gone))
+        == f"--ppl-include-path {gone}: there is no such folder"
+    )
+
+
+def test_a_loss_that_is_not_a_number(tmp_path: Path, folder: Path) -> None:
+    loaded = load_tiny(tmp_path / "nan")
+    with torch.no_grad():
+        next(loaded.model.parameters()).fill_(math.nan)
+    message = refusal(
+        InvalidLossError, lambda: measure(loaded, "lm-eval/piqa:256", folder)
+    )
+    assert message == "the loss of window 1 of 12 (page 1) is nan"
+
+
+def test_stock_tasks_are_found_without_reading_them_all(
+    tiny: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own YAML is found by its text; its data is not fetched in a test."""
+    import lm_eval.api.task
+    import lm_eval.tasks
+
+    read: list[Any] = []
+    manager = lm_eval.tasks.TaskManager
+
+    def listening(**options: Any) -> Any:
+        read.append((options["include_path"], options["include_defaults"]))
+        return manager(**options)
+
+    def offline(self: Any, *args: Any, **options: Any) -> None:
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", listening)
+    monkeypatch.setattr(lm_eval.api.task.ConfigurableTask, "download", offline)
+    for name, at in (("hellaswag", "hellaswag"), ("arc_easy", "arc")):
+        key = Key.parse(f"lm-eval/{name}:64")
+        with pytest.raises(CorpusError, match="ConnectionError: Couldn't reach"):
+            measure_loaded(tiny, key, no_corpus)
+        assert read.pop() == ([str(STOCK / at)], False)
+    assert read == []
