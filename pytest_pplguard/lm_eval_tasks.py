@@ -116,17 +116,26 @@ class Task:
             few = _manager([*folders, *source.folders], defaults=False)
             if name in few.all_tasks:
                 return self._load(few, source)
+        if not _is_mentioned(name):
+            known = {*_defined_names()}
+            if source.folders:
+                known |= {*own.all_tasks}
+            raise self._unknown(known)
         return self._load(_manager(list(source.folders)), source)
+
+    def _unknown(self, known: Iterable[str]) -> UsageError:
+        name = self.key.text
+        return UsageError(
+            f"key {self.key}: lm-eval {lm_eval.__version__} has no task or group "
+            f"{name!r}{near_matches(name, known)}; a YAML of your own is found in the "
+            "folder of --ppl-include-path, a text of your own is "
+            f"lm-eval/wikitext+{name}:{self.key.window}"
+        )
 
     def _load(self, manager: Any, source: TaskSource) -> Any:
         name = self.key.text
         if name not in manager.all_tasks:
-            raise UsageError(
-                f"key {self.key}: lm-eval {lm_eval.__version__} has no task or group "
-                f"{name!r}{near_matches(name, manager.all_tasks)}; a YAML of your own "
-                "is found in the folder of --ppl-include-path, a text of your own is "
-                f"lm-eval/wikitext+NAME:{self.key.window}"
-            )
+            raise self._unknown(manager.all_tasks)
         if name not in {*manager.all_subtasks, *manager.all_groups}:
             raise UsageError(
                 f"key {self.key}: {name} is a tag of lm-eval, a list of tasks: "
@@ -467,12 +476,30 @@ def _folders_of(name: str) -> list[Path]:
         re.MULTILINE,
     )
     own = [folder for folder in _FOLDER.iterdir() if folder.is_dir()]
-    own.sort(key=lambda folder: not name.startswith(folder.name))
+    own.sort(key=lambda folder: (not name.startswith(folder.name), folder.name))
     for folder in own:
-        files = [*folder.rglob("*.yaml"), *folder.rglob("*.yml")]
-        if any(defines.search(file.read_bytes()) for file in files):
+        if any(defines.search(text) for text in _yaml_texts(folder)):
             return [folder]
     return []
+
+
+def _is_mentioned(name: str) -> bool:
+    """Whether any YAML of lm-eval's has the word: the name of a tag, for example."""
+    word = re.compile(rb"(?<![\w.-])" + re.escape(name.encode()) + rb"(?![\w.-])")
+    return any(word.search(text) for text in _yaml_texts(_FOLDER))
+
+
+def _defined_names() -> Iterator[str]:
+    for text in _yaml_texts(_FOLDER):
+        for name in re.findall(
+            rb"^(?:task|group): *[\"']?([\w.-]+)", text, re.MULTILINE
+        ):
+            yield name.decode()
+
+
+def _yaml_texts(folder: Path) -> Iterator[bytes]:
+    for file in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
+        yield file.read_bytes()
 
 
 def _leaves(loaded: Any) -> dict[str, Any]:
