@@ -271,6 +271,8 @@ def test_help(project: Project) -> None:
         "default: baselines) "
         "--ppl-corpus=NAME=PATH Read this corpus from a local file: raw text, .jsonl, "
         ".parquet or a save_to_disk folder (repeatable; ini: ppl_corpus) "
+        "--ppl-include-path=DIR Find tasks of lm-eval in this folder first; YAML there "
+        "can run code (repeatable; ini: ppl_include_path) "
         "--ppl-device=DEVICE auto, cpu, cuda, cuda:N or mps (ini: ppl_device, default: "
         "auto) "
         "--ppl-dtype=DTYPE auto, float32, float16 or bfloat16; auto is float32 on a "
