@@ -98,8 +98,8 @@ class PplGuard:
             tokenizer: the model's tokenizer; by default that of the checkpoint given
                 with ``--ppl-model``.
             options: ``checkpoint``, ``rel``, ``abs``, ``max``, ``min``, ``drift``,
-                ``direction``, ``window``, as the marker takes them. Without a
-                tolerance the one of the baseline file holds.
+                ``sigma``, ``direction``, ``window``, as the marker takes them. Without
+                a tolerance the one of the baseline file holds.
 
         Returns:
             The verdicts, all passed.

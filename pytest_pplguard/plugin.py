@@ -25,10 +25,10 @@ __all__ = ["ppl_device", "ppl_guard", "ppl_model", "ppl_model_copy", "ppl_tokeni
 
 _MARKER = (
     "ppl(*methods, checkpoint=None, rel=None, abs=None, max=None, min=None, "
-    "drift=None, direction=None, window=None): hold the perplexity of a checkpoint, or "
-    "of the model that the test returns, to its recorded baseline; methods are wanda, "
-    "lm-eval, kl, strided, llama-cpp, lora-ft, gptq and vllm, or whole keys like "
-    "wanda/wikitext2:4096"
+    "drift=None, sigma=None, direction=None, window=None): hold the perplexity of a "
+    "checkpoint, or of the model that the test returns, to its recorded baseline; "
+    "methods are wanda, lm-eval, kl, strided, llama-cpp, lora-ft, gptq and vllm, or "
+    "whole keys like wanda/wikitext2:4096"
 )
 
 # ------------------------------------------------------------------------ configuration

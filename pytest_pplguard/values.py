@@ -28,7 +28,12 @@ MetricName = str
 ``kl_divergence`` (nats per token), ``top1_agreement`` (a share)."""
 
 HIGHER_IS_BETTER = frozenset({"top1_agreement"})
-"""Metrics of which more is better; of all others, less."""
+"""Metrics of the window methods of which more is better; of all others, less. Of a task
+of lm-eval the measurement says it, see :meth:`Measurement.is_higher_better`."""
+
+AGGREGATION = "aggregation of "
+"""Opens the names of a protocol's properties that say how a metric of a task follows
+from its documents: ``mean``, or ``mean, tasks alike`` of a group."""
 
 Scalar = str | int | float | bool | None
 
@@ -223,6 +228,16 @@ class Measurement(Struct, frozen=True):
     documents: tuple[DocumentResult, ...] = ()
     stderr: dict[MetricName, float] = {}
     higher_is_better: tuple[MetricName, ...] = ()
+
+    def is_higher_better(self, metric: MetricName) -> bool:
+        """Whether more of ``metric`` is better."""
+        return metric in HIGHER_IS_BETTER or metric in self.higher_is_better
+
+    @property
+    def quoted(self) -> MetricName:
+        """The metric that people quote: ``acc_norm``, else ``acc``, else the first."""
+        known = (name for name in ("acc_norm", "acc") if name in self.metrics)
+        return next(known, next(iter(self.metrics)))
 
 
 class Rung(Struct, frozen=True, kw_only=True):
@@ -443,11 +458,11 @@ class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     ``rel``: within ``[baseline/(1+rel), baseline*(1+rel)]``. ``abs``: within
     ``baseline -+ abs``. ``max``: never above, whatever the baseline; ``min``: never
     below. ``direction: no-worse`` drops what ``rel`` and ``abs`` say on the better
-    side: the lower bound, for a metric of :data:`HIGHER_IS_BETTER` the upper one.
+    side: the lower bound, for a metric of which more is better the upper one.
 
     ``sigma``: within so many standard errors of the difference from the baseline, by
     itself or with ``max``, ``min`` and ``direction``: it is another unit than ``rel``
-    and ``abs``.
+    and ``abs``. ``direction`` works on it as on these.
 
     ``drift`` bounds, in nats a token, how far the predictions are from the recorded
     ones: a perplexity can stay while they move. It is estimated from the windows'
@@ -481,6 +496,18 @@ def divergence_tolerance(metric: MetricName, baseline: float) -> Tolerance | Non
     if metric == "kl_divergence":
         return Tolerance(rel=0.02) if baseline >= 0.005 else Tolerance(abs=0.0001)
     return Tolerance(abs=0.005) if metric == "top1_agreement" else None
+
+
+def task_tolerance(metric: MetricName, measured: Measurement) -> Tolerance | None:
+    """Where nothing is written for a metric of a task; None for any other metric.
+
+    Answers are right or wrong, so that an accuracy is as sure as its documents are
+    many. A perplexity or a Brier score moves with every document: there rounding alone
+    can be many standard errors.
+    """
+    if not measured.documents or not measured.is_higher_better(metric):
+        return None
+    return Tolerance(sigma=2.0, direction="no-worse")
 
 
 class RelativeGate(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -575,6 +602,8 @@ class Verdict(Struct, frozen=True):
     test; ``path`` is the checkpoint that a gate of a baseline file measured, as it was
     given. The controller fills these in. ``changes`` says, a fact a line, what differs
     from the recorded checkpoint, and ``where`` where in the text a value has moved.
+    Of a task ``documents`` says which of its documents moved, and ``stderr`` what the
+    standard error of the difference is and what it comes from.
     """
 
     checkpoint: str
@@ -602,6 +631,8 @@ class Verdict(Struct, frozen=True):
     path: str = ""
     changes: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
+    stderr: str = ""
 
 
 class Remark(Struct, frozen=True):

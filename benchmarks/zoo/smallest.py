@@ -24,7 +24,12 @@ from transformers.utils import logging
 from pytest_pplguard.cli.measure import Checkpoint
 from pytest_pplguard.gates import DEFAULT_MEASURED, bounds, paired
 from pytest_pplguard.options import Options, Target
-from pytest_pplguard.values import Key, Measurement, divergence_tolerance
+from pytest_pplguard.values import (
+    HIGHER_IS_BETTER,
+    Key,
+    Measurement,
+    divergence_tolerance,
+)
 
 from .bases import LENGTH, NAMES, USUAL, Maker
 from .site import Base, Site, Tensors
@@ -59,7 +64,7 @@ def _leaves(kind: str, metric: str) -> Sees:
     def sees(now: Numbers, before: Numbers) -> bool:
         old = getattr(before, kind).metrics[metric]
         tolerance = divergence_tolerance(metric, old) or DEFAULT_MEASURED
-        allowed = bounds(old, tolerance, metric)
+        allowed = bounds(old, tolerance, higher_is_better=metric in HIGHER_IS_BETTER)
         new = getattr(now, kind).metrics[metric]
         return allowed.above(new) or allowed.below(new)
 

@@ -327,9 +327,18 @@ class _Parser:
     def _tolerance(self, field: Field, where: str) -> Tolerance:
         example = "a mapping like {rel: 0.005}"
         tolerance, fields = self._struct(field, where, Tolerance, example)
-        for name in ("rel", "abs", "max", "min", "drift"):
-            limit = name in ("max", "min")
-            self._number(fields.get(name), where, low=0.0, open_low=limit)
+        for name in ("rel", "abs", "max", "min", "drift", "sigma"):
+            above = name in ("max", "min", "sigma")
+            self._number(fields.get(name), where, low=0.0, open_low=above)
+        if tolerance.sigma is not None and (
+            other := next((name for name in ("rel", "abs") if name in fields), None)
+        ):
+            self._fail(
+                fields["sigma"].line,
+                where,
+                f"mixed units in one gate: sigma counts standard errors, {other} does "
+                "not; keep one of them (max and min may stand with either)",
+            )
         if (tolerance.min or 0.0) > (tolerance.max or math.inf):
             self._fail(
                 fields["min"].line,
@@ -480,7 +489,29 @@ class _Parser:
             first=mappings.get("first", {}),
             published=mappings.get("published", {}),
             environment=mappings.get("environment", {}),
+            stderr=self._stderr(fields["stderr"], metrics, at)
+            if "stderr" in fields
+            else {},
         )
+
+    def _stderr(
+        self, field: Field, metrics: list[str], where: str
+    ) -> dict[MetricName, float]:
+        where = f"{where}, stderr"
+        found = {}
+        for name, value in self._mapping(
+            field, where, "a mapping from metrics to their standard errors"
+        ).items():
+            if name not in metrics:
+                self._fail(
+                    value.line,
+                    where,
+                    f"{name!r} is no recorded metric{near_matches(name, metrics)}: "
+                    f"there are {', '.join(metrics)}",
+                )
+            found[name] = float(self._typed(value, where, float))
+            self._number(value, where, low=0.0)
+        return found
 
     def _refuse_misspelt(self, field: Field, where: str) -> None:
         # A metric may have any name, so `window: 83` would pass for one.
@@ -619,7 +650,9 @@ class _Parser:
 
     def _metric_value(self, field: Field, where: str) -> float:
         value: float = self._typed(field, where, float)
-        self._number(field, where, low=0.0)
+        # Of tasks there are metrics below 0, such as a correlation.
+        low = 0.0 if field.name in _KNOWN_METRICS else -math.inf
+        self._number(field, where, low=low)
         return value
 
     def _count(self, field: Field, where: str) -> int:

@@ -28,7 +28,9 @@ from ..values import (
     Scalar,
     Source,
     SparsityGate,
+    Tolerance,
     divergence_tolerance,
+    task_tolerance,
 )
 from .emit import Block
 from .evidence import encode_evidence, path_inside, refuse_non_finite
@@ -324,6 +326,10 @@ def _base(recordings: Sequence[Recording]) -> str:
 
 def _default_tolerances(measurement: Measurement) -> dict[str, Plain]:
     metrics = measurement.metrics
+    if measurement.documents:
+        quoted = measurement.quoted
+        task = task_tolerance(quoted, measurement) or Tolerance(rel=DEFAULT_REL)
+        return {quoted: msgspec.to_builtins(task)}
     if "token_perplexity" in metrics:
         told = len(measurement.evidence) >= FEWEST_WINDOWS
         drift = {"drift": DEFAULT_DRIFT} if told else {}
@@ -361,6 +367,7 @@ def _recorded(
         first=_first(measurement, old, today=today),
         published=published,
         environment=dict(measurement.environment),
+        stderr=dict(measurement.stderr),
     )
 
 
@@ -380,6 +387,7 @@ def _as_written(recorded: Recorded) -> Block:
     source = {"kind": recorded.source.kind}
     fields: dict[str, Plain] = {
         **recorded.metrics,
+        "stderr": recorded.stderr,
         "windows": recorded.windows,
         "units": recorded.units,
         "windows_digest": recorded.windows_digest,

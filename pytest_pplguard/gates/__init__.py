@@ -3,6 +3,7 @@
 from .bounds import Bounds, bounds, published_bounds
 from .comparable import differences
 from .defaults import default_sparsity
+from .documents import PairedDocuments, mcnemar_p, paired_documents
 from .judge import (
     DEFAULT_MEASURED,
     DEFAULT_PUBLISHED,
@@ -26,6 +27,7 @@ __all__ = [
     "Bounds",
     "MetricGate",
     "Paired",
+    "PairedDocuments",
     "Summed",
     "WeightsGate",
     "WindowChange",
@@ -39,6 +41,8 @@ __all__ = [
     "judge_relative",
     "judge_sparsity",
     "judge_weights",
+    "mcnemar_p",
     "paired",
+    "paired_documents",
     "published_bounds",
 ]

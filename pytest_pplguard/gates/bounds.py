@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from ..values import HIGHER_IS_BETTER, Tolerance
+from ..values import Tolerance
 
 
 class Bounds(Struct, frozen=True):
@@ -27,22 +27,42 @@ class Bounds(Struct, frozen=True):
         return self.high is not None and not value <= self.high
 
 
-def bounds(baseline: float, tolerance: Tolerance, metric: str = "") -> Bounds:
+def bounds(
+    baseline: float,
+    tolerance: Tolerance,
+    *,
+    higher_is_better: bool = False,
+    error: float | None = None,
+) -> Bounds:
     """``[baseline/(1+rel), baseline*(1+rel)]``, cut by ``abs``, ``max`` and ``min``.
 
-    Every bound that is written holds, so the narrowest decides. Nothing is rounded.
-    Which side ``no-worse`` opens is ``metric``'s to say.
+    Or, of a tolerance in standard errors, ``baseline -+ sigma * error``, where
+    ``error`` is that of the difference from the baseline. Every bound that is written
+    holds, so the narrowest decides. Nothing is rounded. ``no-worse`` opens the side
+    that is better.
     """
-    return _bounds(baseline, baseline, tolerance, metric)
+    return _bounds(baseline, baseline, tolerance, higher_is_better, error)
 
 
-def published_bounds(baseline: float, digits: int, tolerance: Tolerance) -> Bounds:
+def published_bounds(
+    baseline: float,
+    digits: int,
+    tolerance: Tolerance,
+    *,
+    higher_is_better: bool = False,
+) -> Bounds:
     """As :func:`bounds`, around all values that print as ``baseline``."""
     half = 0.5 * 10.0**-digits
-    return _bounds(baseline - half, baseline + half, tolerance, "")
+    return _bounds(baseline - half, baseline + half, tolerance, higher_is_better, None)
 
 
-def _bounds(least: float, most: float, tolerance: Tolerance, metric: str) -> Bounds:
+def _bounds(
+    least: float,
+    most: float,
+    tolerance: Tolerance,
+    higher_is_better: bool,
+    error: float | None,
+) -> Bounds:
     lows: list[float] = []
     highs: list[float] = []
     if tolerance.rel is not None:
@@ -51,8 +71,11 @@ def _bounds(least: float, most: float, tolerance: Tolerance, metric: str) -> Bou
     if tolerance.abs is not None:
         lows.append(least - tolerance.abs)
         highs.append(most + tolerance.abs)
+    if tolerance.sigma is not None and error is not None:
+        lows.append(least - tolerance.sigma * error)
+        highs.append(most + tolerance.sigma * error)
     usual = None
-    if tolerance.direction == "no-worse" and metric in HIGHER_IS_BETTER:
+    if tolerance.direction == "no-worse" and higher_is_better:
         usual, highs = min(highs, default=None), []
     elif tolerance.direction == "no-worse":
         usual, lows = max(lows, default=None), []

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..errors import BaselineError
 from ..values import (
     FEWEST_WINDOWS,
-    HIGHER_IS_BETTER,
+    DocumentResult,
     Measurement,
     Outcome,
     Recorded,
@@ -20,9 +21,16 @@ from ..values import (
     Verdict,
     WindowScore,
     divergence_tolerance,
+    task_tolerance,
 )
 from .bounds import Bounds, bounds, published_bounds
 from .comparable import differences, environment_notes
+from .documents import (
+    PairedDocuments,
+    document_lines,
+    is_share,
+    paired_documents,
+)
 from .paired import paired
 
 DEFAULT_MEASURED = Tolerance(rel=0.005)
@@ -55,6 +63,7 @@ def judge_metric(
     *,
     recorded_protocol: Mapping[str, Scalar] | None = None,
     recorded_windows: Sequence[WindowScore] = (),
+    recorded_documents: Sequence[DocumentResult] = (),
     published: str = "accept",
 ) -> Verdict:
     """Hold one metric to its baseline.
@@ -65,6 +74,7 @@ def judge_metric(
         recorded: the baseline of that key, None if there is none.
         recorded_protocol: properties from the baseline's evidence.
         recorded_windows: its windows.
+        recorded_documents: what came of its documents, of a task.
         published: ``accept``, ``warn`` or ``fail`` for a published value without
             evidence (ini ``ppl_published``).
     """
@@ -99,17 +109,20 @@ def judge_metric(
         return _without_baseline(gate, verdict, recorded)
     baseline = recorded.metrics[gate.metric]
     is_published = recorded.source.kind == "published"
-    tolerance, origin = _effective(gate, baseline, published=is_published)
+    tolerance, origin = _effective(gate, baseline, measured, published=is_published)
+    higher = measured.is_higher_better(gate.metric)
     allowed = (
-        published_bounds(baseline, recorded.source.digits or 0, tolerance)
+        published_bounds(
+            baseline, recorded.source.digits or 0, tolerance, higher_is_better=higher
+        )
         if is_published
-        else bounds(baseline, tolerance, gate.metric)
+        else bounds(baseline, tolerance, higher_is_better=higher)
     )
     dtype, others = environment_notes(measured.environment, recorded.environment)
     verdict = replace(
         verdict,
         baseline=baseline,
-        change=value / baseline - 1 if baseline else None,
+        change=(value - baseline) / abs(baseline) if baseline else None,
         allowed=(allowed.low, allowed.high),
         gate=origin,
         source=recorded.source.kind,
@@ -124,8 +137,32 @@ def judge_metric(
         return replace(
             verdict, outcome=Outcome.NOT_COMPARABLE, change=None, reasons=different
         )
-    outcome, passed = _place(value, allowed, gate.metric)
+    if why := _cannot_mean(gate.metric, tolerance, baseline, measured):
+        return replace(verdict, outcome=Outcome.ERROR, change=None, reasons=(why,))
+    difference, why = _by_documents(
+        gate.metric, tolerance, measured, recorded, recorded_documents
+    )
+    if difference is not None and tolerance.sigma is not None:
+        allowed = bounds(
+            baseline, tolerance, higher_is_better=higher, error=difference.error
+        )
+        verdict = replace(verdict, allowed=(allowed.low, allowed.high))
+    if why:
+        return replace(verdict, outcome=Outcome.NOT_COMPARABLE, reasons=(why,))
+    outcome, passed = _place(value, allowed, higher_is_better=higher)
     verdict = replace(verdict, outcome=outcome, passed=passed)
+    if difference is not None:
+        verdict = replace(
+            verdict,
+            stderr=difference.words,
+            documents=document_lines(
+                difference.documents,
+                higher_is_better=higher,
+                name_better=outcome is Outcome.IMPROVED,
+            )
+            if difference.documents is not None
+            else (),
+        )
     if passed and tolerance.drift is not None:
         verdict = _held_to_drift(verdict, measured, recorded_windows, tolerance.drift)
         passed = verdict.passed
@@ -172,7 +209,17 @@ def judge_relative(
         gate=f"max_ratio {gate.max_ratio:g} to {gate.to}, {origin}",
         windows=measured.windows,
     )
-    if not (math.isfinite(value) and math.isfinite(reference)):
+    if measured.is_higher_better(metric):
+        return replace(
+            verdict,
+            outcome=Outcome.ERROR,
+            passed=False,
+            reasons=(
+                f"more is better of {metric}, and max_ratio would bound its better "
+                f"side: gate {metric} of {gate.key} itself, with min or sigma",
+            ),
+        )
+    if not (math.isfinite(value) and math.isfinite(reference) and reference):
         return replace(
             verdict,
             outcome=Outcome.INVALID,
@@ -197,6 +244,85 @@ def judge_relative(
     if not value / reference <= gate.max_ratio:
         return replace(verdict, outcome=Outcome.REGRESSED, passed=False)
     return verdict
+
+
+class _Difference(Struct, frozen=True):
+    """The standard error of a metric's difference from its baseline, in words too."""
+
+    error: float | None
+    words: str = ""
+    documents: PairedDocuments | None = None
+
+
+def _cannot_mean(
+    metric: str, tolerance: Tolerance, baseline: float, measured: Measurement
+) -> str:
+    """Why a tolerance can say nothing of a metric; empty where it can."""
+    share = is_share(metric, measured.documents, measured.protocol)
+    if tolerance.abs is not None and tolerance.abs >= 1 and share:
+        return (
+            f"abs {tolerance.abs:g} can never fail: {metric} is between 0 and 1; write "
+            "0.02 for two points"
+        )
+    if tolerance.rel is not None and measured.documents and baseline <= 0:
+        return (
+            f"rel {tolerance.rel:g} is a share of the baseline, and that is "
+            f"{baseline!r}: write abs or sigma"
+        )
+    if tolerance.sigma is not None and not (measured.documents or measured.stderr):
+        return (
+            f"sigma counts standard errors of a task's documents, and {measured.key} "
+            "has none: write rel, abs or drift"
+        )
+    return ""
+
+
+def _by_documents(
+    metric: str,
+    tolerance: Tolerance,
+    measured: Measurement,
+    recorded: Recorded,
+    recorded_documents: Sequence[DocumentResult],
+) -> tuple[_Difference | None, str]:
+    """How sure the difference is, or why that cannot be told though a gate asks."""
+    asked = tolerance.sigma is not None
+    found: PairedDocuments | None = None
+    if measured.documents and recorded_documents:
+        try:
+            found = paired_documents(
+                metric,
+                measured.documents,
+                recorded_documents,
+                measured.protocol,
+                resample=asked,
+            )
+        except BaselineError as other:
+            return None, f"not the same documents: {other}"
+    if found is not None and found.error is not None:
+        words = f"{found.error!r} of the difference, paired by document"
+        return _Difference(found.error, words, found), ""
+    here, there = measured.stderr.get(metric), recorded.stderr.get(metric)
+    if here is not None and there is not None:
+        error = math.hypot(here, there)
+        words = (
+            f"{error!r} of the difference, not paired ({here!r} here, {there!r} then)"
+        )
+        return _Difference(error, words, found), ""
+    if not asked:
+        return (_Difference(None, "", found) if found is not None else None), ""
+    if recorded.source.kind == "published":
+        why = "a published value has none, nor documents: write rel or abs"
+    elif found is not None:
+        why = f"{found.documents} documents are too few to tell one"
+    elif measured.documents and recorded_documents:
+        why = (
+            f"for {metric} none is recorded, and this plugin cannot resample what "
+            "aggregates it: write rel or abs"
+        )
+    else:
+        side = "the baseline" if there is None else "this measurement"
+        why = f"{side} has neither that nor documents: record it again with the command"
+    return None, f"the gate asks for standard errors: {why}"
 
 
 def _held_to_drift(
@@ -263,12 +389,14 @@ def _without_baseline(
 
 
 def _effective(
-    gate: MetricGate, baseline: float, *, published: bool
+    gate: MetricGate, baseline: float, measured: Measurement, *, published: bool
 ) -> tuple[Tolerance, str]:
     tolerance = gate.tolerance
     default = DEFAULT_PUBLISHED if published else DEFAULT_MEASURED
     default = divergence_tolerance(gate.metric, baseline) or default
-    if tolerance is None:
+    if not published:
+        default = task_tolerance(gate.metric, measured) or default
+    if tolerance is None or tolerance == Tolerance():
         return default, f"{describe(default)}, the default"
     if tolerance == Tolerance(direction=tolerance.direction):
         filled = replace(default, direction=tolerance.direction)
@@ -280,7 +408,7 @@ def describe(tolerance: Tolerance) -> str:
     """A tolerance as people write it: ``rel 0.005, no-worse``."""
     parts = [
         f"{name} {bound:g}"
-        for name in ("rel", "abs", "max", "min", "drift")
+        for name in ("rel", "abs", "sigma", "max", "min", "drift")
         if (bound := getattr(tolerance, name)) is not None
     ]
     if tolerance.direction != "both":
@@ -288,10 +416,12 @@ def describe(tolerance: Tolerance) -> str:
     return ", ".join(parts)
 
 
-def _place(value: float, allowed: Bounds, metric: str) -> tuple[Outcome, bool]:
+def _place(
+    value: float, allowed: Bounds, *, higher_is_better: bool
+) -> tuple[Outcome, bool]:
     worse, better = allowed.above(value), allowed.below(value)
     usual = Bounds(low=allowed.usual, high=None).below(value)
-    if metric in HIGHER_IS_BETTER:
+    if higher_is_better:
         worse, better = better, worse
         usual = Bounds(low=None, high=allowed.usual).above(value)
     if worse:

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import PurePath
 
 from ..baselines import Change
-from ..values import HIGHER_IS_BETTER, Outcome, Verdict
+from ..values import Outcome, Verdict
 
 _LABEL_WIDTH = 12
 _LOOK_FOR = (
@@ -38,6 +38,8 @@ def failure_text(verdict: Verdict) -> str:
         ("measured", _measured(verdict)),
         ("allowed", _allowed(verdict)),
         ("gate", _gate(verdict)),
+        ("std error", verdict.stderr),
+        *(("documents", line) for line in verdict.documents),
         ("first", _drift(verdict)),
         ("published", _published(verdict)),
         ("recorded in", verdict.recorded_in),
@@ -153,6 +155,7 @@ def _rows(verdict: Verdict) -> list[str]:
             f"      {'published':<22} {number(verdict.published):>10} "
             f"{number(verdict.measured):>10} {change:>10}"
         )
+    rows += [f"      documents: {line}" for line in verdict.documents[:1]]
     return rows
 
 
@@ -176,15 +179,15 @@ def _regressed(verdict: Verdict) -> str:
     """A value can be above ``max`` without being worse than its baseline."""
     if _counts(verdict):
         return f"is broken in {_many(verdict.measured, 'group')}"
-    higher_is_better = verdict.metric in HIGHER_IS_BETTER
+    # What regressed is beyond the worse end of what is allowed.
+    low, value = verdict.allowed[0], verdict.measured
+    below = low is not None and value is not None and value < low
     change = verdict.change or 0.0
-    worse = (
-        verdict.change is None or round(-change if higher_is_better else change, 4) > 0
-    )
+    worse = verdict.change is None or round(-change if below else change, 4) > 0
     # Of zeros there may also be too few.
     if worse or verdict.key == "sparsity":
         return f"regressed{_by(verdict)}"
-    return f"is {'below' if higher_is_better else 'above'} what is allowed"
+    return f"is {'below' if below else 'above'} what is allowed"
 
 
 def _changed(verdict: Verdict) -> str:

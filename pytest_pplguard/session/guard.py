@@ -473,6 +473,7 @@ class Guard:
             recorded,
             recorded_protocol=evidence.protocol if evidence is not None else None,
             recorded_windows=evidence.windows if evidence is not None else (),
+            recorded_documents=evidence.documents if evidence is not None else (),
             published=self.options.published,
         )
         if verdict.outcome is Outcome.MISSING and window_asked is not None:

@@ -34,6 +34,7 @@ def ppl(
     max: float | None = None,
     min: float | None = None,
     drift: float | None = None,
+    sigma: float | None = None,
     direction: Direction | None = None,
     window: int | None = None,
 ) -> Request:
@@ -61,9 +62,17 @@ def ppl(
         raise UsageError(
             f"direction={direction!r} is not one of {', '.join(get_args(Direction))}"
         )
-    bounds = {"rel": rel, "abs": abs, "max": max, "min": min, "drift": drift}
+    bounds = {
+        "rel": rel,
+        "abs": abs,
+        "max": max,
+        "min": min,
+        "drift": drift,
+        "sigma": sigma,
+    }
     for name, bound in bounds.items():
         _check_bound(name, bound)
+    _check_units(bounds)
     given = [value for value in (*bounds.values(), direction) if value is not None]
     tolerance = Tolerance(**bounds, direction=direction or "both") if given else None
     return Request(methods, checkpoint, tolerance, window)
@@ -144,6 +153,20 @@ def _check_bound(name: str, bound: object) -> None:
         raise UsageError(f"{name}={bound!r} is no number, but {_type(bound)}")
     if not math.isfinite(bound) or bound < 0:
         raise UsageError(f"{name}={bound!r} must be a finite number from 0")
+
+
+def _check_units(bounds: Mapping[str, float | None]) -> None:
+    sigma = bounds["sigma"]
+    if sigma is None:
+        return
+    if sigma == 0:
+        raise UsageError("sigma=0 must be greater than 0")
+    for name in ("rel", "abs"):
+        if bounds[name] is not None:
+            raise UsageError(
+                f"mixed units: sigma={sigma!r} counts standard errors, "
+                f"{name}={bounds[name]!r} does not; keep one of them"
+            )
 
 
 def _type(value: object) -> str:

@@ -296,10 +296,10 @@ def test_markers(project: Project) -> None:
     (line,) = [line for line in lines if line.startswith("@pytest.mark.ppl")]
     assert line == (
         "@pytest.mark.ppl(*methods, checkpoint=None, rel=None, abs=None, max=None, "
-        "min=None, drift=None, direction=None, window=None): hold the perplexity of a "
-        "checkpoint, or of the model that the test returns, to its recorded baseline; "
-        "methods are wanda, lm-eval, kl, strided, llama-cpp, lora-ft, gptq and vllm, "
-        "or whole keys like wanda/wikitext2:4096"
+        "min=None, drift=None, sigma=None, direction=None, window=None): hold the "
+        "perplexity of a checkpoint, or of the model that the test returns, to its "
+        "recorded baseline; methods are wanda, lm-eval, kl, strided, llama-cpp, "
+        "lora-ft, gptq and vllm, or whole keys like wanda/wikitext2:4096"
     )
 
 

@@ -790,4 +790,5 @@ def test_recorded_has_no_field_that_is_forgotten() -> None:
         "first",
         "published",
         "environment",
+        "stderr",
     }

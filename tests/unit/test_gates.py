@@ -142,9 +142,10 @@ def test_no_worse_opens_the_better_side_but_for_a_limit() -> None:
     tolerance = Tolerance(rel=0.5, abs=0.1, max=0.95, min=0.2, direction="no-worse")
     worse_above = bounds(0.6, tolerance)
     assert (worse_above.low, worse_above.high) == (0.2, 0.7)
-    worse_below = bounds(0.6, tolerance, "top1_agreement")
+    worse_below = bounds(0.6, tolerance, higher_is_better=True)
     assert (worse_below.low, worse_below.high) == (0.5, 0.95)
-    open_above = bounds(0.6, Tolerance(abs=0.1, direction="no-worse"), "top1_agreement")
+    only_abs = Tolerance(abs=0.1, direction="no-worse")
+    open_above = bounds(0.6, only_abs, higher_is_better=True)
     assert (open_above.low, open_above.high) == (0.5, None)
 
 

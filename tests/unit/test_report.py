@@ -150,6 +150,8 @@ def test_the_document_of_results_has_every_field(tmp_path: Path) -> None:
                 "path": "",
                 "changes": [],
                 "where": [],
+                "documents": [],
+                "stderr": "",
             }
         ],
         "problems": [
