@@ -505,7 +505,9 @@ def task_tolerance(metric: MetricName, measured: Measurement) -> Tolerance | Non
     many. A perplexity or a Brier score moves with every document: there rounding alone
     can be many standard errors.
     """
-    if not measured.documents or not measured.is_higher_better(metric):
+    if not measured.documents:
+        return None
+    if not measured.is_higher_better(metric) and measured.metrics[metric] > 0:
         return None
     return Tolerance(sigma=2.0, direction="no-worse")
 

@@ -99,7 +99,9 @@ def paired_documents(
     function, _, weighting = str(protocol.get(AGGREGATION + metric)).partition(", ")
     weights = _weights(pairs, alike=weighting == ALIKE)
     values = [v for items in pairs.values() for _, *both in items for v in both]
-    if function == "mean" and all(isinstance(v, int | float) for v in values):
+    if function == "mean":
+        if not all(isinstance(v, int | float) for v in values):
+            return None
         return _of_mean(pairs, weights, binary=all(v in (0, 1) for v in values))
     aggregate = _aggregation(function) if resample else None
     if aggregate is None:
@@ -216,7 +218,8 @@ def _mcnemar_error(apart: Sequence[float]) -> float:
     count = len(apart)
     wins, losses = apart.count(1), apart.count(-1)
     # In whole numbers, so that no error is exactly 0.
-    return math.sqrt((wins + losses) * count - (wins - losses) ** 2) / (count * math.sqrt(count))
+    squares = (wins + losses) * count - (wins - losses) ** 2
+    return math.sqrt(squares / count) / count
 
 
 def _mean_error(apart: Sequence[float]) -> float:
@@ -238,7 +241,7 @@ def _aggregation(name: str) -> Aggregate | None:
     except ImportError:  # a measurement that is made elsewhere can be judged here
         return None
     assert metrics  # its import fills the registry
-    found: Aggregate | None = registry.AGGREGATION_REGISTRY.get(name)
+    found: Aggregate | None = registry.AGGREGATION_REGISTRY.get(name, None)
     return found
 
 

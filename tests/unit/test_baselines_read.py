@@ -806,6 +806,96 @@ def test_what_is_wrong_is_said_in_one_line(old: str, new: str, message: str) -> 
     assert str(caught.value) == f"{FILE}:{message}"
 
 
+TASK = dedent(
+    f"""\
+    schema: 1
+    model: m
+    checkpoints:
+      x:
+        gates:
+          lm-eval/piqa:2048:
+            acc: {{sigma: 2, min: 0.5, direction: no-worse}}
+        recorded:
+          lm-eval/piqa:2048:
+            acc: 0.75
+            mcc: -0.25
+            stderr: {{acc: 0.0125, mcc: 0}}
+            windows: 200
+            units: {{documents: 100}}
+            windows_digest: {DIGEST}
+            corpus_digest: {DIGEST}
+            evidence: x/a.json
+            source: {{kind: measured}}
+            first: {{acc: 0.5, mcc: -0.5, date: 2026-11-23}}
+    """
+)
+TASK_KEY = "lm-eval/piqa:2048"
+
+
+def test_standard_errors() -> None:
+    entry = parse_baseline(TASK, FILE).checkpoints["x"]
+    assert entry.gates.metrics == {
+        TASK_KEY: {"acc": Tolerance(sigma=2.0, min=0.5, direction="no-worse")}
+    }
+    recorded = entry.recorded[TASK_KEY]
+    assert recorded.metrics == {"acc": 0.75, "mcc": -0.25}
+    assert recorded.stderr == {"acc": 0.0125, "mcc": 0.0}
+    assert recorded.first["mcc"] == -0.5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("sigma: 2", "sigma: 0", "7: {gate}: sigma must be greater than 0, not 0"),
+        ("sigma: 2", "sigma: -1", "7: {gate}: sigma must be greater than 0, not -1"),
+        (
+            "sigma: 2",
+            "sigma: .nan",
+            "7: {gate}, sigma: .nan is not a finite number: write a finite one",
+        ),
+        (
+            "min: 0.5",
+            "abs: 0.02",
+            "7: {gate}: mixed units in one gate: sigma counts standard errors, abs "
+            "does not; keep one of them (max and min may stand with either)",
+        ),
+        (
+            "{acc: 0.0125,",
+            "{ac: 0.0125,",
+            "12: {record}: 'ac' is no recorded metric (did you mean 'acc'?): there are "
+            "acc, mcc",
+        ),
+        ("acc: 0.0125", "acc: -1", "12: {record}: acc must be at least 0, not -1"),
+        (
+            "acc: 0.0125",
+            "acc: N/A",
+            "12: {record}: acc must be a number, not the text 'N/A'",
+        ),
+        (
+            "stderr: {acc: 0.0125, mcc: 0}",
+            "stderr: 0.1",
+            "12: {record}: expected a mapping from metrics to their standard errors, "
+            "not the number 0.1",
+        ),
+        (
+            "stderr:",
+            "stder:",
+            "12: checkpoint x, recorded, lm-eval/piqa:2048: unknown field 'stder' (did "
+            "you mean 'stderr'?)",
+        ),
+    ],
+)
+def test_standard_errors_that_mean_nothing(old: str, new: str, message: str) -> None:
+    assert old in TASK
+    with pytest.raises(BaselineError) as caught:
+        parse_baseline(TASK.replace(old, new, 1), FILE)
+    text = message.format(
+        gate=f"checkpoint x, gates, {TASK_KEY}, acc",
+        record=f"checkpoint x, recorded, {TASK_KEY}, stderr",
+    )
+    assert str(caught.value) == f"{FILE}:{text}"
+
+
 MINIMUM = "a baseline file starts with 'schema: 1', 'model: NAME' and 'checkpoints:'"
 
 

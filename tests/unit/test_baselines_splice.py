@@ -505,6 +505,7 @@ class Layout:
             "token_perplexity: " + self.draw(st.sampled_from(["5.5", "1.0e-05"])),
             "source: {kind: measured}",
             self.draw(st.sampled_from(["environment: {a: b}", "windows: 3"])),
+            self.draw(st.sampled_from(["units: {a: 1}", "stderr: {acc: 1.0e-05}"])),
         ]
         for field in self.draw(st.permutations(fields)):
             self.noise(4, owner=owner)

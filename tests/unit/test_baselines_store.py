@@ -18,6 +18,8 @@ from typing import Any
 import filelock
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pytest_pplguard.baselines import (
     Change,
@@ -27,9 +29,11 @@ from pytest_pplguard.baselines import (
     record,
     store,
 )
+from pytest_pplguard.baselines.emit import flow
 from pytest_pplguard.errors import BaselineError, UsageError
 from pytest_pplguard.values import (
     BaselineFile,
+    DocumentResult,
     Fingerprint,
     Measurement,
     Recorded,
@@ -45,6 +49,7 @@ TODAY = datetime.date(2026, 11, 23)
 LATER = datetime.date(2027, 1, 2)
 DIGEST = "sha256:" + "1" * 64
 KEY = "wanda/wikitext2:4096"
+TASK = "lm-eval/piqa:2048"
 LM_EVAL = "lm-eval/wikitext+demo:256"
 HALF = SparsityGate(fraction=0.5, abs=0.001)
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -775,6 +780,77 @@ def test_a_killed_writer_leaves_the_old_or_the_new_file(file: Path) -> None:
         "date": "2026-11-23",
     }
     assert not list(file.parent.rglob("*.tmp"))
+
+
+def of_task(**changes: Any) -> Measurement:
+    """A task's measurement of two documents."""
+    changes = {
+        "metrics": {"acc": 0.5, "acc_norm": 1.0},
+        "protocol": {"aggregation of acc": "mean", "aggregation of acc_norm": "mean"},
+        "documents": (
+            DocumentResult("piqa", 0, {"acc": 1, "acc_norm": 1}),
+            DocumentResult("piqa", 1, {"acc": 0, "acc_norm": 1}),
+        ),
+        "stderr": {"acc": 0.5},
+        "higher_is_better": ("acc", "acc_norm"),
+        **changes,
+    }
+    return measured(key=TASK, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gates"),
+    [
+        ({}, {"acc_norm": Tolerance(sigma=2.0, direction="no-worse")}),
+        (
+            {"metrics": {"perplexity": 4.0, "acc": 0.5}},
+            {"acc": Tolerance(sigma=2.0, direction="no-worse")},
+        ),
+        (
+            {"metrics": {"brier_score": 0.5, "f1": 0.5}, "stderr": {}},
+            {"brier_score": Tolerance(rel=0.005)},
+        ),
+        # A share of a loss that is not positive would say nothing.
+        (
+            {"metrics": {"loss": -0.5}, "stderr": {}},
+            {"loss": Tolerance(sigma=2.0, direction="no-worse")},
+        ),
+    ],
+)
+def test_the_gates_of_a_new_task(
+    file: Path, changes: dict[str, Any], gates: dict[str, Tolerance]
+) -> None:
+    record(
+        [Recording(str(file), "dense", of_task(**changes), base="org/m")], today=TODAY
+    )
+    assert checked(file).checkpoints["dense"].gates.metrics == {TASK: gates}
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.floats(0, 1e6), st.floats(min_value=0, exclude_min=True, max_value=1e6))
+def test_standard_errors_and_sigma_come_back(
+    file: Path, error: float, sigma: float
+) -> None:
+    file.unlink(missing_ok=True)
+    run = of_task(stderr={"acc": error, "acc_norm": 0.0})
+    record([Recording(str(file), "dense", run, base="org/m")], today=TODAY)
+    text = file.read_text()
+    written = "{acc_norm: {sigma: 2.0, direction: no-worse}}"
+    assert text.count(written) == 1
+    file.write_text(text.replace("sigma: 2.0", flow({"sigma": sigma})[1:-1]))
+    # Recording again leaves the gate as it is.
+    record([Recording(str(file), "dense", run)], today=LATER)
+    entry = checked(file).checkpoints["dense"]
+    assert entry.recorded[TASK].stderr == {"acc": error, "acc_norm": 0.0}
+    assert entry.gates.metrics[TASK]["acc_norm"].sigma == sigma
+
+
+def test_a_task_is_recorded_with_documents_and_standard_errors(file: Path) -> None:
+    record([Recording(str(file), "dense", of_task(), base="org/m")], today=TODAY)
+    recorded = checked(file).checkpoints["dense"].recorded[TASK]
+    assert "        acc_norm: 1.0\n        stderr: {acc: 0.5}\n" in file.read_text()
+    evidence = read_evidence(file.parent, recorded, where=TASK)
+    assert evidence.documents == of_task().documents
 
 
 def test_recorded_has_no_field_that_is_forgotten() -> None:
