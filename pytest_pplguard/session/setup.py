@@ -98,8 +98,8 @@ def _targets(
         return parse_targets(options.models, _known(config, files))
     except UsageError as error:
         # A checkpoint may be unknown only because its file cannot be read.
-        broken = "".join(f"\n{reason}" for reason in files.broken())
-        raise UsageError(f"{error}{broken}{_elsewhere(config, files)}") from error
+        broken = "".join(f"{reason}\n" for reason in files.broken())
+        raise UsageError(f"{broken}{error}{_elsewhere(config, files)}") from error
 
 
 def _elsewhere(config: pytest.Config, files: BaselineFiles) -> str:

@@ -142,9 +142,9 @@ def test_a_checkpoint_of_a_malformed_file(project: Project) -> None:
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
         [
-            "ERROR: --ppl-model: 'llama/a=ppl:8' is no existing path, and 'llama/a' is "
-            "no checkpoint (no baseline file is known)",
-            "*llama.yaml:5: *",
+            "ERROR: *llama.yaml:5: *",
+            "--ppl-model: 'llama/a=ppl:8' is no existing path, and 'llama/a' is no "
+            "checkpoint (no baseline file is known)",
         ]
     )
 

@@ -6,6 +6,7 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -309,6 +310,8 @@ def test_regressed_in_full() -> None:
         "  recorded in  m.yaml:9\n"
         "  to accept    pytest m.yaml --ppl-update"
     )
+    docs = Path(__file__).parents[2] / "docs" / "baseline-files.md"
+    assert failure_text(verdict) in docs.read_text(encoding="utf-8")
     assert summary_lines([verdict]) == [
         "m/x                            baseline   measured     change  outcome",
         "  lm-eval/piqa:2048",
