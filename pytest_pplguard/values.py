@@ -478,6 +478,13 @@ class Tolerance(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     direction: Literal["both", "no-worse"] = "both"
 
 
+def relative_change(value: float, base: float) -> float | None:
+    """0.031 for +3.1 %, and more than 0 where it rose; None from 0."""
+    return (
+        (value - base) / abs(base) if base < 0 else value / base - 1 if base else None
+    )
+
+
 FEWEST_WINDOWS = 9
 """With fewer, one window is no small part of the text, and a variance over windows is
 known to no better than a factor: its relative standard error is ``sqrt(2 / (W - 1))``,

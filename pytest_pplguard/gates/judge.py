@@ -21,6 +21,7 @@ from ..values import (
     Verdict,
     WindowScore,
     divergence_tolerance,
+    relative_change,
     task_tolerance,
 )
 from .bounds import Bounds, bounds, published_bounds
@@ -122,7 +123,7 @@ def judge_metric(
     verdict = replace(
         verdict,
         baseline=baseline,
-        change=(value - baseline) / abs(baseline) if baseline else None,
+        change=relative_change(value, baseline),
         allowed=(allowed.low, allowed.high),
         gate=origin,
         source=recorded.source.kind,

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import PurePath
 
 from ..baselines import Change
-from ..values import Outcome, Verdict
+from ..values import Outcome, Verdict, relative_change
 
 _LABEL_WIDTH = 12
 _LOOK_FOR = (
@@ -129,8 +129,10 @@ def changes_table(changes: Iterable[Change]) -> list[str]:
         for key, rows in groupby(group, key=lambda change: change.key):
             lines.append(f"  {key}")
             for row in rows:
-                moved = row.new / row.old - 1 if row.old else None
-                drift = row.new / row.first - 1 if row.first else None
+                moved = None if row.old is None else relative_change(row.new, row.old)
+                drift = (
+                    None if row.first is None else relative_change(row.new, row.first)
+                )
                 lines.append(
                     f"    {row.metric:<24} {number(row.old):>10} "
                     f"{number(row.new):>10} {change_text(moved):>10} "
@@ -269,7 +271,9 @@ def _drift(verdict: Verdict) -> str:
         return ""
     if not _comparable(verdict):
         return repr(verdict.first)
-    drift = (verdict.measured or 0) / verdict.first - 1 if verdict.measured else None
+    drift = None
+    if verdict.measured:
+        drift = relative_change(verdict.measured, verdict.first)
     return f"{verdict.first!r} ({change_text(drift)} since)"
 
 

@@ -34,6 +34,7 @@ from ..values import (
     Tolerance,
     Verdict,
     near_matches,
+    relative_change,
 )
 from .files import BaselineFiles, shown_path
 from .localising import Localiser
@@ -529,7 +530,7 @@ class Guard:
             passed=True,
             baseline=old,
             measured=value,
-            change=value / old - 1 if old else None,
+            change=None if old is None else relative_change(value, old),
             recorded_in=gate.recorded_in,
             windows=measured.windows,
             seconds=measured.seconds,

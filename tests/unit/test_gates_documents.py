@@ -513,3 +513,13 @@ def test_a_ratio_where_more_is_better(run: Measurement, outcome: Outcome) -> Non
             "more is better of acc, and max_ratio would bound its better side: gate "
             "acc of lm-eval/piqa:2048 itself, with min or sigma",
         )
+
+
+def test_values_that_are_not_positive() -> None:
+    # A correlation from -0.5 to -0.25 rose by half, and was nothing at first.
+    new, old = (task([1, 0], value) for value in (-0.25, -0.5))
+    recorded = Recorded(old.metrics, Source("measured"), first={"acc": 0.0})
+    gate = MetricGate("m/x", KEY, "acc", Tolerance(abs=0.1), "m.yaml:7", "", "")
+    verdict = judge_metric(gate, new, recorded)
+    assert (verdict.outcome, verdict.change) == (Outcome.IMPROVED, 0.5)
+    assert "  first        0.0 (- since)\n" in failure_text(verdict)
