@@ -481,8 +481,8 @@ def test_the_default_of_a_task() -> None:
     assert verdict.outcome is Outcome.REGRESSED
     assert verdict.gate == "sigma 2, no-worse, the default"
     assert held(LOST, OLD, Tolerance()).gate == verdict.gate
-    losses = (replace(run, higher_is_better=()) for run in (LOST, OLD))
-    assert held(*losses, None).gate == "rel 0.005, the default"
+    lost, old = (replace(run, higher_is_better=()) for run in (LOST, OLD))
+    assert held(lost, old, None).gate == "rel 0.005, the default"
 
 
 def test_a_limit_holds_beside_sigma() -> None:
