@@ -143,6 +143,8 @@ def document_lines(
     """``12 of 500 got worse, 3 better (...)``, and up to three of them by name."""
     if paired.how == "bootstrap":
         return ()
+    if not (paired.risen or paired.fallen):
+        return (f"none of {paired.documents} moved",)
     worse, better = paired.risen, paired.fallen
     if higher_is_better:
         worse, better = better, worse

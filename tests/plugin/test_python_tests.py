@@ -233,12 +233,12 @@ def test_classes_and_parameters(project: Project, given: list[str]) -> None:
         (
             "'wanda', tolerence=0.1",
             "unknown argument 'tolerence'; it takes checkpoint, rel, abs, max, "
-            "min, drift, direction, window",
+            "min, drift, sigma, direction, window",
         ),
         (
             "'wanda', windows=4",
             "unknown argument 'windows' (did you mean 'window'?); it takes "
-            "checkpoint, rel, abs, max, min, drift, direction, window",
+            "checkpoint, rel, abs, max, min, drift, sigma, direction, window",
         ),
         (
             "'wnada'",
@@ -508,7 +508,7 @@ def test_check_without_any_option_needs_all_named(
         (
             "ppl_guard.check('ppl:8', 'wanda', windw=3)",
             "ppl_guard.check: unknown argument 'windw' (did you mean 'window'?); it "
-            "takes checkpoint, rel, abs, max, min, drift, direction, window",
+            "takes checkpoint, rel, abs, max, min, drift, sigma, direction, window",
         ),
         (
             "ppl_guard.check('ppl:8')",

@@ -349,6 +349,7 @@ def test_identical_documents_pass_any_sigma(
     run = task([int(value) for value, _ in pairs])
     verdict = held(run, run, Tolerance(sigma=sigma))
     assert (verdict.outcome, verdict.passed) == (Outcome.WITHIN, True)
+    assert verdict.documents == (f"none of {len(pairs)} moved",)
     value = run.metrics["acc"]
     assert verdict.allowed == (value, value)
 
