@@ -31,9 +31,10 @@ from msgspec import Struct
 
 from .errors import CorpusError, InvalidLossError, MeasurementError, UsageError
 from .lm_eval_bridge import quiet
-from .protocols import AGGREGATION, LmEval, Tokenizer, aggregation
+from .protocols import LmEval, Tokenizer, aggregation
 from .protocols.cut import encode_page, prefix_token
 from .values import (
+    AGGREGATION,
     DocumentResult,
     Key,
     MetricName,

@@ -35,6 +35,9 @@ AGGREGATION = "aggregation of "
 """Opens the names of a protocol's properties that say how a metric of a task follows
 from its documents: ``mean``, or ``mean, tasks alike`` of a group."""
 
+ALIKE = "tasks alike"
+"""How a group aggregates that gives each of its tasks the same weight."""
+
 Scalar = str | int | float | bool | None
 
 # --------------------------------------------------------------------- what to measure

@@ -9,14 +9,11 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from ..errors import BaselineError
-from ..values import AGGREGATION, DocumentResult, MetricName, Scalar
+from ..values import AGGREGATION, ALIKE, DocumentResult, MetricName, Scalar
 
 RESAMPLES = 1_000
 SEED = 1234
 """lm-eval's own; any other would do, but it must not change."""
-
-ALIKE = "tasks alike"
-"""How a group aggregates that gives each of its tasks the same weight."""
 
 MOST_NAMED = 3
 
@@ -217,8 +214,11 @@ def _of_mean(
 
 
 def _mcnemar_error(apart: Sequence[float]) -> float:
+    """NaN for a single document that moved."""
     count = len(apart)
     wins, losses = apart.count(1), apart.count(-1)
+    if count == 1 and wins + losses:
+        return math.nan
     # In whole numbers, so that no error is exactly 0.
     squares = (wins + losses) * count - (wins - losses) ** 2
     return math.sqrt(squares / count) / count

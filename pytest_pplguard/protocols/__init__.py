@@ -7,7 +7,7 @@ from .cut import Cut, CutProtocol, count_words, detokenised
 from .gptq import Gptq
 from .kl import Kl
 from .llama_cpp import LlamaCpp
-from .lm_eval import AGGREGATION, LmEval, aggregation, recompute_task
+from .lm_eval import LmEval, aggregation, recompute_task
 from .lora_ft import LoraFt
 from .registry import Registry, listed
 from .strided import Strided

@@ -13,7 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..errors import CorpusError, UsageError
-from ..values import DocumentResult, Key, MetricName, Scalar, Window, WindowScore
+from ..values import (
+    AGGREGATION,
+    ALIKE,
+    DocumentResult,
+    Key,
+    MetricName,
+    Scalar,
+    Window,
+    WindowScore,
+)
 from .base import Protocol, Text, Tokenizer, perplexity
 from .cut import Cut, detokenised, encode_page, prefix_token
 
@@ -113,7 +122,7 @@ class LmEval(Protocol):
         }
 
 
-_WEIGHTED, _ALIKE = "tasks by size", "tasks alike"
+_WEIGHTED = "tasks by size"
 
 
 def aggregation(function: str, weight_by_size: bool | None) -> str:
@@ -123,7 +132,7 @@ def aggregation(function: str, weight_by_size: bool | None) -> str:
     """
     if weight_by_size is None:
         return function
-    return f"{function}, {_WEIGHTED if weight_by_size else _ALIKE}"
+    return f"{function}, {_WEIGHTED if weight_by_size else ALIKE}"
 
 
 def recompute_task(
@@ -150,7 +159,7 @@ def recompute_task(
         sizes = [
             len({r.document for r in documents if r.task == task}) for task in values
         ]
-        if weights == _ALIKE:
+        if weights == ALIKE:
             sizes = [1] * len(values)
         totals = [
             aggregate(items) * size
@@ -158,10 +167,6 @@ def recompute_task(
         ]
         metrics[metric] = float(sum(totals) / sum(sizes))
     return metrics
-
-
-AGGREGATION = "aggregation of "
-"""Opens the names of the properties that say how metrics are aggregated."""
 
 
 def _aggregation_function(name: str) -> Callable[[list[Any]], float] | None:

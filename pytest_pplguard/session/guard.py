@@ -623,10 +623,7 @@ def usual_metric(key: Key, measured: Measurement | InvalidLossError) -> str:
     protocol = PROTOCOLS[key.method]
     if not protocol.runs_task(key):
         return protocol.metrics[0]
-    if isinstance(measured, InvalidLossError):
-        return "acc_norm"
-    found = (metric for metric in ("acc_norm", "acc") if metric in measured.metrics)
-    return next(found, next(iter(measured.metrics)))
+    return "acc_norm" if isinstance(measured, InvalidLossError) else measured.quoted
 
 
 def _files_of_loaded(name: str, what: object, loaded: Loaded) -> FromFiles | None:
