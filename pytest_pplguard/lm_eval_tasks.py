@@ -388,6 +388,10 @@ class _ScoringLM(lm_eval.api.model.TemplateLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
         self._requests = requests
+        for request in requests:
+            context, answer = request.args
+            if not context and not self.tok_encode(answer, add_special_tokens=False):
+                raise self._without_token(request)
         answers: list[tuple[float, bool]] = super().loglikelihood(
             requests, disable_tqdm=True
         )
@@ -411,9 +415,12 @@ class _ScoringLM(lm_eval.api.model.TemplateLM):  # type: ignore[misc]
     ) -> Window:
         where = f"{self._key}: an answer of document {request.doc_id} of"
         if not answer:
+            raise self._without_token(request)
+        if not context:
             raise MeasurementError(
-                f"{where} {request.task_name} has no token of its own: "
-                f"{request.args[1]!r} behind its question"
+                f"{where} {request.task_name} stands behind {request.args[0]!r}, which "
+                "leaves no token to begin with: this tokenizer puts none before a "
+                "text, and only an empty question gets one"
             )
         if len(answer) > self._key.window:
             raise MeasurementError(
@@ -423,6 +430,13 @@ class _ScoringLM(lm_eval.api.model.TemplateLM):  # type: ignore[misc]
         ids = tuple([*context, *answer][-(self._key.window + 1) :][:-1])
         return Window(
             ids, tuple(answer), len(ids) - len(answer), page=self._page(request)
+        )
+
+    def _without_token(self, request: Any) -> MeasurementError:
+        return MeasurementError(
+            f"{self._key}: an answer of document {request.doc_id} of "
+            f"{request.task_name} has no token of its own: {request.args[1]!r} behind "
+            "its question"
         )
 
     def _page(self, request: Any) -> int:

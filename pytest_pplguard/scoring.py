@@ -192,6 +192,8 @@ class Scorer:
         with self.failing(group, windows):
             if len({window.ids for window in chosen}) == 1 or not shared:
                 return self._losses(self._each(chosen), chosen)
+            if self._shares is None and _rotates_by_length(self._model):
+                self._read_alone("its rotary positions depend on the whole length")
             if self._shares is None:
                 return self._prove_sharing(chosen, shared)
             if self._shares:
@@ -469,6 +471,21 @@ def _device(model: torch.nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def _rotates_by_length(model: torch.nn.Module) -> bool:
+    """Whether a longer input turns its first tokens otherwise, too.
+
+    Of transformers' rotary embeddings ``longrope`` (Phi-3 with 128k) takes other
+    factors beyond a length and ``dynamic`` another base. What is read of a short
+    context is not what a longer input has there, and a proof on a short one shows none
+    of it.
+    """
+    types: set[str] = set()
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)  # a layer type's each, or one
+        types |= {*kind.values()} if isinstance(kind, dict) else {str(kind)}
+    return any(kind == "longrope" or "dynamic" in kind for kind in types)
+
+
 def _is_single_or_better(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.float64)
 
@@ -501,9 +518,12 @@ def groups(windows: Sequence[Window]) -> Iterator[list[int]]:
         if group:
             members = [*(windows[i] for i in group), window]
             longest = max(member.start for member in members)
+            shared = shared_context(members)
+            # Windows of a whole text share nothing, and there are as many as it wants.
             if (
                 windows[group[0]].page != window.page
-                or 2 * shared_context(members) < longest
+                or not shared
+                or 2 * shared < longest
             ):
                 yield group
                 group = []

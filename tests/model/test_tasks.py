@@ -340,6 +340,42 @@ def test_a_model_that_cannot_go_on_reads_everything(
     )
 
 
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_positions_that_depend_on_the_length_are_read_whole(
+    kind: str, tmp_path: Path
+) -> None:
+    """A short group first, which has no difference to show, then a longer one."""
+    more: dict[str, Any] = {"rope_parameters": {"rope_type": kind, "factor": 4.0}}
+    if kind == "longrope":
+        more["rope_parameters"] |= {
+            "short_factor": [1.0] * 4,
+            "long_factor": [3.0, 5.0, 7.0, 9.0],
+            "original_max_position_embeddings": 32,
+        }
+    loaded = load_tiny(tmp_path / "tiny", max_position_embeddings=64, **more)
+    assert loaded.model.config.rope_parameters["rope_type"] == kind
+    windows = [*answers_of(10, (5, 9), 0), *answers_of(30, (2, 20), 1)]
+    expected = []
+    for window in windows:
+        with torch.no_grad():
+            logits = loaded.model(input_ids=torch.tensor([window.ids])).logits[0]
+        losses = -logits[window.start :].double().log_softmax(-1)
+        expected.append(float(losses[range(len(losses)), window.targets].sum()))
+    scorer = Scorer(loaded.model)
+    scores = scorer(windows, answers=True)
+    assert [score.nll_sum for score in scores] == pytest.approx(expected, rel=1e-6)
+    assert scorer.notices == [
+        "each answer is read with its whole context: its rotary positions depend on "
+        "the whole length (slower, same numbers)"
+    ]
+
+
+def test_windows_of_a_whole_text_are_no_group() -> None:
+    """Their losses' rows would all be in memory at once."""
+    windows = [Window((n, n + 1), (n + 1, n + 2), 0, page=0) for n in range(5)]
+    assert list(groups(windows)) == [[0], [1], [2], [3], [4]]
+
+
 def test_neighbours_that_share_half_of_their_context_are_a_group() -> None:
     def window(ids: str, page: int = 0) -> Window:
         return Window(tuple(map(ord, ids)), (1,), len(ids) - 1, page)
@@ -538,6 +574,34 @@ def test_an_answer_longer_than_the_window(tiny: Loaded, folder: Path) -> None:
         r"lm-eval/hellaswag:4: an answer of document 0 of hellaswag has \d+ tokens, "
         r"more than the window of 4; choose a longer one",
         message,
+    )
+
+
+@pytest.mark.parametrize("question", ["", "Q:"])
+def test_an_answer_without_a_token(question: str, tiny: Loaded, tmp_path: Path) -> None:
+    choices = "{{['' if label else 'y', 'x']}}"
+    fields = {"doc_to_text": question, "doc_to_choice": choices, "doc_to_target": 0}
+    write_task(tmp_path, "piqa", target_delimiter="", **fields)
+    message = refusal(
+        MeasurementError, lambda: measure(tiny, "lm-eval/piqa:64", tmp_path)
+    )
+    assert message == (
+        "lm-eval/piqa:64: an answer of document 1 of piqa has no token of its own: '' "
+        "behind its question"
+    )
+
+
+def test_a_blank_question_without_bos(tmp_path: Path) -> None:
+    """Stock lm-eval stops at an assertion without words."""
+    loaded = load_tiny(tmp_path / "nobos", bos=False)
+    write_task(tmp_path, "piqa", doc_to_text="{{' '}}")
+    message = refusal(
+        MeasurementError, lambda: measure(loaded, "lm-eval/piqa:64", tmp_path)
+    )
+    assert message == (
+        "lm-eval/piqa:64: an answer of document 0 of piqa stands behind ' ', which "
+        "leaves no token to begin with: this tokenizer puts none before a text, and "
+        "only an empty question gets one"
     )
 
 
