@@ -14,6 +14,7 @@ import io
 import json
 import math
 import numbers
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,9 +28,16 @@ import lm_eval.api.registry
 import lm_eval.api.task
 import lm_eval.evaluator
 import lm_eval.tasks
+import numpy
 from msgspec import Struct
 
-from .errors import CorpusError, InvalidLossError, MeasurementError, UsageError
+from .errors import (
+    CorpusError,
+    InvalidLossError,
+    MeasurementError,
+    PplguardError,
+    UsageError,
+)
 from .lm_eval_bridge import quiet
 from .protocols import LmEval, Tokenizer, aggregation
 from .protocols.cut import encode_page, prefix_token
@@ -48,8 +56,9 @@ Score = Callable[[list[Window]], Sequence[WindowScore]]
 """Scores answers: each with ``greedy``."""
 
 _FOLDER = Path(lm_eval.tasks.__file__).parent
-_SEED = 1234
-"""Of few-shot sampling: what ``simple_evaluate`` passes where nobody says another."""
+_SEED, _RANDOM_SEED = 1234, 0
+"""Of few-shot sampling and numpy, and of random: ``simple_evaluate``'s, where nobody
+says others."""
 
 _NO_NUMBER = "lm-eval gives none for the whole"
 _OF_DATA = frozenset({"dataset_path", "dataset_kwargs", "custom_dataset"})
@@ -95,12 +104,30 @@ class Task:
     def __init__(self, key: Key, source: TaskSource) -> None:
         self.key = key
         self.notices: list[str] = []
-        with quiet(), _guarding_downloads(key, source):
-            self._loaded = self._find(source)
+        self._draws = _Draws()
+        with quiet(), self._in_words("cannot be loaded", UsageError):
+            with _guarding_downloads(key, source), self._draws.lent():
+                self._loaded = self._find(source)
             self.tasks = _leaves(self._loaded)
-            for name, task in self.tasks.items():
-                self._set_shots(name, task)
-        self._check_documents()
+            # Asking for documents may shuffle them once more, unlike in stock lm-eval.
+            with self._draws.lent(for_good=False):
+                for name, task in self.tasks.items():
+                    self._set_shots(name, task)
+                self._check_documents()
+
+    @contextlib.contextmanager
+    def _in_words(self, what: str, kind: type[PplguardError]) -> Iterator[None]:
+        """A task's YAML, templates and code are anybody's, and raise anything."""
+        try:
+            yield
+        except PplguardError:
+            raise
+        except Exception as error:
+            raise kind(
+                f"key {self.key}: the task {self.key.text} {what}: lm-eval "
+                f"{lm_eval.__version__}: {type(error).__name__}: "
+                f"{next(iter(str(error).splitlines()), '')}"
+            ) from error
 
     def _find(self, source: TaskSource) -> Any:
         name = self.key.text
@@ -171,11 +198,13 @@ class Task:
         task.set_fewshot_seed(seed=_SEED)
         shots = task.config.num_fewshot
         if shots:
-            known = len(list(task.fewshot_docs()))
+            known, of = len(list(task.fewshot_docs())), ""
+            if task.config.fewshot_split == task.config.test_split:
+                known, of = known - 1, " beside the one that is asked"
             if shots > known:
                 raise UsageError(
                     f"key {self.key}: {shots} shots, but the task {name} has "
-                    f"{known} examples to show"
+                    f"{known} examples to show{of}"
                 )
 
     def _check_documents(self) -> None:
@@ -200,7 +229,11 @@ class Task:
         model = _ScoringLM(self.key, tokenizer, score)
         for task in self.tasks.values():
             _silence(task)
-        with quiet():
+        with (
+            quiet(),
+            self._in_words("cannot be evaluated", MeasurementError),
+            self._draws.lent(),
+        ):
             try:
                 results = lm_eval.evaluator.evaluate(
                     lm=model,
@@ -579,6 +612,34 @@ def _guarding_downloads(key: Key, source: TaskSource) -> Iterator[None]:
         kind.download = download
         if not bars:
             datasets.enable_progress_bars()
+
+
+class _Draws:
+    """What lm-eval draws at random: as under ``simple_evaluate``, the user's untouched.
+
+    Some tasks shuffle the choices of a document when it is read (GPQA). Unseeded, they
+    would be other questions in every run.
+    """
+
+    def __init__(self) -> None:
+        self._states = (
+            random.Random(_RANDOM_SEED).getstate(),
+            numpy.random.RandomState(_SEED).get_state(),
+        )
+
+    @contextlib.contextmanager
+    def lent(self, *, for_good: bool = True) -> Iterator[None]:
+        """Go on from where it was; ``for_good``: the next one does from here."""
+        users = random.getstate(), numpy.random.get_state()
+        random.setstate(self._states[0])
+        numpy.random.set_state(self._states[1])
+        try:
+            yield
+        finally:
+            if for_good:
+                self._states = random.getstate(), numpy.random.get_state()
+            random.setstate(users[0])
+            numpy.random.set_state(users[1])
 
 
 def _silence(task: Any) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -230,6 +232,34 @@ def test_lm_evals_words_about_its_numbers(tiny: Loaded, folder: Path) -> None:
     }
     # One document has no spread: lm-eval says "N/A", which is no number.
     assert measure(tiny, f"lm-eval/piqa:{WINDOW}:first1", folder).stderr == {}
+
+
+def test_choices_that_a_task_shuffles_are_as_stock(
+    tiny: Loaded, tmp_path: Path
+) -> None:
+    """As GPQA does, from the global ``random``; the user's draws go on as they were."""
+    code = (
+        "import random\n"
+        "from datasets import Dataset\n"
+        "def docs(dataset):\n"
+        "    def shuffled(doc):\n"
+        "        both = [doc['sol1'], doc['sol2']]\n"
+        "        random.shuffle(both)\n"
+        "        return {'sol1': both[0], 'sol2': both[1]}\n"
+        "    return Dataset.from_list([doc | shuffled(doc) for doc in dataset])\n"
+    )
+    (tmp_path / "shuffle.py").write_text(code, encoding="utf-8")
+    write_task(tmp_path, "piqa", documents=20)
+    with (tmp_path / "piqa.yaml").open("a", encoding="utf-8") as file:
+        file.write("process_docs: !function shuffle.docs\n")
+    random.seed(3)
+    users = random.getstate()
+    measured = measure(tiny, "lm-eval/piqa:256:shots2", tmp_path)
+    assert random.getstate() == users
+    again = measure(tiny, "lm-eval/piqa:256:shots2", tmp_path)
+    assert again.windows_digest == measured.windows_digest
+    stock = stock_run(tiny.model, tiny.tokenizer, tmp_path, "piqa", window=256, shots=2)
+    assert_as_stock(measured, stock, "piqa", tasks=["piqa"])
 
 
 # -------------------------------------------------------------------- shared contexts
@@ -511,6 +541,36 @@ def test_a_task_without_enough_examples(tiny: Loaded, folder: Path) -> None:
     key = "lm-eval/piqa:64:shots9"
     assert refusal(UsageError, lambda: measure(tiny, key, folder)) == (
         f"key {key}: 9 shots, but the task piqa has 8 examples to show"
+    )
+
+
+def test_the_question_itself_is_no_example(tiny: Loaded, tmp_path: Path) -> None:
+    write_task(tmp_path, "piqa", fewshot_split="test")
+    key = "lm-eval/piqa:1024:shots6"
+    assert refusal(UsageError, lambda: measure(tiny, key, tmp_path)) == (
+        f"key {key}: 6 shots, but the task piqa has 5 examples to show beside the one "
+        "that is asked"
+    )
+    measured = measure(tiny, "lm-eval/piqa:1024:shots5", tmp_path)
+    assert measured.protocol["shots"] == 5
+
+
+def test_a_task_that_lm_eval_stumbles_over(tiny: Loaded, tmp_path: Path) -> None:
+    """At an answer that the first document lacks, and at code of the task's own."""
+    write_task(tmp_path, "piqa", doc_to_choice=["", "x"], doc_to_target=0)
+    key = "lm-eval/piqa:64"
+    assert refusal(UsageError, lambda: measure(tiny, key, tmp_path)) == (
+        f"key {key}: the task piqa cannot be loaded: lm-eval {lm_eval.__version__}: "
+        "IndexError: string index out of range"
+    )
+    broken = "def results(doc, answers):\n    raise KeyError('no\\nsuch')\n"
+    (tmp_path / "broken.py").write_text(broken, encoding="utf-8")
+    write_task(tmp_path, "piqa")
+    with (tmp_path / "piqa.yaml").open("a", encoding="utf-8") as file:
+        file.write("process_results: !function broken.results\n")
+    assert refusal(MeasurementError, lambda: measure(tiny, key, tmp_path)) == (
+        f"key {key}: the task piqa cannot be evaluated: lm-eval {lm_eval.__version__}: "
+        r"KeyError: 'no\nsuch'"
     )
 
 
