@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..checkpoints import Loaded
 from ..corpora import Corpus
-from ..errors import MeasurementError, UsageError
+from ..errors import (
+    CorpusError,
+    InvalidLossError,
+    MeasurementError,
+    PplguardError,
+    UsageError,
+)
 from ..journal import Journal
 from ..protocols import PROTOCOLS, LmEval, Protocol, check_key, windows_digest
 from ..scoring import Progress, Scorer
@@ -140,9 +148,27 @@ class _Run:
         """Metrics, and the units that they were divided by."""
         if isinstance(self._protocol, LmEval):
             return self._lm_eval(corpus, self._protocol)
-        self._score(self._protocol.windows(corpus, self._loaded.tokenizer, self._key))
-        units = self._protocol.units(self.scores, self._key)
-        return self._protocol.recompute(self.scores, units), units
+        protocol, key = self._protocol, self._key
+        with _in_words(protocol, key):
+            windows = list(protocol.windows(corpus, self._loaded.tokenizer, key))
+            _check_windows(protocol, key, windows)
+        self._score(windows)
+        with _in_words(protocol, key):
+            units = protocol.units(self.scores, key)
+            metrics = protocol.recompute(self.scores, units)
+        for name in protocol.metrics:
+            if name not in metrics:
+                raise MeasurementError(
+                    f"key {key}: the method {protocol.name} gave no {name}, which it "
+                    "says it yields"
+                )
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise InvalidLossError(
+                    f"key {key}: the method {protocol.name} makes {name} {value} of "
+                    "losses that are all finite"
+                )
+        return metrics, units
 
     def _lm_eval(
         self, corpus: Corpus, protocol: LmEval
@@ -191,6 +217,11 @@ class _Run:
         )
 
     def _score(self, windows: list[Window], *, answers: bool = False) -> None:
+        if not windows:
+            raise CorpusError(
+                f"key {self._key}: the method {self._protocol.name} cuts the text into "
+                "no windows"
+            )
         self.windows = windows
         self.windows_digest = windows_digest(self.windows)
         check_ids(self._loaded.model, self.windows)
@@ -204,6 +235,36 @@ class _Run:
                 self.scores = self._scorer(self.windows, journal, answers=answers)
             self.notices += journal.notices
         self.notices += [n for n in self._scorer.notices if n not in self.notices]
+
+
+@contextlib.contextmanager
+def _in_words(protocol: Protocol, key: Key) -> Iterator[None]:
+    """Methods from outside raise anything."""
+    try:
+        yield
+    except PplguardError:
+        raise
+    except Exception as error:
+        raise MeasurementError(
+            f"key {key}: the method {protocol.name} ({type(protocol).__module__}) "
+            f"failed: {type(error).__name__}: "
+            f"{next(iter(str(error).splitlines()), '')}"
+        ) from error
+
+
+def _check_windows(protocol: Protocol, key: Key, windows: Sequence[Window]) -> None:
+    """Refuse what would be scored at other positions than the method says.
+
+    Raises:
+        MeasurementError: a window scores positions that it does not have.
+    """
+    for number, window in enumerate(windows, 1):
+        if window.start < 0 or window.start + len(window.targets) > len(window.ids):
+            raise MeasurementError(
+                f"key {key}: the method {protocol.name} scores {len(window.targets)} "
+                f"tokens from position {window.start} of its window {number}, which "
+                f"has {len(window.ids)}"
+            )
 
 
 def max_positions(model: torch.nn.Module) -> int | None:

@@ -16,10 +16,10 @@ import torch
 
 from pytest_pplguard.checkpoints import Loaded, load, locate
 from pytest_pplguard.corpora import Corpus
-from pytest_pplguard.errors import CorpusError
+from pytest_pplguard.errors import CorpusError, PplguardError
 from pytest_pplguard.measure import measure_loaded
-from pytest_pplguard.protocols import PROTOCOLS
-from pytest_pplguard.values import Key, Measurement
+from pytest_pplguard.protocols import PROTOCOLS, Wanda
+from pytest_pplguard.values import Key, Measurement, Window
 from tests.model.test_measure import make_rows
 from tests.model.tiny import save_tiny
 
@@ -270,3 +270,72 @@ def test_a_bos_that_transformers_no_longer_adds_is_seen(
         found.append(measured(checkpoint, f"{key}:first1"))
     assert found[0].windows_digest != found[1].windows_digest
     assert [each.protocol["first token"] for each in found] == [now, then]
+
+
+# --------------------------------------------------------- methods of others that fail
+
+
+class Others(Wanda):
+    """A method from outside."""
+
+    name = "others"
+
+
+def measured_by(
+    method: Others, monkeypatch: pytest.MonkeyPatch, checkpoint: Loaded
+) -> str:
+    """What is said where ``method`` is asked for a number."""
+    monkeypatch.setitem(PROTOCOLS._loaded, "others", method)
+    monkeypatch.setitem(PROTOCOLS._own, "others", method)
+    with pytest.raises(PplguardError) as caught:
+        measure_loaded(checkpoint, Key.parse("others/mine:16"), lambda _: CORPUS)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        ([], "cuts the text into no windows"),
+        (
+            [Window((5, 6, 7), (6, 7), 0), Window((5, 6, 7), (6, 7), -3)],
+            "scores 2 tokens from position -3 of its window 2, which has 3",
+        ),
+        (
+            [Window((5, 6, 7), (6, 7), 2)],
+            "scores 2 tokens from position 2 of its window 1, which has 3",
+        ),
+        (5, "(tests.model.test_measure_methods) failed: TypeError: "),
+    ],
+    ids=["none", "before its ids", "behind its ids", "no list"],
+)
+def test_windows_that_cannot_be(
+    cut: Any, said: str, checkpoint: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = Others()
+    monkeypatch.setattr(method, "windows", lambda *_: cut)
+    message = measured_by(method, monkeypatch, checkpoint)
+    assert message.startswith("key others/mine:16: the method others ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        (
+            {"token_perplexity": math.nan},
+            "makes token_perplexity nan of losses that are all finite",
+        ),
+        ({"other": 1.0}, "gave no token_perplexity, which it says it yields"),
+    ],
+    ids=["not finite", "not there"],
+)
+def test_numbers_that_are_none(
+    metrics: dict[str, float],
+    said: str,
+    checkpoint: Loaded,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = Others()
+    monkeypatch.setattr(method, "recompute", lambda *_: metrics)
+    message = measured_by(method, monkeypatch, checkpoint)
+    assert message == f"key others/mine:16: the method others {said}"
