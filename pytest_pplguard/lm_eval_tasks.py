@@ -8,14 +8,17 @@ encoding, truncation from the left.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
+import inspect
 import io
 import json
 import math
 import numbers
 import random
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -684,12 +687,15 @@ def _corpus_digest(samples: Mapping[str, Any], tasks: Sequence[str]) -> str:
 
 
 def _definition(tasks: Mapping[str, Any]) -> str:
-    """A digest of the tasks' configs without where data lies and without code."""
+    """A digest of the tasks' configs without where data lies.
+
+    Of code only what is not lm-eval's: its own has a version, the task's.
+    """
     configs = {
         name: {
-            field: str(value)
+            field: _stable(value)
             for field, value in task.config.to_dict(keep_callable=True).items()
-            if field not in _OF_DATA | _OF_RUN and not _holds_code(value)
+            if field not in _OF_DATA | _OF_RUN
         }
         for name, task in sorted(tasks.items())
     }
@@ -697,12 +703,27 @@ def _definition(tasks: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _holds_code(value: Any) -> bool:
+def _stable(value: Any) -> Any:
+    """``value`` in words that are the same in every process and folder."""
     if isinstance(value, dict):
-        return any(map(_holds_code, value.values()))
+        return {str(key): _stable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return any(map(_holds_code, value))
-    return callable(value) or " at 0x" in str(value)
+        return [*map(_stable, value)]
+    if callable(value):
+        return _code(value)
+    text = str(value)
+    return "" if " at 0x" in text else text
+
+
+def _code(function: Any) -> str:
+    """What a function says, without comments and layout; nothing of lm-eval's own."""
+    try:
+        file, source = inspect.getfile(function), inspect.getsource(function)
+    except (OSError, TypeError):  # no function, or none of a file
+        return ""
+    if Path(file).resolve().is_relative_to(_FOLDER.resolve().parent):
+        return ""
+    return ast.dump(ast.parse(textwrap.dedent(source)))
 
 
 def _plain(value: Any) -> Any:

@@ -213,6 +213,41 @@ def test_whole_texts_are_as_stock(tiny: Loaded, tmp_path: Path) -> None:
     assert measured.higher_is_better == ()
 
 
+def test_a_group_of_answers_and_whole_texts(tiny: Loaded, tmp_path: Path) -> None:
+    """Two kinds of request: the answers are scored first, then the texts."""
+    write_task(tmp_path, "piqa")
+    write_task(
+        tmp_path,
+        "lambada_openai",
+        alias="texts",
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_target="text",
+        metric_list=[
+            {
+                "metric": "word_perplexity",
+                "aggregation": "weighted_perplexity",
+                "higher_is_better": False,
+            }
+        ],
+    )
+    write_group(tmp_path, "mixed", ["piqa", "texts"], by_size=True)
+    measured = measure(tiny, "lm-eval/mixed:256", tmp_path)
+    stock = stock_run(tiny.model, tiny.tokenizer, tmp_path, "mixed", window=256)
+    assert measured.metrics == pytest.approx(
+        {"acc": stock["results"]["mixed"]["acc,none"]}, rel=1e-12
+    )
+    assert measured.units == {"documents": 12}
+    answers, texts = measured.evidence[:12], measured.evidence[12:]
+    assert [score.page for score in answers] == [n // 2 for n in range(12)]
+    for document in range(6):
+        sample = stock["samples"]["texts"][document]
+        losses = [s.nll_sum for s in texts if s.page == 6 + sample["doc_id"]]
+        assert -math.fsum(losses) == pytest.approx(sample["resps"][0][0], rel=1e-6)
+    again = recompute_task(measured.documents, measured.protocol)
+    assert again == pytest.approx(measured.metrics, rel=1e-12)
+
+
 def test_lm_evals_words_about_its_numbers(tiny: Loaded, folder: Path) -> None:
     lambada = measure(tiny, f"lm-eval/lambada_openai:{WINDOW}", folder)
     assert lambada.higher_is_better == ("acc",)
@@ -464,6 +499,26 @@ def test_the_digests_catch_what_changes_a_number(
     assert [a == b for a, b in zip(usual, label, strict=True)] == [True, False, True]
 
 
+def test_code_of_a_task_is_part_of_its_definition(tiny: Loaded, tmp_path: Path) -> None:
+    """Of a folder of the user's, whatever its layout and wherever it is."""
+    right = "def right(doc, answers):\n    return {'acc': 1.0}\n"
+    codes = {
+        "one": right,
+        "same": f"# moved\n\n{right.replace('1.0}', '1.0 }')}",
+        "other": right.replace("1.0", "0.5 + 0.5"),
+    }
+    definitions = {}
+    for name, code in codes.items():
+        write_task(tmp_path / name, "piqa")
+        (tmp_path / name / "own.py").write_text(code, encoding="utf-8")
+        with (tmp_path / name / "piqa.yaml").open("a", encoding="utf-8") as file:
+            file.write("process_results: !function own.right\n")
+        measured = measure(tiny, "lm-eval/piqa:256:first2", tmp_path / name)
+        assert measured.metrics["acc"] == 1
+        definitions[name] = measured.protocol["task definition"]
+    assert definitions["one"] == definitions["same"] != definitions["other"]
+
+
 def test_finished_answers_are_not_scored_again(
     tiny: Loaded, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -640,7 +695,11 @@ def test_an_answer_longer_than_the_window(tiny: Loaded, folder: Path) -> None:
 @pytest.mark.parametrize("question", ["", "Q:"])
 def test_an_answer_without_a_token(question: str, tiny: Loaded, tmp_path: Path) -> None:
     choices = "{{['' if label else 'y', 'x']}}"
-    fields = {"doc_to_text": question, "doc_to_choice": choices, "doc_to_target": 0}
+    fields: dict[str, Any] = {
+        "doc_to_text": question,
+        "doc_to_choice": choices,
+        "doc_to_target": 0,
+    }
     write_task(tmp_path, "piqa", target_delimiter="", **fields)
     message = refusal(
         MeasurementError, lambda: measure(tiny, "lm-eval/piqa:64", tmp_path)

@@ -11,12 +11,14 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pytest_pplguard.baselines import read_baseline
 
 from .local_tasks import stock_run, write_group, write_task
 from .tiny import save_tiny
 
+ROOT = Path(__file__).parents[2]
 KEY = "lm-eval/piqa:256:shots1:first4"
 
 
@@ -211,4 +213,34 @@ def test_shots_without_a_task(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == (
         "pplguard: error: --shots is for tasks of lm-eval: add --task NAME\n"
+    )
+
+
+def test_the_yaml_in_the_docs_is_lm_evals_task(tmp_path: Path) -> None:
+    """Taken out of the page, over PIQA's fields, by the page's own command."""
+    text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n# (tasks/piqa_local.yaml\n.*?)```", text, re.S)
+    (command,) = re.findall(r"^    pplguard (measure .*--include-path .*)$", text, re.M)
+    for folder in ("tasks", "data"):
+        (tmp_path / folder).mkdir()
+    name, _, task = block.partition("\n")
+    (tmp_path / name).write_text(task, encoding="utf-8")
+    write_task(tmp_path / "stock", "piqa")
+    for split, file in (("train", "piqa-train.jsonl"), ("test", "piqa.jsonl")):
+        shutil.copy(tmp_path / f"stock/piqa-{split}.jsonl", tmp_path / "data" / file)
+    save_tiny(tmp_path / "out/wanda-50")
+    done = pplguard(
+        *command.split(), "--window", "256", "--json", "out.json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads((tmp_path / "out.json").read_text())["measurements"]
+    stock = stock_run(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out/wanda-50"),
+        AutoTokenizer.from_pretrained(tmp_path / "out/wanda-50"),
+        tmp_path / "stock",
+        "piqa",
+        window=256,
+    )["results"]["piqa"]
+    assert found["metrics"] == pytest.approx(
+        {"acc": stock["acc,none"], "acc_norm": stock["acc_norm,none"]}, rel=1e-12
     )
