@@ -57,6 +57,8 @@ _NO_CACHE = (
 )
 """What models raise that cannot go on from a context that they have read."""
 
+_TOO_MUCH = "a document's answers together are too much for its memory"
+
 # Of glibc's malloc.h, and sizes in bytes.
 _M_MMAP_THRESHOLD, _MAPPED_FROM, _ADAPTED_TO = -3, 2**20, 2**25
 
@@ -200,7 +202,7 @@ class Scorer:
                 try:
                     return self._losses(self._continued(chosen, shared), chosen)
                 except torch.OutOfMemoryError:
-                    raise
+                    self._read_alone(_TOO_MUCH)
                 except _NO_CACHE as error:
                     self._read_alone(f"its cache fails ({type(error).__name__})")
             return self._losses(self._each(chosen), chosen)
@@ -267,7 +269,8 @@ class Scorer:
         try:
             rows = self._continued(windows, shared)
         except torch.OutOfMemoryError:
-            raise
+            self._read_alone(_TOO_MUCH)
+            return alone
         except _NO_CACHE as error:
             self._read_alone(f"it has no cache to go on from ({type(error).__name__})")
             return alone

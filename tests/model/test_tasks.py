@@ -369,13 +369,21 @@ def test_the_greedy_choice_is_told(tiny: Loaded) -> None:
     assert greedy == [True, False]
 
 
+def out_of_memory(cache: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         (lambda cache: cache.reset(), "going on from its cache gives other losses"),
         (lambda cache: cache.no_such_method(), "it has no cache to go on from"),
+        (
+            out_of_memory,
+            "a document's answers together are too much for its memory",
+        ),
     ],
-    ids=["other losses", "no cache"],
+    ids=["other losses", "no cache", "no memory"],
 )
 def test_a_model_that_cannot_go_on_reads_everything(
     change: Callable[[Any], None],
@@ -403,6 +411,31 @@ def test_a_model_that_cannot_go_on_reads_everything(
         r"\(slower, same numbers\)",
         notice,
     )
+
+
+def test_answers_that_are_too_many_for_the_memory(
+    tiny: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second document's, after the first has shown that sharing is right."""
+    from transformers import DynamicCache
+
+    repeat = DynamicCache.batch_repeat_interleave
+
+    def limited(self: Any, repeats: int) -> None:
+        if repeats > 2:
+            out_of_memory(self)
+        repeat(self, repeats)
+
+    windows = [*answers_of(50, (5, 9), 0), *answers_of(50, (5, 9, 7), 1)]
+    expected = [score.nll_sum for score in Scorer(tiny.model)(windows)]
+    monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", limited)
+    scorer = Scorer(tiny.model)
+    found = [score.nll_sum for score in scorer(windows, answers=True)]
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert scorer.notices == [
+        "each answer is read with its whole context: a document's answers together are "
+        "too much for its memory (slower, same numbers)"
+    ]
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
