@@ -96,7 +96,8 @@ class Row(Struct, frozen=True):
     ``token`` is the Wanda code's number, ``word`` lm-eval's; None for one that there is
     not. ``sparsity`` is the share of zeros in the linear weights of the decoder layers,
     ``sparsity_source`` where it was counted. ``failures`` say what could not be
-    measured, and why; ``notes`` what else is not known.
+    measured, and why; ``notes`` what else is not known. ``base`` is the model that a
+    baseline is recorded of, None where that is not known.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Row(Struct, frozen=True):
     sparsity_source: str = ""
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    base: str | None = None
 
     @property
     def token_perplexity(self) -> float | None:
@@ -201,7 +203,7 @@ class Comparison(Struct, frozen=True):
 
 
 def _against(dense: Row, other: Row) -> Against:
-    tokens = _differences(dense, dense.token, other.token)
+    tokens = _differences(dense, dense.token, other.token) or _bases(dense, other)
     words = _differences(dense, dense.word, other.word)
     other_tokenizer = bool(tokens) and _same_words(dense, other)
     found = Against(
@@ -263,6 +265,15 @@ def _differences(
         # A published value has seldom all metrics, and those it has are compared.
         if not line.startswith("metric ")
     )
+
+
+def _bases(dense: Row, other: Row) -> tuple[str, ...]:
+    """That two baselines are of two models; of published ones nothing else tells."""
+    if None in (dense.token, other.token) or dense.base == other.base:
+        return ()
+    if dense.base is None or other.base is None:
+        return ()
+    return (f"one is of {other.base}, the other of {dense.base}",)
 
 
 def _same_words(dense: Row, other: Row) -> bool:

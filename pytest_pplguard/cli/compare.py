@@ -66,12 +66,14 @@ class Model(Struct, frozen=True):
 class Baseline(Struct, frozen=True):
     """A recorded entry that stands in for a model; ``path`` is its file.
 
+    ``base`` is the model that the file is about.
     ``named``: by its name, and not because all of the file was asked for.
     """
 
     path: Path
     entry: CheckpointEntry
     named: bool
+    base: str
 
     @property
     def name(self) -> str:
@@ -179,13 +181,14 @@ def _sides(spec: str, folder: Path, options: Options) -> Iterator[Side]:
         yield _model(spec, options)
         return
     file, name = found
-    entries = read_baseline(file).checkpoints
+    content = read_baseline(file)
+    entries = content.checkpoints
     if name not in entries:
         raise UsageError(
             f"{file} has no {name}{near_matches(name, entries)}; it has: "
             f"{', '.join(entries)}"
         )
-    yield Baseline(file, entries[name], named=True)
+    yield Baseline(file, entries[name], named=True, base=content.model)
 
 
 def _model(spec: str, options: Options) -> Model:
@@ -201,8 +204,11 @@ def _model(spec: str, options: Options) -> Model:
 
 def _entries(path: Path) -> Iterator[Baseline]:
     """All entries of a file that have a number, the dense one first."""
-    entries = read_baseline(path).checkpoints.values()
-    found = [Baseline(path, entry, named=False) for entry in entries]
+    content = read_baseline(path)
+    found = [
+        Baseline(path, entry, named=False, base=content.model)
+        for entry in content.checkpoints.values()
+    ]
     found = [baseline for baseline in found if baseline.hows]
     if not found:
         raise UsageError(
@@ -330,6 +336,7 @@ def _recorded_row(baseline: Baseline, how: How) -> Row:
         sparsity_source=f"recorded {sparsity.date}"
         if sparsity is not None and counted
         else "",
+        base=baseline.base,
     )
 
 

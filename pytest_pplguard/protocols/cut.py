@@ -7,16 +7,17 @@ one end of ``pplguard explain``, which walks from one method to another.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args, get_type_hints
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..errors import CorpusError, UsageError
-from ..values import Key, MetricName, Scalar, Window, WindowScore
+from ..values import Key, MetricName, Scalar, Window, WindowScore, near_matches
 from .base import Protocol, Text, Tokenizer, perplexity
 
 
@@ -54,6 +55,20 @@ class Cut(Struct, frozen=True, kw_only=True):
     scored: Literal["all", "second half"] = "all"
     mean: Literal["tokens", "windows", "weighted"] = "tokens"
     divisor: Literal["tokens", "words"] = "tokens"
+
+    def __post_init__(self) -> None:
+        """Refuse a word that means nothing.
+
+        Raises:
+            UsageError: one is not among those above.
+        """
+        for name, words in _words().items():
+            word = getattr(self, name)
+            if word not in words:
+                raise UsageError(
+                    f"Cut({name}={word!r}): expected one of "
+                    f"{', '.join(map(repr, words))}{near_matches(str(word), words)}"
+                )
 
     def windows(
         self,
@@ -263,6 +278,13 @@ _MEANS = {
     "windows": "of windows, each counting as much",
     "weighted": "of windows, weighted by the tokens that each adds less one",
 }
+
+
+@functools.cache
+def _words() -> dict[str, tuple[str, ...]]:
+    """What may stand for each property that is a word."""
+    hints = get_type_hints(Cut)
+    return {name: words for name in hints if (words := get_args(hints[name]))}
 
 
 class CutProtocol(Protocol):

@@ -14,6 +14,8 @@ from .json import plain
 from .text import number
 
 _WIDTH = 88
+_NAMED = 3
+"""Models that a sentence names one by one."""
 _COLUMNS = (
     ("per token", 10),
     ("per word", 10),
@@ -157,7 +159,11 @@ def conclusion(comparison: Comparison) -> list[str]:
     others = list(zip(comparison.against, comparison.rows[1:], strict=True))
     paragraphs = [_of_one(against, row, dense) for against, row in others]
     untold = [pair for pair, text in zip(others, paragraphs, strict=True) if not text]
-    compared = [*filter(None, paragraphs), *_costs_alone(dense, untold)]
+    compared = [
+        *filter(None, paragraphs),
+        *_costs_alone(dense, untold),
+        *_without_gap(dense, [row for _, row in untold]),
+    ]
     return [
         *_introduction(comparison),
         *_of_dense(dense, comparison),
@@ -200,7 +206,7 @@ def _introduction(comparison: Comparison) -> list[str]:
     if ratio is None:
         units = "A word is longer than a token"
     else:
-        units = f"A word is about {ratio:.2f} tokens here"
+        units = f"A word is about {ratio:.1f} tokens here"
     if all((row.gap or 0) > 0 for row in known):
         units += (
             ", so the number per word is higher, and the higher both are, the wider "
@@ -215,20 +221,24 @@ def _introduction(comparison: Comparison) -> list[str]:
     )
     if any(against.exponent is not None for against in comparison.against):
         text += (
-            "; it counts as the same if it explains all but a tenth of a gap (in "
-            "logarithms)"
+            "; it counts as the same if it leaves less than a tenth of a gap (in "
+            "logarithms) unexplained"
         )
     text += "."
-    if any(
-        number is not None and Key.parse(number.key).first is not None
-        for row in known
-        for number in (row.token, row.word)
-    ):
+    if any(map(_is_of_part, known)):
         text += (
             " Only the first windows and pages were read, which are not the same "
             "text: the exponents are rough."
         )
     return [text]
+
+
+def _is_of_part(row: Row) -> bool:
+    """Whether only the first windows or pages were read."""
+    return any(
+        number is not None and Key.parse(number.key).first is not None
+        for number in (row.token, row.word)
+    )
 
 
 def _of_dense(dense: Row, comparison: Comparison) -> list[str]:
@@ -302,11 +312,14 @@ def _of_one(against: Against, row: Row, dense: Row) -> str:
 
 
 def _exponents(against: Against, row: Row, dense: Row) -> str:
-    both = f"({row.exponent:.3f}, {dense.exponent:.3f})"
+    one, other = f"{row.exponent:.3f}", f"{dense.exponent:.3f}"
+    both = f"({one}, {other})"
     if against.exponent == "same":
+        nearly = "" if one == other else "nearly "
+        told = "as far as so little text tells, " if _is_of_part(row) else ""
         return (
-            f"{row.name} has the exponent of {dense.name} {both}: its gap of "
-            f"{_gap(row)} is the methods', not {_what(row, dense)}'s."
+            f"{row.name} has {nearly}the exponent of {dense.name} {both}: {told}its "
+            f"gap of {_gap(row)} is the methods', not {_what(row, dense)}'s."
         )
     return f"{row.name} has a {against.exponent} exponent than {dense.name} {both}."
 
@@ -336,12 +349,12 @@ def _share(against: Against, row: Row, dense: Row) -> list[str]:
         return [f"So {what} has moved the two numbers apart."]
     if share < 0.5:
         return [
-            f"So only {100 * share:.0f} % of its gap of {_gap(row)} is the "
-            f"methods' (in logarithms); most of it came with {what}."
+            f"So less than half of its gap of {_gap(row)} is the methods' "
+            f"({100 * share:.0f} % of its logarithm); most of it came with {what}."
         ]
     return [
-        f"So {100 * share:.0f} % of its gap of {_gap(row)} is the methods' (in "
-        f"logarithms); the rest came with {what}."
+        f"So most of its gap of {_gap(row)} is the methods' ({100 * share:.0f} % of "
+        f"its logarithm); the rest came with {what}."
     ]
 
 
@@ -423,6 +436,25 @@ def _costs_alone(dense: Row, others: Sequence[tuple[Against, Row]]) -> list[str]
         if parts:
             texts.append(f"Against {dense.name}, per {unit}: {', '.join(parts)}.")
     return texts
+
+
+def _without_gap(dense: Row, others: Sequence[Row]) -> list[str]:
+    """Which models lack a number, where that is all that is missing for an answer."""
+    lacking = [
+        row
+        for row in others
+        if not row.failures and (row.token, row.word).count(None) == 1
+    ]
+    if dense.exponent is None or not lacking:
+        return []
+    names = "These" if len(lacking) > _NAMED else _listed([row.name for row in lacking])
+    one = len(lacking) == 1
+    missing = {"lm-eval" if row.word is None else "the Wanda code" for row in lacking}
+    method = missing.pop() if len(missing) == 1 else "one of the methods"
+    return [
+        f"{names} {'has' if one else 'have'} no number by {method}, so nothing can be "
+        f"said of {'its gap' if one else 'their gaps'}."
+    ]
 
 
 def _what(row: Row, dense: Row) -> str:

@@ -73,7 +73,7 @@ def ladder_lines(model: str, ladder: Ladder) -> list[str]:
 
 
 def _table(model: str, ladder: Ladder) -> Iterator[str]:
-    pages = "" if ladder.limit is None else f"{_first_pages(ladder.limit)} of "
+    pages = "" if ladder.limit is None else f"{first_pages(ladder.limit)} of "
     yield f"{model} on {pages}{ladder.corpus}"
     start, goal = Key.parse(ladder.start), Key.parse(ladder.goal)
     last = len(ladder.rungs) - 1
@@ -126,9 +126,14 @@ def conclusion_lines(ladder: Ladder) -> list[str]:
             f"{math.log(last) / math.log(first):.4f} "
             f"(ln {units[1]} perplexity / ln {units[0]} perplexity)."
         )
+    if {start, goal} == {"wanda", "lm-eval"}:
+        lines.append(
+            "Whether pruning has a part in the gap, two models tell: pplguard compare "
+            "DENSE PRUNED."
+        )
     if ladder.limit is not None:
         lines.append(
-            f"Both ends are of {_first_pages(ladder.limit)} alone: they are not the "
+            f"Both ends are of {first_pages(ladder.limit)} alone: they are not the "
             "numbers of the whole text."
         )
     return lines
@@ -157,12 +162,16 @@ def _reasons(ladder: Ladder) -> Iterator[str]:
         )
     if cuts:
         largest = max(cuts, key=lambda index: abs(cuts[index]))
-        part = "All of it"
+        part = "All of it is how the text is cut and read"
         if divisor is not None:
-            part = f"The other {math.fsum(cuts.values()) * 100:.1f} %"
+            others = math.fsum(cuts.values()) * 100
+            part = (
+                "The other steps, how the text is cut and read, "
+                f"{'add' if others >= 0 else 'take off'} {abs(others):.1f} % together"
+            )
         yield (
-            f"{part} is how the text is cut and read; the largest of it is step "
-            f"{largest}, {_percent(cuts[largest])} "
+            f"{part}; the largest is step {largest} with "
+            f"{_percent(cuts[largest])} "
             f"({change_words(ladder.rungs[largest], ladder)})."
         )
     against = [str(index) for index, share in shares.items() if share < 0]
@@ -179,7 +188,8 @@ def _unit(metric: str) -> str:
     return metric.partition("_")[0]
 
 
-def _first_pages(count: int) -> str:
+def first_pages(count: int) -> str:
+    """``the first 20 pages``."""
     return "the first page" if count == 1 else f"the first {count} pages"
 
 

@@ -8,7 +8,7 @@ from textwrap import fill
 
 from ..errors import UsageError
 from ..values import Ladder
-from .ladder import change_words
+from .ladder import change_words, first_pages
 from .text import number
 
 _ENDS, _UP, _DOWN = "#4d4d4d", "#d55e00", "#0072b2"
@@ -63,7 +63,8 @@ def write_waterfall(file: Path, ladder: Ladder, title: str) -> None:
         axes.set_yticks(range(end + 1), labels)
         axes.invert_yaxis()
         axes.set_xlabel("perplexity (logarithmic)")
-        axes.set_title(title)
+        pages = "" if ladder.limit is None else f", {first_pages(ladder.limit)}"
+        axes.set_title(f"{title}{pages}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}

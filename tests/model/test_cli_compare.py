@@ -57,14 +57,14 @@ per word and byte: lm-eval, lm-eval/wikitext+demo:256: measured now
 zeros, in the linear weights of the decoder layers: counted now
 
 The Wanda code gives a perplexity per token, lm-eval one per word; both are right. A
-word is about 1.37 tokens here, so the number per word is higher, and the higher both
+word is about 1.4 tokens here, so the number per word is higher, and the higher both
 are, the wider is the gap in percent. Two models with the same exponent, ln(per word) /
-ln(per token), have gaps that are the methods' own; it counts as the same if it explains
-all but a tenth of a gap (in logarithms).
+ln(per token), have gaps that are the methods' own; it counts as the same if it leaves
+less than a tenth of a gap (in logarithms) unexplained.
 wanda-50 has a larger exponent than dense (1.502, 1.427). With the exponent of dense it
-would read 5.101 per word; it reads 5.558, 9.0 % more. So 85 % of its gap of 77 % is the
-methods' (in logarithms); the rest came with the pruning. Against dense it costs +5.4 %
-per token, +17.4 % per word and +0.0447 bits per byte.
+would read 5.101 per word; it reads 5.558, 9.0 % more. So most of its gap of 77 % is the
+methods' (85 % of its logarithm); the rest came with the pruning. Against dense it costs
++5.4 % per token, +17.4 % per word and +0.0447 bits per byte.
 """
 
 
@@ -143,14 +143,15 @@ per word and byte: lm-eval, lm-eval/wikitext:4096
 The Wanda code gives a perplexity per token, lm-eval one per word; both are right. A
 word is longer than a token, so the number per word is higher, and the higher both are,
 the wider is the gap in percent. Two models with the same exponent, ln(per word) /
-ln(per token), have gaps that are the methods' own; it counts as the same if it explains
-all but a tenth of a gap (in logarithms).
-wanda-50-origin has the exponent of dense (1.313, 1.325): its gap of 78 % is the
+ln(per token), have gaps that are the methods' own; it counts as the same if it leaves
+less than a tenth of a gap (in logarithms) unexplained.
+wanda-50-origin has nearly the exponent of dense (1.313, 1.325): its gap of 78 % is the
 methods', not the pruning's. With the exponent of dense it would read 11.48 per word; it
 reads 11.22, 2.3 % less. Against dense it costs +23.2 % per token and +28.8 % per word.
 Against dense, per token: wanda-50 +25.4 %, sparsegpt-50 +27.1 %, magnitude-50 +190.8 %,
 wanda-4of8 +55.7 %, sparsegpt-4of8 +58.6 %, magnitude-4of8 +221.9 %, wanda-2of4
 +115.2 %, sparsegpt-2of4 +98.6 %, magnitude-2of4 +966.2 %.
+These have no number by lm-eval, so nothing can be said of their gaps.
 Published numbers come without their windows; that these were cut alike is assumed.
 """  # noqa: E501
 

@@ -111,5 +111,6 @@ def test_what_cannot_be_explained(
 def test_explain_takes_what_measure_takes(tmp_path: Path) -> None:
     measure = options_of(pplguard("measure", "--help", cwd=tmp_path).stdout)
     explain = options_of(pplguard("explain", "--help", cwd=tmp_path).stdout)
-    assert measure - explain == {"--method", "--reference"}
+    other = {"--method", "--reference", "--task", "--shots", "--include-path"}
+    assert measure - explain == other
     assert explain - measure == {"--from", "--to", "--plot", "--baselines"}

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -19,6 +19,7 @@ import yaml
 from pytest_pplguard.baselines import read_baseline
 from pytest_pplguard.cli.demo import copy_demo
 from pytest_pplguard.gates import DEFAULT_MEASURED, DEFAULT_PUBLISHED
+from pytest_pplguard.protocols import Cut
 from pytest_pplguard.report.csv import COLUMNS, figures
 from pytest_pplguard.values import Key, Outcome, Results, Verdict
 
@@ -293,3 +294,20 @@ def test_the_docs_list_every_finding() -> None:
 
 def code_of_config() -> str:
     return read("pytest_pplguard/checkpoints/config.py")
+
+
+def test_the_words_of_a_cut_in_the_docs() -> None:
+    table = read("docs/protocols.md").partition("<!-- cut-words -->")[2]
+    shown = {
+        name: re.findall(r"`([^`]+)`", words)
+        for name, words in re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.M)
+    }
+    hints = get_type_hints(Cut)
+    known = {
+        name: list(get_args(hints[name])) or ["False", "True"]
+        for name in Cut.__struct_fields__
+    }
+    assert shown == known
+    assert [words[0] for words in shown.values()] == [
+        str(getattr(Cut(), name)) for name in shown
+    ]

@@ -489,3 +489,12 @@ def test_the_digest_sees_a_lost_bos_a_character_and_other_ids(key: str) -> None:
         digest(tokenizer=Shifted()),
     ]
     assert len(set(digests)) == len(digests)
+
+
+def test_a_word_that_no_property_knows_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        Cut(tail="kpet")  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "Cut(tail='kpet'): expected one of 'dropped', 'kept', 'filled backwards' (did "
+        "you mean 'kept'?)"
+    )

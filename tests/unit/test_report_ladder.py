@@ -100,10 +100,11 @@ The same model on the same text: 10 per token by wanda, 22.3345 per word by lm-e
 +123.3 %.
 The divisor alone explains 77.3 % of the gap: there are 1.250 tokens a word, so a
 perplexity P per token is P ^ 1.250 per word.
-The other 22.7 % is how the text is cut and read; the largest of it is step 1, +27.8 %
-(text: rows, joined -> detokenised pages, joined).
+The other steps, how the text is cut and read, add 22.7 % together; the largest is step
+1 with +27.8 % (text: rows, joined -> detokenised pages, joined).
 A negative share pulls the other way: steps 3 and 5. All shares add up to 100 %.
 As a power: 22.3345 = 10 ^ 1.3490 (ln word perplexity / ln token perplexity).
+Whether pruning has a part in the gap, two models tell: pplguard compare DENSE PRUNED.
 """.splitlines()
     )
 
@@ -122,7 +123,7 @@ step  what changes                           perplexity  log change     share
       other/wikitext2:64 (token_perplexity)           9     -0.1054  +100.0 %
 
 The same model on the same text: 10 per token by wanda, 9 per token by other: -10.0 %.
-All of it is how the text is cut and read; the largest of it is step 1, +100.0 % (tail:
+All of it is how the text is cut and read; the largest is step 1 with +100.0 % (tail:
 dropped -> shorter window).
 Both ends are of the first 3 pages alone: they are not the numbers of the whole text.
 """.splitlines()
@@ -139,7 +140,7 @@ def test_steps_against_the_gap() -> None:
     assert conclusion_lines(climbed) == [
         "The same model on the same text: 10 per token by wanda, 12 per token by "
         "other: +20.0 %.",
-        "All of it is how the text is cut and read; the largest of it is step 2, "
+        "All of it is how the text is cut and read; the largest is step 2 with "
         "+157.8 % (mean: over tokens -> over windows).",
         "A negative share pulls the other way: step 1. All shares add up to 100 %.",
     ]
@@ -156,8 +157,9 @@ def test_from_words_to_tokens_and_against_the_gap() -> None:
     assert conclusion_lines(climbed)[1:3] == [
         "The divisor alone makes -210.5 % of the gap: there are 1.250 tokens a word, "
         "so a perplexity P per word is P ^ 0.800 per token.",
-        "The other 310.5 % is how the text is cut and read; the largest of it is step "
-        "2, +310.5 % (text: detokenised pages, joined -> rows, joined).",
+        "The other steps, how the text is cut and read, add 310.5 % together; the "
+        "largest is step 2 with +310.5 % (text: detokenised pages, joined -> rows, "
+        "joined).",
     ]
     # By hand: ln(12 / 22.3345) / ln(30 / 22.3345) and ln(30 / 12) / ln(30 / 22.3345).
     assert math.log(12 / words) / math.log(30 / words) == pytest.approx(
