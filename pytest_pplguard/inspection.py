@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,10 @@ from msgspec import Struct
 
 from .corpora import Corpus
 from .errors import MeasurementError, UsageError
+from .lm_eval_names import TASKS, quiet, yaml_files
 from .protocols import LmEval, Tokenizer, windows_digest
 from .values import Key, Scalar, near_matches
 
-TASKS = Path(lm_eval.__file__).parent / "tasks"
 PAGES_TASK = LmEval.default_text
 """The task whose documents are pages of a corpus, so that its windows are known."""
 
@@ -170,7 +167,7 @@ def count_documents(name: str) -> int:
     path = _file_of(name)
     assert path is not None
     try:
-        with _quiet():
+        with quiet():
             task = lm_eval.api.task.ConfigurableTask(config=_config(path))
             return len(task.eval_docs)
     # What datasets, its HTTP client, file systems and a task's own code raise.
@@ -192,7 +189,7 @@ def _without_data(config: dict[str, Any], name: str) -> Any:
             raise Stopped(self)
 
     try:
-        with _quiet():
+        with quiet():
             return Task(config=config)
     except Stopped as stopped:
         return stopped.args[0]
@@ -235,7 +232,7 @@ def _file_of(name: str) -> Path | None:
     if plain and likely.is_file() and _name_in(likely.read_bytes()) == name:
         return likely
     index: dict[str, Path] = {}
-    for path in _files():
+    for path in yaml_files():
         if (known := _name_in(path.read_bytes())) is not None:
             index.setdefault(known, path)
     if name in index:
@@ -248,14 +245,6 @@ def _file_of(name: str) -> Path | None:
     )
 
 
-def _files() -> Iterator[Path]:
-    for folder, folders, files in os.walk(TASKS):
-        folders.sort()
-        yield from (
-            Path(folder, file) for file in sorted(files) if file[-5:] == ".yaml"
-        )
-
-
 def _name_in(text: bytes) -> str | None:
     """What a file defines: the group where it is one, else the task."""
     found = {kind: name.decode() for kind, name in _NAME.findall(text)}
@@ -265,7 +254,7 @@ def _name_in(text: bytes) -> str | None:
 def _tagged(tag: str) -> list[str]:
     """Names of the tasks that carry a tag, their own or that of a file they include."""
     members = []
-    for path in _files():
+    for path in yaml_files():
         text = path.read_bytes()
         if tag in _tags_in(path, text) and b"\ngroup:" not in b"\n" + text:
             members += [name] if (name := _name_in(text)) is not None else []
@@ -384,15 +373,3 @@ def _escaped(text: str) -> str:
     )
     half = _SHOWN // 2
     return line if len(line) <= _SHOWN else f"{line[:half]} [...] {line[-half:]}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval's remarks on its own tasks' defaults off the screen."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lm_eval
@@ -20,12 +18,13 @@ import lm_eval.api.task
 import lm_eval.evaluator
 
 from .errors import MeasurementError
+from .lm_eval_names import TASKS, quiet
 from .protocols import perplexity
 
 Loglikelihoods = Callable[[list[str]], list[float]]
 """Total log-likelihood (nats) of each of the texts."""
 
-_TASK_FILE = Path(lm_eval.__file__).parent / "tasks" / "wikitext" / "wikitext.yaml"
+_TASK_FILE = TASKS / "wikitext" / "wikitext.yaml"
 
 
 class PagesResult:
@@ -138,15 +137,3 @@ def _task_config() -> dict[str, Any]:
 
         return dict(load_yaml_config(yaml_path=str(_TASK_FILE), mode="full"))
     return dict(load_yaml(_TASK_FILE, resolve_func=True))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep lm-eval's remarks on its own tasks' defaults off the screen."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -41,7 +41,13 @@ from .errors import (
     PplguardError,
     UsageError,
 )
-from .lm_eval_bridge import quiet
+from .lm_eval_names import (
+    TASKS,
+    defined_names,
+    folders_of,
+    is_mentioned,
+    quiet,
+)
 from .protocols import LmEval, Tokenizer, aggregation
 from .protocols.cut import encode_page, prefix_token
 from .values import (
@@ -58,7 +64,6 @@ from .values import (
 Score = Callable[[list[Window]], Sequence[WindowScore]]
 """Scores answers: each with ``greedy``."""
 
-_FOLDER = Path(lm_eval.tasks.__file__).parent
 _SEED, _RANDOM_SEED = 1234, 0
 """Of few-shot sampling and numpy, and of random: ``simple_evaluate``'s, where nobody
 says others."""
@@ -143,12 +148,12 @@ class Task:
             own = _manager(list(source.folders), defaults=False)
             if name in own.all_tasks:
                 return self._load(own, source)
-        if folders := _folders_of(name):
+        if folders := folders_of(name):
             few = _manager([*folders, *source.folders], defaults=False)
             if name in few.all_tasks:
                 return self._load(few, source)
-        if not _is_mentioned(name):
-            known = {*_defined_names()}
+        if not is_mentioned(name):
+            known = {*defined_names()}
             if source.folders:
                 known |= {*own.all_tasks}
             raise self._unknown(known)
@@ -517,42 +522,6 @@ def _manager(folders: Sequence[str | Path], *, defaults: bool = True) -> Any:
     return manager
 
 
-def _folders_of(name: str) -> list[Path]:
-    """lm-eval's folders with a YAML that defines ``name``, found by its text.
-
-    Reading every YAML takes lm-eval a dozen seconds.
-    """
-    defines = re.compile(
-        rb"^[ ]*(?:task|group)[ ]*:[ ]*[\"']?" + re.escape(name.encode()) + rb"\b",
-        re.MULTILINE,
-    )
-    own = [folder for folder in _FOLDER.iterdir() if folder.is_dir()]
-    own.sort(key=lambda folder: (not name.startswith(folder.name), folder.name))
-    for folder in own:
-        if any(defines.search(text) for text in _yaml_texts(folder)):
-            return [folder]
-    return []
-
-
-def _is_mentioned(name: str) -> bool:
-    """Whether any YAML of lm-eval's has the word: the name of a tag, for example."""
-    word = re.compile(rb"(?<![\w.-])" + re.escape(name.encode()) + rb"(?![\w.-])")
-    return any(word.search(text) for text in _yaml_texts(_FOLDER))
-
-
-def _defined_names() -> Iterator[str]:
-    for text in _yaml_texts(_FOLDER):
-        for name in re.findall(
-            rb"^(?:task|group): *[\"']?([\w.-]+)", text, re.MULTILINE
-        ):
-            yield name.decode()
-
-
-def _yaml_texts(folder: Path) -> Iterator[bytes]:
-    for file in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
-        yield file.read_bytes()
-
-
 def _leaves(loaded: Any) -> dict[str, Any]:
     """All tasks by name, from what any version of lm-eval loads."""
     if isinstance(loaded, dict) and "group_map" in loaded:
@@ -721,7 +690,7 @@ def _code(function: Any) -> str:
         file, source = inspect.getfile(function), inspect.getsource(function)
     except (OSError, TypeError):  # no function, or none of a file
         return ""
-    if Path(file).resolve().is_relative_to(_FOLDER.resolve().parent):
+    if Path(file).resolve().is_relative_to(TASKS.resolve().parent):
         return ""
     return ast.dump(ast.parse(textwrap.dedent(source)))
 

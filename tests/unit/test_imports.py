@@ -29,6 +29,7 @@ LEVELS = (
         "options",
         "protocols",
     ),
+    ("lm_eval_names",),
     ("scoring", "lm_eval_bridge"),
     ("comparison", "divergence", "inspection", "lm_eval_tasks"),
     ("measure",),
