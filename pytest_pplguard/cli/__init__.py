@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 
@@ -19,8 +20,13 @@ def main() -> None:
 
 
 def own_options(text: str) -> str:
-    """Messages name pytest's options; the command has most of them without ``ppl``."""
-    return text if "pplguard: --" in text else text.replace("--ppl-", "--")
+    """Messages name pytest's options; the command has most of them without ``ppl``.
+
+    Where a message names both, the command's own is left.
+    """
+    text = re.sub(r"--ppl-\S+ \S+ \(pplguard: ([^()]*)\)", r"\1", text)
+    text = re.sub(r"--ppl-[^\s,]+, pplguard: ", "", text)
+    return text.replace("--ppl-", "--")
 
 
 def _complain(error: Exception, *, status: int) -> int:

@@ -282,16 +282,18 @@ def _nothing_fits(
     wishes = [
         f"corpus {asked.corpus}" if asked.corpus else "",
         f"window {asked.window}" if asked.window else "",
-        f"the first {asked.first}" if asked.first else "no --limit",
+        f"the first {asked.first}" if asked.first else "",
         f"no window beyond the model's {limit}" if limit else "",
     ]
+    wished = ", ".join(filter(None, wishes))
     recorded = [
         f"{baseline.name}: {', '.join(baseline.entry.recorded) or 'nothing'}"
         for baseline in baselines
     ]
     return (
-        "no baseline that all of these models could be compared by (asked for: "
-        f"{', '.join(filter(None, wishes))}); recorded are {'; '.join(recorded)}"
+        "no baseline that all of these models could be compared by"
+        + (f" (asked for: {wished})" if wished else "")
+        + f"; recorded are {'; '.join(recorded)}"
     )
 
 

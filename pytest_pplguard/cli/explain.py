@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..baselines import baseline_paths, read_baseline
 from ..errors import UsageError
-from ..options import DEMO_CHECKPOINTS, Options
+from ..options import DEMO, DEMO_CHECKPOINTS, Options
 from ..report import check_plot, ladder_document, ladder_lines, write_waterfall
 from .measure import Checkpoint, Wanted
 from .output import write_json
@@ -46,6 +46,11 @@ def _refuse_baseline(spec: str, folder: Path) -> None:
     """A name that is recorded, and no checkpoint that is there."""
     if spec in DEMO_CHECKPOINTS or Path(spec).expanduser().exists():
         return
+    if spec == DEMO:
+        raise UsageError(
+            f"{DEMO} is two models, and one is explained at a time: give "
+            f"{' or '.join(DEMO_CHECKPOINTS)}"
+        )
     stem, _, entry = spec.partition("/")
     for path in baseline_paths(folder):
         if path.stem == stem and (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from . import own_options
 
 
 def write_json(document: dict[str, Any], path: str | None) -> None:
@@ -31,4 +32,4 @@ def write_json(document: dict[str, Any], path: str | None) -> None:
 def say(*lines: str) -> None:
     """Remarks go to stderr, so that ``--json -`` stays JSON."""
     for line in lines:
-        print(f"pplguard: {line}", file=sys.stderr)
+        print(f"pplguard: {own_options(line)}", file=sys.stderr)

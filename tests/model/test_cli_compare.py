@@ -392,7 +392,7 @@ def test_the_window_is_the_shortest_maximum(
             ["llama-2-7b/dense", "llama-2-7b/wanda-50-origin"],
             Asked(window=2048),
             "no baseline that all of these models could be compared by (asked for: "
-            "window 2048, no --limit); recorded are llama-2-7b/dense: "
+            "window 2048); recorded are llama-2-7b/dense: "
             "wanda/wikitext2:4096, wanda/wikitext2:2048, lm-eval/wikitext:4096; "
             "llama-2-7b/wanda-50-origin: wanda/wikitext2:4096, lm-eval/wikitext:4096",
         ),
@@ -400,7 +400,7 @@ def test_the_window_is_the_shortest_maximum(
             ["demo/dense", "llama-2-7b/dense"],
             Asked(),
             "no baseline that all of these models could be compared by (asked for: "
-            "no --limit, no window beyond the model's 512); recorded are "
+            "no window beyond the model's 512); recorded are "
             "llama-2-7b/dense: wanda/wikitext2:4096, wanda/wikitext2:2048, "
             "lm-eval/wikitext:4096",
         ),

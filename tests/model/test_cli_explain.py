@@ -80,6 +80,12 @@ def test_json_to_stdout_and_only_some_pages(tmp_path: Path) -> None:
             "PATH",
         ),
         (
+            ["demo", "--baselines", str(ROOT / "baselines")],
+            2,
+            "demo is two models, and one is explained at a time: give demo/dense or "
+            "demo/wanda-50",
+        ),
+        (
             ["nowhere", "--plot", "ladder.jpg"],
             2,
             "--plot ladder.jpg: the suffix says what to write: .png, .svg, .pdf",
