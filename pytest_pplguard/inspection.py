@@ -174,7 +174,10 @@ def count_documents(name: str) -> int:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise MeasurementError(
-            f"the data of lm-eval's task {name} could not be read: {reason}"
+            f"the data of lm-eval's task {name} could not be read: {reason}; "
+            "fetch it where there is a network (then HF_DATASETS_OFFLINE=1 uses the "
+            "cache), or write a YAML with `dataset_path: json` and `dataset_kwargs: "
+            "{data_files: ...}` and give its path (docs/tasks.md)"
         ) from error
 
 
@@ -241,7 +244,9 @@ def _file_of(name: str) -> Path | None:
         return None
     raise UsageError(
         f"lm-eval {lm_eval.__version__} knows no task {name!r}"
-        f"{near_matches(name, index)}; `lm-eval ls tasks` lists them"
+        f"{near_matches(name, index)}; `lm-eval ls tasks` lists them, "
+        "and one of your own is given by the path of its YAML: inspect tasks/"
+        f"{name}.yaml"
     )
 
 

@@ -18,6 +18,7 @@ from ..inspection import (
 from ..options import Options
 from ..protocols import LmEval
 from ..report import inspection_document, inspection_lines
+from . import own_options
 from .compare import LONGEST_DEFAULT_WINDOW
 from .output import say, write_json
 
@@ -56,7 +57,7 @@ def inspect_task(
             text = open_corpus(protocol.corpus(key), options.corpora)
             pages = protocol.pages(text, key)
         except PplguardError as error:
-            facts = replace(facts, unreachable=str(error))
+            facts = replace(facts, unreachable=own_options(str(error)))
         else:
             facts = replace(
                 facts,

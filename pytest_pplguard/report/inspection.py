@@ -15,6 +15,8 @@ _LABEL = 16
 _SHOWN = 200
 """Characters of an entry of a config."""
 
+_OUTPUT = {"generate_until": ": needs generated text, so it cannot be measured here"}
+
 _DETOKENISER = "doc_to_target"
 """The entry of ``wikitext`` that makes the text that is scored."""
 
@@ -60,7 +62,7 @@ def _task(task: TaskFacts) -> Iterator[tuple[str, object]]:
         counts = (f"{count} {unit}" for unit, count in task.units.items())
         yield "divided by", ", ".join(counts)
     if task.output_type is not None:
-        yield "output type", task.output_type
+        yield "output type", task.output_type + _OUTPUT.get(task.output_type, "")
         shots = task.num_fewshot
         yield "num_fewshot", "0, as the task sets none" if shots is None else shots
     for metric in task.metrics:

@@ -166,10 +166,34 @@ def test_data_that_cannot_be_reached(
     assert (
         f"  not reached      the data of lm-eval's task {file} could not be read: "
     ) in out
+    assert out.endswith(
+        "; fetch it where there is a network (then HF_DATASETS_OFFLINE=1 uses the "
+        "cache), or write a YAML with `dataset_path: json` and `dataset_kwargs: "
+        "{data_files: ...}` and give its path (docs/tasks.md)\n"
+    )
     data.write_text('{"q": "one"}\n{"q": "two"}\n', encoding="utf-8")
     assert inspect(str(file))
     assert "  documents        2\n" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "hf", ignore_errors=True)
+
+
+def test_a_task_that_needs_generated_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"q": "one", "a": "two"}\n', encoding="utf-8")
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"task: mine\ndataset_path: json\ndataset_kwargs: {{data_files: {data}}}\n"
+        "test_split: train\noutput_type: generate_until\ndoc_to_text: '{{q}}'\n"
+        "doc_to_target: '{{a}}'\ngeneration_kwargs: {until: ['.']}\n"
+        "metric_list:\n  - {metric: exact_match}\n"
+    )
+    assert inspect(str(file))
+    assert (
+        "  output type      generate_until: needs generated text, so it cannot be "
+        "measured here\n"
+    ) in capsys.readouterr().out
 
 
 def test_options_of_wikitext_for_another_task() -> None:

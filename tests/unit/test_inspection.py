@@ -113,7 +113,10 @@ def test_an_unknown_task_has_near_matches() -> None:
         f"lm-eval {VERSION} knows no task 'wikitxt' (did you mean"
     )
     assert "'wikitext'" in message
-    assert message.endswith("; `lm-eval ls tasks` lists them")
+    assert message.endswith(
+        "; `lm-eval ls tasks` lists them, and one of your own is given by the path of "
+        "its YAML: inspect tasks/wikitxt.yaml"
+    )
 
 
 def test_a_broken_task_is_named(tmp_path: Path) -> None:
