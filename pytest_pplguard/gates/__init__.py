@@ -10,6 +10,7 @@ from .judge import (
     MetricGate,
     judge_metric,
     judge_relative,
+    no_metric,
 )
 from .paired import Paired, Summed, WindowChange, paired
 from .weights import (
@@ -42,6 +43,7 @@ __all__ = [
     "judge_sparsity",
     "judge_weights",
     "mcnemar_p",
+    "no_metric",
     "paired",
     "paired_documents",
     "published_bounds",

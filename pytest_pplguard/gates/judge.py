@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -13,6 +13,7 @@ from ..values import (
     FEWEST_WINDOWS,
     DocumentResult,
     Measurement,
+    MetricName,
     Outcome,
     Recorded,
     RelativeGate,
@@ -21,6 +22,7 @@ from ..values import (
     Verdict,
     WindowScore,
     divergence_tolerance,
+    near_matches,
     relative_change,
     task_tolerance,
 )
@@ -92,10 +94,7 @@ def judge_metric(
     if gate.metric not in measured.metrics:
         return replace(
             verdict,
-            reasons=(
-                f"{gate.key} has no metric {gate.metric}; "
-                f"it yields {', '.join(measured.metrics)}",
-            ),
+            reasons=(no_metric(gate.key, gate.metric, measured.metrics),),
         )
     broken = [
         f"the measured {name} is {value}"
@@ -189,6 +188,15 @@ def judge_metric(
     return verdict
 
 
+def no_metric(key: str, metric: MetricName, known: Iterable[MetricName]) -> str:
+    """The words for a gate on a metric that its key does not yield."""
+    yields = [*known]
+    return (
+        f"{key} has no metric {metric}{near_matches(metric, yields)}; it yields "
+        f"{', '.join(yields)}"
+    )
+
+
 def judge_relative(
     checkpoint: str,
     gate: RelativeGate,
@@ -199,7 +207,6 @@ def judge_relative(
     origin: str,
 ) -> Verdict:
     """Bound measured / base, both measured in this run over the same windows."""
-    value, reference = measured.metrics[metric], base.metrics[metric]
     verdict = Verdict(
         checkpoint=checkpoint,
         key=gate.key,
@@ -210,6 +217,15 @@ def judge_relative(
         gate=f"max_ratio {gate.max_ratio:g} to {gate.to}, {origin}",
         windows=measured.windows,
     )
+    for each in (measured, base):
+        if metric not in each.metrics:
+            return replace(
+                verdict,
+                outcome=Outcome.ERROR,
+                passed=False,
+                reasons=(no_metric(gate.key, metric, each.metrics),),
+            )
+    value, reference = measured.metrics[metric], base.metrics[metric]
     if measured.is_higher_better(metric):
         return replace(
             verdict,

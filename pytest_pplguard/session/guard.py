@@ -18,7 +18,13 @@ from msgspec.structs import replace
 from ..baselines import split_name
 from ..checkpoints import Loaded, to_record
 from ..errors import CheckpointError, InvalidLossError, PplguardError, UsageError
-from ..gates import MetricGate, holds_fingerprint, judge_metric, judge_relative
+from ..gates import (
+    MetricGate,
+    holds_fingerprint,
+    judge_metric,
+    judge_relative,
+    no_metric,
+)
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, Tokenizer, check_key, get_protocol
 from ..values import (
@@ -27,13 +33,13 @@ from ..values import (
     Fingerprint,
     Key,
     Measurement,
+    MetricName,
     Outcome,
     Recorded,
     Recording,
     RelativeGate,
     Tolerance,
     Verdict,
-    near_matches,
     relative_change,
 )
 from .files import BaselineFiles, shown_path
@@ -90,6 +96,7 @@ class Guard:
         self, name: str, key: Key, metric: str, tolerance: Tolerance, *, nodeid: str
     ) -> Verdict:
         """Judge a gate of a baseline file."""
+        check_metric(key, metric)
         entry = self.files.entry(name)
         gate = MetricGate(
             checkpoint=name,
@@ -114,6 +121,8 @@ class Guard:
     def judge_relative(self, name: str, gate: RelativeGate) -> Verdict:
         """Judge the ratio to another checkpoint of the file."""
         key = Key.parse(gate.key)
+        if gate.metric is not None:
+            check_metric(key, gate.metric)
         entry = self.files.entry(name)
         origin = self.line(name, entry, "gates.relative")
         verdict = Verdict(
@@ -226,6 +235,9 @@ class Guard:
         loaded: Loaded | None = None
         for method in request.methods:
             key = resolve_key(method, entry, name, request)
+            gated = entry.gates.metrics.get(str(key), {})
+            for metric in gated:
+                check_metric(key, metric)
             tokenizer_used: Tokenizer | None
             if what is None or self._is_itself(name, what, tokenizer):
                 measured = self.measured(name, key)
@@ -237,7 +249,6 @@ class Guard:
                 measured = self._measured_now(loaded, key, name)
                 from_files = _files_of_loaded(name, what, loaded)
                 tokenizer_used = loaded.tokenizer
-            gated = entry.gates.metrics.get(str(key), {})
             for metric in gated or (usual_metric(key, measured),):
                 # What a test says of a divergence is not meant for an agreement.
                 asked = None if metric in HIGHER_IS_BETTER else request.tolerance
@@ -500,11 +511,7 @@ class Guard:
         from_files: FromFiles | None,
     ) -> Verdict:
         if gate.metric not in measured.metrics:
-            raise UsageError(
-                f"{gate.key} yields no {gate.metric}"
-                f"{near_matches(gate.metric, measured.metrics)}; "
-                f"it yields {', '.join(measured.metrics)}"
-            )
+            raise UsageError(no_metric(gate.key, gate.metric, measured.metrics))
         stem, _ = split_name(name)
         path = self.files.path(name)
         recording = Recording(
@@ -613,6 +620,20 @@ class Guard:
         words += ["--ppl-model", other] if other else []
         words += self.options.typed
         return shlex.join(words if other else [*words, "--ppl-update"])
+
+
+def check_metric(key: Key, metric: MetricName) -> None:
+    """Refuse a metric that the key's method does not yield, before it is measured.
+
+    What a task of lm-eval yields is known only then.
+
+    Raises:
+        UsageError: it does not, or there is no such method.
+    """
+    check_key(key)
+    protocol = get_protocol(key.method)
+    if not protocol.runs_task(key) and metric not in protocol.metrics:
+        raise UsageError(no_metric(str(key), metric, protocol.metrics))
 
 
 def usual_metric(key: Key, measured: Measurement | InvalidLossError) -> str:

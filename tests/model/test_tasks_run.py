@@ -153,8 +153,8 @@ def test_a_metric_that_the_task_lacks(project: Path) -> None:
     done = run(project, "baselines", "--ppl-include-path", "tasks", "--ppl-update")
     assert done.returncode == 1
     assert (
-        f"{KEY} yields no acc_nrom (did you mean 'acc_norm'?); it yields acc, acc_norm"
-        in done.stdout.replace("\n", " ")
+        f"{KEY} has no metric acc_nrom (did you mean 'acc_norm'?); it yields acc, "
+        "acc_norm" in done.stdout.replace("\n", " ")
     )
 
 

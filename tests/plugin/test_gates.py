@@ -47,6 +47,26 @@ def test_both_methods_within(project: Project, plugin_args: tuple[str, ...]) -> 
     assert project.loads() == ["llama/w50 after 0"]
 
 
+@pytest.mark.parametrize("update", [(), ("--ppl-update",)])
+def test_a_metric_that_the_method_lacks_costs_no_loading(
+    project: Project, update: tuple[str, ...]
+) -> None:
+    project.baseline(
+        """
+        w50:
+          gates:
+            wanda/tiny:16: {word_perplexity: {rel: 0.01}}
+        """
+    )
+    result = project.run(*project.give(w50="ppl:8"), *update)
+    result.assert_outcomes(errors=1)
+    assert (
+        "wanda/tiny:16 has no metric word_perplexity (did you mean "
+        "'token_perplexity'?); it yields token_perplexity"
+    ) in " ".join(str(result.stdout).split())
+    assert project.loads() == []
+
+
 def test_the_numbers_follow_from_the_text_alone(project: Project) -> None:
     project.baseline(
         """

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from pytest_pplguard.baselines import read_baseline
 from pytest_pplguard.measure import Store
+from pytest_pplguard.protocols import Wanda
 from pytest_pplguard.values import DocumentResult, Measurement
 
 from .project import WANDA, Project, section
@@ -48,6 +49,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Answer:
         )
 
     monkeypatch.setattr(Store, "measurement", measurement)
+    monkeypatch.setattr(Wanda, "metrics", ("acc",))  # it is known before measuring
 
     def set_right(values: Sequence[int]) -> None:
         right[:] = values

@@ -257,8 +257,8 @@ def test_a_gate_on_a_metric_that_the_method_lacks() -> None:
     verdict = judge_metric(wrong, measurement(6.0), baseline())
     assert (verdict.outcome, verdict.passed) == (Outcome.ERROR, False)
     assert verdict.reasons == (
-        "wanda/wikitext2:4096 has no metric word_perplexity; it yields "
-        "token_perplexity",
+        "wanda/wikitext2:4096 has no metric word_perplexity (did you mean "
+        "'token_perplexity'?); it yields token_perplexity",
     )
 
 
