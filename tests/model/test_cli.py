@@ -264,7 +264,10 @@ def test_a_pruned_checkpoint_gets_a_sparsity_gate(tmp_path: Path, text: Path) ->
         "--corpus", "mine=mine.txt", "--method", "wanda", "--window", "32", "--limit",
         "1", cwd=tmp_path,
     )  # fmt: skip
-    assert "added the default gate sparsity" in done.stdout.splitlines()
+    assert (
+        "added the default gate sparsity: {fraction: 0.5, abs: 0.001, scope: tensor}"
+        in done.stdout.splitlines()
+    )
     gates = read_baseline(tmp_path / "baselines" / "x.yaml").checkpoints["w"].gates
     assert gates.sparsity == SparsityGate(0.5, 0.001, scope="tensor")
 

@@ -48,6 +48,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(
         "recorded in baselines/tiny.yaml; review it, then gate with:\n"
+    assert (
+        f"added the default gate {KEY}: "
+        "{acc_norm: {sigma: 2.0, direction: no-worse}}\n"
+    ) in done.stdout
         "  pytest baselines/tiny.yaml --ppl-model tiny/dense=out "
         "--ppl-include-path tasks\n"
     )

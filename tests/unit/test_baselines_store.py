@@ -141,7 +141,10 @@ def test_a_new_file(file: Path) -> None:
             old=None,
             new=5.5,
             first=5.5,
-            added_gates=(KEY, "sparsity"),
+            added_gates=(
+                f"{KEY}: {{token_perplexity: {{rel: 0.005}}}}",
+                "sparsity: {fraction: 0.5, abs: 0.001}",
+            ),
         )
     ]
     assert file.stat().st_mode & 0o777 == 0o666 & ~current_umask()
@@ -192,8 +195,11 @@ def test_two_records_of_one_call_share_what_they_add(file: Path) -> None:
     )
     entry = checked(file).checkpoints["dense"]
     assert [change.added_gates for change in changes] == [
-        (KEY, "sparsity"),
-        (LM_EVAL,),
+        (
+            f"{KEY}: {{token_perplexity: {{rel: 0.005}}}}",
+            "sparsity: {fraction: 0.5, abs: 0.001}",
+        ),
+        (f"{LM_EVAL}: {{token_perplexity: {{rel: 0.005}}}}",),
         (),
     ]
     assert [change.old for change in changes] == [None, None, 5.5]
