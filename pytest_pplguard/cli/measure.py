@@ -29,7 +29,13 @@ from ..measure import (
 )
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, USUAL_METHODS, check_key, get_protocol
-from ..report import measurements_document, number, watch_lines, watch_live
+from ..report import (
+    counted,
+    measurements_document,
+    number,
+    watch_lines,
+    watch_live,
+)
 from ..report.progress import ScorerProgress
 from ..values import Fingerprint, Key, Ladder, Measurement
 from .output import say, write_json
@@ -328,19 +334,20 @@ def print_measurements(
         return
     print(model)
     for measurement in measurements:
-        units = ", ".join(f"{n} {unit}" for unit, n in measurement.units.items())
-        print(
-            f"  {measurement.key}: {measurement.windows} windows, {units}, "
-            f"{measurement.seconds:.1f} s"
-        )
+        read = "answers" if measurement.documents else "windows"
+        counts = {read: measurement.windows} | measurement.units
+        units = ", ".join(counted(count, unit) for unit, count in counts.items())
+        print(f"  {measurement.key}: {units}, {measurement.seconds:.1f} s")
         for metric, value in measurement.metrics.items():
             error = measurement.stderr.get(metric)
             tail = f"  +- {number(error)}" if error is not None else ""
             print(f"    {metric:<20} {number(value):>12}{tail}")
 
 
-def watching(label: str) -> AbstractContextManager[ScorerProgress]:
+def watching(
+    label: str, *, unit: str = "windows"
+) -> AbstractContextManager[ScorerProgress]:
     """Show progress on stderr: a bar on a terminal, else a line now and then."""
     if sys.stderr.isatty():
-        return watch_live(label, stderr=True)
-    return watch_lines(label, lambda line: print(line, file=sys.stderr))
+        return watch_live(label, unit=unit, stderr=True)
+    return watch_lines(label, lambda line: print(line, file=sys.stderr), unit=unit)

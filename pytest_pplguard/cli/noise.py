@@ -19,7 +19,7 @@ from ..measure import Store, load_target, measure_loaded
 from ..measure.places import cut_windows
 from ..options import Options, Target
 from ..protocols import get_protocol
-from ..report import number, plain
+from ..report import counted, number, plain
 from ..values import SCHEMA, Key, Measurement
 from .measure import Wanted, wanted_keys, watching
 from .output import say, write_json
@@ -524,10 +524,10 @@ def _of_key(key: Key, runs: Sequence[Run]) -> list[str]:
     metric = get_protocol(key.method).metrics[0]
     settings = first.settings
     lines = [
-        f"  {key}: {first.measurement.windows} windows; {settings.dtype} on "
-        f"{first.measurement.environment['device']}, attention {settings.attention}, "
-        f"batch size {settings.batch_size}, {settings.threads} "
-        f"thread{'s' * (settings.threads > 1)}",
+        f"  {key}: {counted(first.measurement.windows, 'windows')}; "
+        f"{settings.dtype} on {first.measurement.environment['device']}, "
+        f"attention {settings.attention}, batch size {settings.batch_size}, "
+        f"{settings.threads} thread{'s' * (settings.threads > 1)}",
         f"    {'':<32} {metric:>17} {'change':>9} {'largest window':>15}",
     ]
     for run in runs:

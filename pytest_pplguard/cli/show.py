@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..baselines import baseline_paths, read_baseline
 from ..errors import UsageError
-from ..report import number
+from ..report import counted, number
 from ..values import CheckpointEntry, Recorded, RecordedFingerprint, near_matches
 
 
@@ -77,6 +77,6 @@ def _published(recorded: Recorded, metric: str) -> str:
 def _source(recorded: Recorded) -> str:
     if recorded.source.kind == "published":
         return f"published: {recorded.source.reference}"
-    windows = f"{recorded.windows} windows" if recorded.windows else "measured"
+    windows = counted(recorded.windows, "windows") if recorded.windows else "measured"
     date = recorded.first.get("date")
     return windows if date is None else f"{windows}, first recorded {date}"

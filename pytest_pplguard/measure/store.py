@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..checkpoints import Loaded, model_digest, state_digest
 from ..corpora import Corpus
@@ -24,8 +24,14 @@ from .run import OpenJournal, measure_loaded, open_task
 if TYPE_CHECKING:
     from ..lm_eval_tasks import TaskSource
 
-Watch = Callable[[str], AbstractContextManager[Progress]]
-"""Shows progress: gets a label, gives what the scorer calls."""
+
+class Watch(Protocol):
+    """Shows progress: gets a label, gives what the scorer calls."""
+
+    def __call__(
+        self, label: str, /, *, unit: str = "windows"
+    ) -> AbstractContextManager[Progress]:
+        """``unit`` is what the scorer counts."""
 
 
 class Store:
@@ -251,7 +257,9 @@ class Store:
         open_journal: OpenJournal | None = None,
     ) -> Measurement:
         """Measure any loaded model; nothing is remembered."""
-        with self._watch(label) as progress:
+        runs_task = get_protocol(key.method).runs_task(key)
+        unit = "answers" if runs_task else "windows"
+        with self._watch(label, unit=unit) as progress:
             return measure_loaded(
                 loaded,
                 key,
@@ -259,9 +267,7 @@ class Store:
                 batch_size=self._batch_size,
                 progress=progress,
                 open_journal=open_journal,
-                tasks=(
-                    self._tasks if get_protocol(key.method).runs_task(key) else None
-                ),
+                tasks=self._tasks if runs_task else None,
             )
 
     def divergence(self, model: Side, key: Key, reference: str) -> Measurement:

@@ -11,7 +11,15 @@ from .json import measurements_document, plain, results_document
 from .ladder import ladder_document, ladder_lines
 from .markdown import markdown_blocks
 from .progress import watch_lines, watch_live
-from .text import brief, change_text, changes_table, failure_text, number, summary_lines
+from .text import (
+    brief,
+    change_text,
+    changes_table,
+    counted,
+    failure_text,
+    number,
+    summary_lines,
+)
 from .waterfall import write_waterfall
 from .where import place_line, where_lines
 
@@ -26,6 +34,7 @@ __all__ = [
     "comparison_document",
     "comparison_lines",
     "conclusion",
+    "counted",
     "examination_document",
     "examination_lines",
     "failure_text",

@@ -7,14 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .text import counted
+
 ScorerProgress = Callable[[int, int, float], None]
+
+WINDOWS = "windows"
+"""What is counted; of anything else (answers of a task) no perplexity is told."""
 
 _LOG_INTERVAL = 30.0
 _LOG_LINES = 20
 
 
 @contextmanager
-def watch_live(label: str, *, stderr: bool = False) -> Iterator[ScorerProgress]:
+def watch_live(
+    label: str, *, unit: str = WINDOWS, stderr: bool = False
+) -> Iterator[ScorerProgress]:
     """A bar with windows done, running perplexity and time left; gone at the end."""
     from rich.console import Console
     from rich.progress import (
@@ -36,7 +43,7 @@ def watch_live(label: str, *, stderr: bool = False) -> Iterator[ScorerProgress]:
         task = bars.add_task(label, total=None, perplexity="")
 
         def progress(done: int, total: int, mean_nll: float) -> None:
-            shown = _perplexity(mean_nll).strip(", ") if done else ""
+            shown = _perplexity(mean_nll, unit).strip(", ") if done else ""
             bars.update(task, completed=done, total=total, perplexity=shown)
 
         yield progress
@@ -47,6 +54,7 @@ def watch_lines(
     label: str,
     write: Callable[[str], None],
     *,
+    unit: str = WINDOWS,
     interval: float = _LOG_INTERVAL,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[ScorerProgress]:
@@ -62,7 +70,7 @@ def watch_lines(
         if not windows:  # the first call: what an interrupted run has left
             windows, before = total, done
             if done:
-                write(f"pplguard: {label}: going on after {done} of {total} windows")
+                write(f"pplguard: {label}: going on after {done} of {total} {unit}")
         now = clock()
         if not before < done < total:
             return
@@ -71,16 +79,18 @@ def watch_lines(
             last = now
             left = expected * (total - done) / (total - before)
             write(
-                f"pplguard: {label}: {done} of {total} windows"
-                f"{_perplexity(mean_nll)}, about {left:.0f} s left"
+                f"pplguard: {label}: {done} of {total} {unit}"
+                f"{_perplexity(mean_nll, unit)}, about {left:.0f} s left"
             )
 
     yield progress
     if windows:
-        write(f"pplguard: {label}: {windows} windows in {clock() - started:.1f} s")
+        write(
+            f"pplguard: {label}: {counted(windows, unit)} in {clock() - started:.1f} s"
+        )
 
 
-def _perplexity(mean_nll: float) -> str:
-    if math.isnan(mean_nll):
+def _perplexity(mean_nll: float, unit: str) -> str:
+    if unit != WINDOWS or math.isnan(mean_nll):
         return ""
     return f", {math.exp(min(mean_nll, 700.0)):.4g} per token"

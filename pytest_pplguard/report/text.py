@@ -25,6 +25,11 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
 
 
+def counted(count: int, unit: str) -> str:
+    """``2 windows``, ``1 window``."""
+    return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
+
+
 def change_text(change: float | None) -> str:
     """A relative change in percent, with its sign: ``+3.10 %``."""
     return "-" if change is None else f"{change * 100:+.2f} %"

@@ -62,6 +62,8 @@ class Localiser:
         key: Key,
         tokenizer: Tokenizer | None,
     ) -> tuple[str, ...]:
+        if _is_of_task(key):  # its documents tell, see :mod:`..gates.documents`
+            return ()
         try:
             compares = get_protocol(key.method).needs_reference
             of: Summed = "kl_sum" if compares else "nll_sum"
@@ -70,7 +72,7 @@ class Localiser:
             return (_no_place(error),)
         places: dict[int, WindowPlace] = {}
         failed: tuple[str, ...] = ()
-        if tokenizer is not None and not _is_of_task(key):
+        if tokenizer is not None:
             indices = [window.index for window in change.moved_most]
             try:
                 places = self._store().places(

@@ -15,7 +15,9 @@ from .files import shown_path
 from .xdist import worker_index
 
 
-def watch(config: pytest.Config, label: str) -> AbstractContextManager[ScorerProgress]:
+def watch(
+    config: pytest.Config, label: str, *, unit: str = "windows"
+) -> AbstractContextManager[ScorerProgress]:
     """Progress as the run's output allows it; none in a worker and under ``-q``."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if (
@@ -24,7 +26,7 @@ def watch(config: pytest.Config, label: str) -> AbstractContextManager[ScorerPro
         or config.option.verbose < 0
     ):
         return _silent()
-    return _on_terminal(config, reporter, label)
+    return _on_terminal(config, reporter, label, unit)
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def _silent() -> Iterator[ScorerProgress]:
 
 @contextmanager
 def _on_terminal(
-    config: pytest.Config, reporter: Any, label: str
+    config: pytest.Config, reporter: Any, label: str, unit: str
 ) -> Iterator[ScorerProgress]:
     """Progress with output capturing suspended, so that it is seen while it runs."""
     capture = config.pluginmanager.getplugin("capturemanager")
@@ -46,10 +48,10 @@ def _on_terminal(
         with suspended:
             if reporter.isatty:
                 reporter.ensure_newline()
-                with watch_live(label) as progress:
+                with watch_live(label, unit=unit) as progress:
                     yield progress
             else:
-                with watch_lines(label, reporter.write_line) as progress:
+                with watch_lines(label, reporter.write_line, unit=unit) as progress:
                     yield progress
     finally:
         if isinstance(line, Path) and reporter.currentfspath is None:

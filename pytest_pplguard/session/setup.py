@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def _make_guard(config: pytest.Config) -> Guard:
             targets,
             load=_Loader(config, guard),
             open_corpus=lambda name: _open(name, options),
-            watch=lambda label: watch(config, label),
+            watch=functools.partial(watch, config),
             batch_size=options.batch_size,
             journals=journals_of(options),
             task_folders=options.include_path,

@@ -60,7 +60,7 @@ def test_measure_prints_a_table_and_writes_json(tmp_path: Path, text: Path) -> N
     assert set(wanda["evidence"][0]) == {"nll_sum", "scored", "page"}
     assert re.sub(r"[\d.]+ s\b", "T s", done.stdout) == (
         "demo/dense\n"
-        "  wanda/mine:32:first1: 1 windows, 31 tokens, T s\n"
+        "  wanda/mine:32:first1: 1 window, 31 tokens, T s\n"
         f"    token_perplexity     {wanda['metrics']['token_perplexity']:>12.6g}\n"
         f"  lm-eval/wikitext+mine:32:first1: {lm_eval['windows']} windows, 601 words, "
         "3000 bytes, T s\n"

@@ -49,7 +49,7 @@ def measure(
         {"it": Target("it", "tiny")},
         load=lambda _: loaded,
         open_corpus=lambda name: open_corpus(name, {}),
-        watch=lambda label: watch_lines(label, lambda line: None),
+        watch=lambda label, **_: watch_lines(label, lambda line: None),
         batch_size=batch_size,
         journals=None if folder is None else Journals(folder),
     )

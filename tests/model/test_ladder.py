@@ -374,7 +374,7 @@ def test_texts_and_windows_that_do_not_fit(tmp_path: Path) -> None:
 
 def store(checkpoint: Loaded, folder: Path, *, stop_at: int | None = None) -> Store:
     @contextmanager
-    def watch(label: str) -> Iterator[Progress]:
+    def watch(label: str, **_: str) -> Iterator[Progress]:
         def progress(done: int, total: int, mean: float) -> None:
             if stop_at is not None and done >= stop_at:
                 raise KeyboardInterrupt

@@ -253,7 +253,7 @@ def test_a_text_that_is_not_there_is_looked_for_once() -> None:
         {"it": Target("it", "x")},
         load=lambda _: pytest.fail("no model is needed"),
         open_corpus=lost,
-        watch=lambda _: pytest.fail("nothing is measured"),
+        watch=lambda _, **__: pytest.fail("nothing is measured"),
     )
     for window in (32, 64):
         with pytest.raises(CorpusError, match="mine is not there"):

@@ -20,6 +20,8 @@ from .tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
 KEY = "lm-eval/piqa:256:shots1:first4"
+OTHER_SEED = 1
+"""Of weights that answer otherwise."""
 
 
 def pplguard(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -46,12 +48,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--include-path", "tasks", "--journal", "off", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(
-        "recorded in baselines/tiny.yaml; review it, then gate with:\n"
     assert (
         f"added the default gate {KEY}: "
         "{acc_norm: {sigma: 2.0, direction: no-worse}}\n"
     ) in done.stdout
+    assert done.stdout.endswith(
+        "recorded in baselines/tiny.yaml; review it, then gate with:\n"
         "  pytest baselines/tiny.yaml --ppl-model tiny/dense=out "
         "--ppl-include-path tasks\n"
     )
@@ -162,6 +164,18 @@ def test_a_metric_that_the_task_lacks(project: Path) -> None:
     )
 
 
+def test_a_task_that_fails_names_documents_and_no_windows(project: Path) -> None:
+    save_tiny(project / "out", seed=OTHER_SEED)
+    write_gates(project, "{acc_norm: {abs: 0.02}}")
+    done = run(project, "baselines", "--ppl-include-path", "tasks", "-rN")
+    assert done.returncode == 1
+    shown = re.sub(r"in [\d.]+ s", "in T s", done.stdout)
+    assert f"pplguard: tiny/dense {KEY}: 8 answers in T s\n" in shown
+    assert "  documents    " in shown
+    for word in ("window", "per token", "the text", "page"):
+        assert word not in shown, shown
+
+
 def test_an_include_path_that_is_not_there(project: Path) -> None:
     done = run(project, "--ppl-include-path", "gone")
     assert done.returncode == 4
@@ -188,7 +202,7 @@ def test_measure_prints_and_writes_what_a_task_has(tmp_path: Path) -> None:
     printed = re.sub(r"[\d.]+ s", "? s", done.stdout)
     assert printed == (
         "out\n"
-        "  lm-eval/mine:256: 24 windows, 12 documents, ? s\n"
+        "  lm-eval/mine:256: 24 answers, 12 documents, ? s\n"
         f"    acc                  {accuracy:>12.6g}  +- {error:.6g}\n"
     )
 

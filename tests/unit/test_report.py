@@ -276,6 +276,30 @@ def test_hours_of_measuring_are_about_twenty_lines() -> None:
     )
 
 
+def test_a_task_has_answers_and_no_perplexity() -> None:
+    now = iter([0.0, 0.0, 31.0, 40.0, 40.0])
+    lines: list[str] = []
+    with watch_lines(
+        "m/x lm-eval/piqa:64", lines.append, unit="answers", clock=lambda: next(now)
+    ) as progress:
+        for done in (1, 2, 4):
+            progress(done, 4, math.log(6.0))
+    assert lines == [
+        "pplguard: m/x lm-eval/piqa:64: going on after 1 of 4 answers",
+        "pplguard: m/x lm-eval/piqa:64: 2 of 4 answers, about 62 s left",
+        "pplguard: m/x lm-eval/piqa:64: 4 answers in 40.0 s",
+    ]
+
+
+def test_one_window_is_no_windows() -> None:
+    now = iter([0.0, 0.0, 1.0, 1.0])
+    lines: list[str] = []
+    with watch_lines("m/x wanda", lines.append, clock=lambda: next(now)) as progress:
+        progress(0, 1, math.nan)
+        progress(1, 1, 2.0)
+    assert lines == ["pplguard: m/x wanda: 1 window in 1.0 s"]
+
+
 def test_loading_leaves_no_line() -> None:
     lines: list[str] = []
     with watch_lines("loading m/x", lines.append):
