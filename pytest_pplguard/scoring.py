@@ -115,7 +115,7 @@ class Scorer:
         for index, window in enumerate(windows):
             if not window.targets:
                 raise InvalidLossError.at(
-                    index, f"{place(index, windows)} scores no token"
+                    index, f"{place(index, windows, answers=answers)} scores no token"
                 )
         scores = {} if kept is None else dict(kept.finished)
         tell = _Tally(len(windows), self._progress)
@@ -413,9 +413,8 @@ def chunk_size(rows: torch.Tensor, head: torch.nn.Module | None) -> int:
 
 def _window_score(loss: _Loss, index: int, windows: Sequence[Window]) -> WindowScore:
     if not math.isfinite(loss.nll):
-        raise InvalidLossError.at(
-            index, f"the loss of {place(index, windows)} is {loss.nll}"
-        )
+        where = place(index, windows, answers=loss.greedy is not UNSET)
+        raise InvalidLossError.at(index, f"the loss of {where} is {loss.nll}")
     window = windows[index]
     return WindowScore(loss.nll, len(window.targets), window.page, greedy=loss.greedy)
 
@@ -493,8 +492,10 @@ def _is_single_or_better(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.float64)
 
 
-def place(index: int, windows: Sequence[Window]) -> str:
-    """``window 3 of 11 (page 2)``, for messages."""
+def place(index: int, windows: Sequence[Window], *, answers: bool = False) -> str:
+    """``window 3 of 11 (page 2)``, for messages; an answer is on no page."""
+    if answers:
+        return f"answer {index + 1} of {len(windows)}"
     page = windows[index].page
     return f"window {index + 1} of {len(windows)}" + (
         "" if page is None else f" (page {page + 1})"

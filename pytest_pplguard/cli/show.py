@@ -77,6 +77,7 @@ def _published(recorded: Recorded, metric: str) -> str:
 def _source(recorded: Recorded) -> str:
     if recorded.source.kind == "published":
         return f"published: {recorded.source.reference}"
-    windows = counted(recorded.windows, "windows") if recorded.windows else "measured"
+    read = "answers" if "documents" in recorded.units else "windows"
+    windows = counted(recorded.windows, read) if recorded.windows else "measured"
     date = recorded.first.get("date")
     return windows if date is None else f"{windows}, first recorded {date}"

@@ -46,7 +46,8 @@ def differences(
         if measured.units.get(unit) != count
     ]
     if recorded.windows is not None and recorded.windows != measured.windows:
-        found.append(f"windows {measured.windows}, baseline {recorded.windows}")
+        what = "answers" if measured.documents else "windows"
+        found.append(f"{what} {measured.windows}, baseline {recorded.windows}")
     if _differ(recorded.corpus_digest, measured.corpus_digest):
         found.append(
             f"text {_short(measured.corpus_digest)}, "

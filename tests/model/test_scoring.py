@@ -184,6 +184,12 @@ def test_one_nan_is_found_and_its_window_named(poisoned: int) -> None:
     )
 
 
+def test_one_nan_of_a_task_is_an_answer() -> None:
+    with pytest.raises(InvalidLossError) as caught:
+        Scorer(Bare(poisoned=1))(windows(3), answers=True)
+    assert str(caught.value) == "the loss of answer 2 of 3 is nan"
+
+
 def test_an_infinite_loss_is_found() -> None:
     model = build_model("llama", vocab=VOCAB)
     with torch.no_grad():

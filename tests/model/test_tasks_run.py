@@ -99,6 +99,8 @@ def test_a_recorded_task_is_gated(project: Path) -> None:
     assert found.evidence is not None
     evidence = json.loads((project / "baselines" / found.evidence).read_text())
     assert [line["document"] for line in evidence["documents"]] == [0, 1, 2, 3]
+    shown = pplguard("show", "tiny", cwd=project).stdout.splitlines()
+    assert f"  {KEY} (8 answers, first recorded {found.first['date']})" in shown
     write_gates(project, "{acc_norm: {abs: 0.02}, acc: {abs: 0.02}}")
     done = run(project, "baselines", "--ppl-include-path", "tasks")
     assert "2 passed" in done.stdout, done.stdout

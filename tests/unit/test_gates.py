@@ -425,6 +425,22 @@ def test_relative() -> None:
     )
 
 
+def test_relative_by_a_metric_that_a_task_lacks() -> None:
+    measured = measurement(5.0)
+    verdict = judge_relative(
+        "m/wanda-50",
+        RelativeGate("dense", measured.key, 1.3, "acc_nrom"),
+        "acc_nrom",
+        measured=measured,
+        base=measured,
+        origin="baselines/m.yaml:9",
+    )
+    assert (verdict.outcome, verdict.passed) == (Outcome.ERROR, False)
+    assert verdict.reasons == (
+        f"{measured.key} has no metric acc_nrom; it yields token_perplexity",
+    )
+
+
 def test_relative_to_other_windows_is_not_comparable() -> None:
     verdict = relative(5.0, 5.0, windows_digest="sha256:" + "c" * 64)
     assert (verdict.outcome, verdict.passed) == (Outcome.NOT_COMPARABLE, False)
