@@ -230,7 +230,7 @@ def compare(
         typer.Option(metavar="PATH|-", help="Write JSON to a file, or to stdout"),
     ] = None,
 ) -> None:
-    """Compare models by both methods; say whose the gap between the methods is.
+    """Compare models by both methods, and say whose the gap is.
 
     The exit status is 1 if a model could not be measured.
     """

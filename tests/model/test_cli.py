@@ -473,7 +473,7 @@ def test_show_lists_what_is_recorded() -> None:
             ],
             2,
             "--fingerprint measures nothing: leave out --method, --reference, "
-            "--window, --stride, --limit and --corpus",
+            "--window, --stride, --limit, --corpus and --task",
         ),
         (
             ["noise", "demo/dense", "--method", "kl"],
@@ -529,9 +529,11 @@ def test_help_in_full(tmp_path: Path) -> None:
         "Commands:\n"
         "  demo     Put the demo's baseline file into DIR and say how to run it.\n"
         "  measure  Measure a checkpoint; no baseline is read or written.\n"
+        "  compare  Compare models by both methods, and say whose the gap is.\n"
         "  update   Measure a checkpoint and record it as a baseline.\n"
         "  diff     Say what differs between two checkpoints, or from a baseline.\n"
         "  explain  Say why two methods give two numbers, one change at a time.\n"
+        "  inspect  Say what lm-eval will really do with a task; nothing is measured.\n"
         "  doctor   Look a checkpoint over without running it.\n"
         "  show     List recorded baselines.\n"
         "  noise    Measure how numbers move without any change; propose a tolerance.\n"
@@ -552,9 +554,10 @@ def test_update_takes_what_measure_takes(tmp_path: Path) -> None:
 def test_noise_takes_what_measure_takes(tmp_path: Path) -> None:
     """But no journal: a run that goes on would hide what has changed meanwhile.
 
-    And no second checkpoint.
+    And no second checkpoint, and no tasks: what moves is their losses.
     """
     measure = options_of(pplguard("measure", "--help", cwd=tmp_path).stdout)
     noise = pplguard("noise", "--help", cwd=tmp_path).stdout
-    assert options_of(noise) == measure - {"--journal", "--reference"}
+    tasks = {"--task", "--shots", "--include-path"}
+    assert options_of(noise) == measure - {"--journal", "--reference"} - tasks
     assert "  -n N  " in noise
