@@ -772,7 +772,7 @@ def test_a_loss_that_is_not_a_number(tmp_path: Path, folder: Path) -> None:
     message = refusal(
         InvalidLossError, lambda: measure(loaded, "lm-eval/piqa:256", folder)
     )
-    assert message == "the loss of window 1 of 12 (page 1) is nan"
+    assert message == "the loss of answer 1 of 12 is nan"
 
 
 def test_stock_tasks_are_found_without_reading_them_all(
