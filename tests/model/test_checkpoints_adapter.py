@@ -25,9 +25,9 @@ from pytest_pplguard.checkpoints import (
 from pytest_pplguard.errors import CheckpointError
 from pytest_pplguard.values import SparsityGate
 
+from .commands import pplguard, run_pytest
 from .originals import wanda_perplexity, wanda_window_losses
 from .test_checkpoints_sparsity import prune, wanda_counts
-from .test_cli import pplguard, run_pytest
 from .tiny import build_model, build_tokenizer, save, save_tiny, save_tokenizer
 
 Q, UP = "self_attn.q_proj", "mlp.up_proj"

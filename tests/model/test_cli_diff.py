@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pytest_pplguard.checkpoints.locate import DEMO
-from tests.model.test_cli import pplguard
+from tests.model.commands import pplguard
 from tests.model.tiny import save_tiny
 
 Weights = dict[str, torch.Tensor]

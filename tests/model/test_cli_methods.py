@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -14,25 +12,8 @@ import pytest
 from pytest_pplguard.baselines import read_baseline, read_evidence
 from pytest_pplguard.protocols import PROTOCOLS
 from pytest_pplguard.values import Key
+from tests.model.commands import pplguard, run
 from tests.model.tiny import save_tiny
-
-ENVIRONMENT = os.environ | {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
-
-
-def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=ENVIRONMENT,
-    )
-
-
-def pplguard(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return run([str(Path(sysconfig.get_path("scripts"), "pplguard")), *arguments], cwd)
 
 
 def gates(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

