@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -13,6 +14,7 @@ from .values import near_matches
 DEMO = "demo"
 DEMO_CHECKPOINTS = ("demo/dense", "demo/wanda-50")
 JOURNAL_OFF = "off"
+BATCH_AUTO: Literal["auto"] = "auto"
 PUBLISHED_POLICIES = ("accept", "warn", "fail")
 _LISTED = 8
 
@@ -27,13 +29,27 @@ class Target(Struct, frozen=True):
     spec: str
 
 
+class Early(Struct, frozen=True):
+    """When a gate may stop before its last window.
+
+    ``cap`` is what no unseen window is assumed to have moved by, in nats a token; None:
+    nothing is assumed, and only a failure can be known early. ``error`` is the largest
+    probability of a verdict that the whole run would not have given.
+    """
+
+    cap: float | None = None
+    error: float = 0.001
+
+
 class Options(Struct, frozen=True):
     """Everything that the user set, checked, from command line and ini file.
 
     ``typed`` are the words of the command line that a further run needs to measure in
     the same way; the ini file speaks for itself. ``journal`` is a folder,
-    :data:`JOURNAL_OFF`, or None for the usual folder. ``include_path`` are folders of
-    YAML that defines tasks of lm-eval.
+    :data:`JOURNAL_OFF`, or None for the usual folder. ``cache`` is the folder of
+    results, None where none are kept. ``early`` is None where every window is scored.
+    ``threads`` of torch are left as they are where it is None. ``include_path`` are
+    folders of YAML that defines tasks of lm-eval.
     """
 
     models: tuple[str, ...] = ()
@@ -42,29 +58,86 @@ class Options(Struct, frozen=True):
     device: str = "auto"
     dtype: str = "auto"
     attention: str | None = None
-    batch_size: int = 1
+    batch_size: int | Literal["auto"] = 1
+    compile: bool = False
+    threads: int | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
     include_path: tuple[str, ...] = ()
     update: Literal["no", "new", "all"] = "no"
     reports: tuple[str, ...] = ()
     journal: str | None = None
+    cache: str | None = None
+    early: Early | None = None
     published: str = "accept"
     require: bool = False
     typed: tuple[str, ...] = ()
 
 
-def parse_batch_size(text: str, *, option: str) -> int:
-    """A whole number of windows, at least 1.
+def parse_batch_size(text: str, *, option: str) -> int | Literal["auto"]:
+    """A whole number of windows, at least 1, or ``auto``.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text == BATCH_AUTO:
+        return BATCH_AUTO
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(
+            f"{option}: {text!r} is not a batch size; give a whole number from 1, or "
+            "auto"
+        )
+    return int(text)
+
+
+def parse_threads(text: str, *, option: str) -> int:
+    """A whole number of threads, at least 1.
 
     Raises:
         UsageError: it is not.
     """
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(
-            f"{option}: {text!r} is not a batch size; give a whole number from 1"
+            f"{option}: {text!r} is no number of threads; give a whole number from 1"
         )
     return int(text)
+
+
+def parse_cap(text: str, *, option: str) -> float:
+    """Nats a token, above 0.
+
+    Raises:
+        UsageError: it is not.
+    """
+    cap = _number(text)
+    if not 0 < cap < math.inf:
+        raise UsageError(
+            f"{option}: {text!r} is no cap; give nats a token above 0, for example 0.05"
+        )
+    return cap
+
+
+def parse_error(text: str, *, option: str) -> float:
+    """A probability above 0 and of at most a half.
+
+    Raises:
+        UsageError: it is not.
+    """
+    error = _number(text)
+    if not 0 < error <= 0.5:
+        raise UsageError(
+            f"{option}: {text!r} is no probability of a wrong verdict; give one above "
+            "0 and of at most 0.5, for example 0.001"
+        )
+    return error
+
+
+def _number(text: str) -> float:
+    """The number that ``text`` spells, NaN where it spells none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def parse_corpora(values: Sequence[str], *, option: str) -> dict[str, str]:

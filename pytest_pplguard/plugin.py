@@ -96,14 +96,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--ppl-batch-size",
         metavar="N",
-        help="Windows of equal length that the model reads at once (ini: "
-        "ppl_batch_size, default: 1)",
+        help="Windows that the model reads at once, or auto: as many as memory allows "
+        "and time gains by (ini: ppl_batch_size, default: 1)",
     )
     group.addoption(
         "--ppl-attention",
         metavar="KERNEL",
         help="Attention implementation of transformers: eager, sdpa, ... (ini: "
         "ppl_attention, default: the model's)",
+    )
+    group.addoption(
+        "--ppl-threads",
+        metavar="N",
+        help="Threads of torch on a CPU (ini: ppl_threads, default: torch's own, "
+        "shared between xdist's workers)",
+    )
+    group.addoption(
+        "--ppl-compile",
+        action="store_true",
+        default=None,
+        help="Run the model through torch.compile (ini: ppl_compile, default: false)",
     )
     group.addoption(
         "--ppl-report",
@@ -116,6 +128,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="Keep finished windows here until the run is over, so that one that is "
         "killed goes on; off keeps none (ini: ppl_journal, default: the user's cache)",
+    )
+    group.addoption(
+        "--ppl-cache",
+        action="store_true",
+        default=None,
+        help="Take results of unchanged checkpoints from a cache, and keep new ones "
+        "there (ini: ppl_cache, which has no effect in CI; default: false)",
+    )
+    group.addoption(
+        "--ppl-cache-dir",
+        metavar="DIR",
+        help="Folder of --ppl-cache (ini: ppl_cache_dir, default: in the user's cache)",
+    )
+    group.addoption(
+        "--ppl-early",
+        action="store_true",
+        default=None,
+        help="Score windows in a random order, and stop as soon as a gate's verdict is "
+        "known (ini: ppl_early, default: false)",
+    )
+    group.addoption(
+        "--ppl-early-cap",
+        metavar="NATS",
+        help="With --ppl-early: assume that no window has moved by more than this, in "
+        "nats a token; without it no gate can pass early (ini: ppl_early_cap)",
+    )
+    group.addoption(
+        "--ppl-early-error",
+        metavar="P",
+        help="With --ppl-early: the largest probability of a verdict that a full run "
+        "would not give (ini: ppl_early_error, default: 0.001)",
     )
     group.addoption(
         "--ppl-allow-pickle",
@@ -140,7 +183,14 @@ _INI: dict[str, tuple[Any, Any, str]] = {
     "ppl_dtype": ("string", "", "Twin of --ppl-dtype"),
     "ppl_batch_size": ("string", "", "Twin of --ppl-batch-size"),
     "ppl_attention": ("string", "", "Twin of --ppl-attention"),
+    "ppl_threads": ("string", "", "Twin of --ppl-threads"),
+    "ppl_compile": ("bool", False, "Twin of --ppl-compile"),
     "ppl_journal": ("string", "", "Twin of --ppl-journal"),
+    "ppl_cache": ("bool", False, "Twin of --ppl-cache"),
+    "ppl_cache_dir": ("string", "", "Twin of --ppl-cache-dir"),
+    "ppl_early": ("bool", False, "Twin of --ppl-early"),
+    "ppl_early_cap": ("string", "", "Twin of --ppl-early-cap"),
+    "ppl_early_error": ("string", "", "Twin of --ppl-early-error"),
     "ppl_published": (
         "string",
         "accept",

@@ -31,6 +31,10 @@ the first, NaN where losses are not computed): once before anything is scored, t
 after every batch."""
 
 
+Stop = Callable[[Mapping[int, WindowScore]], bool]
+"""Told of all scores so far, by the index of the window: whether they are enough."""
+
+
 class Kept(Protocol):
     """Windows that are scored already, and somebody who keeps those that will be."""
 
@@ -99,7 +103,24 @@ class Scorer:
         *,
         answers: bool = False,
     ) -> list[WindowScore]:
-        """Evidence of each window, in the order given.
+        """Evidence of each window, in the order given; see :meth:`until`."""
+        scores = self.until(windows, kept, answers=answers)
+        return [scores[index] for index in range(len(windows))]
+
+    def until(
+        self,
+        windows: Sequence[Window],
+        kept: Kept | None = None,
+        *,
+        answers: bool = False,
+        order: Sequence[int] | None = None,
+        stop: Stop | None = None,
+    ) -> dict[int, WindowScore]:
+        """Evidence of windows by index: of all, or until ``stop`` says so.
+
+        ``order`` is that in which windows are read, the text's where it is None.
+        ``stop`` is asked before the first batch and after every one; what is returned
+        may hold windows that are later in the order, of an interrupted run.
 
         ``answers``: the windows are answers of a task. Those that share a context are
         read together, the context once, and each is told whether it is ``greedy``.
@@ -121,8 +142,14 @@ class Scorer:
         tell = _Tally(len(windows), self._progress)
         tell(scores)
         with self.running():
-            cut = groups(windows) if answers else batches(windows, self._batch_size)
+            cut = (
+                groups(windows)
+                if answers
+                else batches(windows, self._batch_size, order)
+            )
             for batch in cut:
+                if stop is not None and stop(scores):
+                    break
                 if scores.keys() >= set(batch):
                     continue
                 values = (
@@ -138,7 +165,7 @@ class Scorer:
                 if kept is not None:
                     kept.add(new)
                 tell(new)
-        return [scores[index] for index in range(len(windows))]
+        return scores
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -502,14 +529,17 @@ def place(index: int, windows: Sequence[Window], *, answers: bool = False) -> st
     )
 
 
-def batches(windows: Sequence[Window], size: int) -> Iterator[list[int]]:
+def batches(
+    windows: Sequence[Window], size: int, order: Sequence[int] | None = None
+) -> Iterator[list[int]]:
     """Indices of windows of equal length, at most ``size`` together."""
+    indices = range(len(windows)) if order is None else order
     if size == 1:
-        yield from ([index] for index in range(len(windows)))
+        yield from ([index] for index in indices)
         return
     by_length: dict[int, list[int]] = {}
-    for index, window in enumerate(windows):
-        by_length.setdefault(len(window.ids), []).append(index)
+    for index in indices:
+        by_length.setdefault(len(windows[index].ids), []).append(index)
     for indices in by_length.values():
         for start in range(0, len(indices), size):
             yield indices[start : start + size]

@@ -203,6 +203,22 @@ class WindowPlace(Struct, frozen=True):
     words: str = ""
 
 
+class EarlyStop(Struct, frozen=True):
+    """Why a measurement ended before its last window: verdicts were known.
+
+    ``seen`` of the ``windows`` were scored, in an order that is fixed by their digest.
+    ``cap`` (nats a token) is what no unseen window was assumed to have moved by, None
+    where nothing was assumed; ``error`` bounds the probability that the whole run would
+    have said something else. ``decided`` holds the outcome of each metric's gate.
+    """
+
+    seen: int
+    windows: int
+    cap: float | None
+    error: float
+    decided: dict[MetricName, Literal["within", "regressed", "improved"]]
+
+
 class Measurement(Struct, frozen=True):
     """One checkpoint measured by one key: values, and everything they rest on.
 
@@ -215,6 +231,11 @@ class Measurement(Struct, frozen=True):
     ``documents`` what came of each document, ``stderr`` the standard error of those
     metrics for which lm-eval gives one, and ``higher_is_better`` names the metrics of
     which that is true.
+
+    ``cached`` is the time at which a measurement from the cache was made (ISO 8601, to
+    the minute), empty for one of this run. ``early`` says of one that was stopped why;
+    its ``metrics`` are estimates, its ``evidence`` what was scored, in that order, and
+    it is recorded nowhere.
     """
 
     key: str
@@ -231,6 +252,8 @@ class Measurement(Struct, frozen=True):
     documents: tuple[DocumentResult, ...] = ()
     stderr: dict[MetricName, float] = {}
     higher_is_better: tuple[MetricName, ...] = ()
+    cached: str = ""
+    early: EarlyStop | None = None
 
     def is_higher_better(self, metric: MetricName) -> bool:
         """Whether more of ``metric`` is better."""
@@ -615,7 +638,9 @@ class Verdict(Struct, frozen=True):
     given. The controller fills these in. ``changes`` says, a fact a line, what differs
     from the recorded checkpoint, and ``where`` where in the text a value has moved.
     Of a task ``documents`` says which of its documents moved, and ``stderr`` what the
-    standard error of the difference is and what it comes from.
+    standard error of the difference is and what it comes from. ``cached`` is when a
+    value from the cache was measured, ``early`` on which of its windows the verdict
+    rests where it was known before the last.
     """
 
     checkpoint: str
@@ -645,6 +670,8 @@ class Verdict(Struct, frozen=True):
     where: tuple[str, ...] = ()
     documents: tuple[str, ...] = ()
     stderr: str = ""
+    cached: str = ""
+    early: str = ""
 
 
 class Remark(Struct, frozen=True):

@@ -109,11 +109,21 @@ Dtype = Annotated[
     str, typer.Option(metavar="DTYPE", help="auto, float32, float16 or bfloat16")
 ]
 BatchSize = Annotated[
-    str, typer.Option(metavar="N", help="Windows that the model reads at once")
+    str,
+    typer.Option(metavar="N", help="Windows that the model reads at once, or auto"),
 ]
 Attention = Annotated[
     str | None,
     typer.Option(metavar="KERNEL", help="Attention implementation of transformers"),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Threads of torch on a CPU (default: torch's own)"
+    ),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Run the model through torch.compile")
 ]
 JournalFolder = Annotated[
     str | None,
@@ -165,6 +175,8 @@ def measure(
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
+    threads: Threads = None,
+    compile: Compile = False,
     journal: JournalFolder = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -182,8 +194,8 @@ def measure(
     )  # fmt: skip
     wanted.check_reference()
     options = _options(
-        wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
-        trust_remote_code, include_path,
+        wanted.files, device, dtype, batch_size, attention, threads, compile, journal,
+        allow_pickle, trust_remote_code, include_path,
     )  # fmt: skip
     measure_model(model, wanted, options, json_path=json)
 
@@ -222,6 +234,8 @@ def compare(
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
+    threads: Threads = None,
+    compile: Compile = False,
     journal: JournalFolder = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -238,8 +252,8 @@ def compare(
 
     files = [corpus] if corpus is not None and "=" in corpus else []
     options = _options(
-        files, device, dtype, batch_size, attention, journal, allow_pickle,
-        trust_remote_code,
+        files, device, dtype, batch_size, attention, threads, compile, journal,
+        allow_pickle, trust_remote_code,
     )  # fmt: skip
     name = corpus.partition("=")[0] if corpus is not None else None
     complete = compare_models(
@@ -284,6 +298,8 @@ def update(
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
+    threads: Threads = None,
+    compile: Compile = False,
     journal: JournalFolder = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -307,8 +323,8 @@ def update(
         reference=reference, tasks=task, shots=shots,
     )  # fmt: skip
     options = _options(
-        wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
-        trust_remote_code, include_path,
+        wanted.files, device, dtype, batch_size, attention, threads, compile, journal,
+        allow_pickle, trust_remote_code, include_path,
     )  # fmt: skip
     run = update_fingerprint if fingerprint else update_checkpoint
     run(model, wanted, options, folder=baselines, checkpoint=checkpoint, base=base)
@@ -379,6 +395,8 @@ def explain(
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
+    threads: Threads = None,
+    compile: Compile = False,
     journal: JournalFolder = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -406,8 +424,8 @@ def explain(
         corpora=[corpus] if corpus else None,
     )  # fmt: skip
     options = _options(
-        wanted.files, device, dtype, batch_size, attention, journal, allow_pickle,
-        trust_remote_code,
+        wanted.files, device, dtype, batch_size, attention, threads, compile, journal,
+        allow_pickle, trust_remote_code,
     )  # fmt: skip
     explain_model(
         model, wanted, options, pages=limit, json_path=json, plot=plot, folder=baselines
@@ -559,6 +577,8 @@ def noise(
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
+    threads: Threads = None,
+    compile: Compile = False,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
     json: Annotated[
@@ -574,8 +594,8 @@ def noise(
         method, window=window, stride=stride, limit=limit, corpora=corpus
     )
     options = _options(
-        wanted.files, device, dtype, batch_size, attention, JOURNAL_OFF, allow_pickle,
-        trust_remote_code,
+        wanted.files, device, dtype, batch_size, attention, threads, compile,
+        JOURNAL_OFF, allow_pickle, trust_remote_code,
     )  # fmt: skip
     measure_noise(model, wanted, options, variations=variations, json_path=json)
 
@@ -586,6 +606,8 @@ def _options(
     dtype: str,
     batch_size: str,
     attention: str | None,
+    threads: int | None,
+    compile: bool,
     journal: str | None,
     allow_pickle: bool,
     trust_remote_code: bool,
@@ -597,6 +619,8 @@ def _options(
         dtype=dtype,
         batch_size=parse_batch_size(batch_size, option="--batch-size"),
         attention=attention,
+        threads=threads,
+        compile=compile,
         journal=journal,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,

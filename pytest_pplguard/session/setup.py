@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ..baselines import looks_like_baseline
+from ..cache import default_folder as default_cache_folder
 from ..checkpoints import Hardware, Loaded, choose_device, choose_dtype
 from ..corpora import Corpus, open_corpus
 from ..errors import DeviceError, UsageError
@@ -20,13 +21,17 @@ from ..options import (
     DEMO_CHECKPOINTS,
     JOURNAL_OFF,
     PUBLISHED_POLICIES,
+    Early,
     Known,
     Options,
     Target,
     parse_batch_size,
+    parse_cap,
     parse_choice,
     parse_corpora,
+    parse_error,
     parse_targets,
+    parse_threads,
 )
 from ..report import check_report_path
 from .controller import PLUGIN_NAME, Controller
@@ -48,6 +53,8 @@ _REPEATED = (
     "dtype",
     "batch_size",
     "attention",
+    "threads",
+    "compile",
     "allow_pickle",
     "trust_remote_code",
 )
@@ -131,12 +138,19 @@ def read_options(config: pytest.Config) -> Options:
         raise UsageError(f"{flag}: nothing to record; give --ppl-model [NAME=]PATH")
     if option.ppl_update and option.ppl_update_new:
         raise UsageError("--ppl-update and --ppl-update-new exclude each other")
+    early = _early(config)
+    if early is not None and (option.ppl_update or option.ppl_update_new):
+        raise UsageError(
+            "--ppl-early leaves windows out, and a baseline needs all: record without "
+            "it (-o ppl_early=false where the ini file has it)"
+        )
     reports = tuple(
         str(config.invocation_params.dir / path) for path in option.ppl_report or ()
     )
     for path in reports:
         check_report_path(path, option="--ppl-report")
     batch_size, origin = _either(config, "batch_size")
+    threads, threads_origin = _either(config, "threads")
     device = _either(config, "device")[0] or "auto"
     dtype = _either(config, "dtype")[0] or "auto"
     _check_names(device, dtype)
@@ -147,6 +161,8 @@ def read_options(config: pytest.Config) -> Options:
         device=device,
         dtype=dtype,
         attention=_either(config, "attention")[0] or None,
+        compile=bool(_either(config, "compile")[0]),
+        threads=parse_threads(threads, option=threads_origin) if threads else None,
         batch_size=parse_batch_size(batch_size, option=origin) if batch_size else 1,
         allow_pickle=option.ppl_allow_pickle,
         trust_remote_code=option.ppl_trust_remote_code,
@@ -154,6 +170,8 @@ def read_options(config: pytest.Config) -> Options:
         update="all" if option.ppl_update else "new" if option.ppl_update_new else "no",
         reports=reports,
         journal=_journal(config),
+        cache=_cache(config),
+        early=early,
         published=parse_choice(
             config.getini("ppl_published"), PUBLISHED_POLICIES, option="ppl_published"
         ),
@@ -224,6 +242,42 @@ def _journal(config: pytest.Config) -> str | None:
     ):
         if value:
             return value if value == JOURNAL_OFF else str(base / value)
+    return None
+
+
+def _cache(config: pytest.Config) -> str | None:
+    """The folder of results, None where none are to be kept.
+
+    A runner's own cache may hold what another branch put there: in CI somebody has to
+    type it.
+    """
+    typed = config.option.ppl_cache
+    if not (typed or (config.getini("ppl_cache") and not os.environ.get("CI"))):
+        return None
+    for value, base in (
+        (config.option.ppl_cache_dir, config.invocation_params.dir),
+        (config.getini("ppl_cache_dir"), config.rootpath),
+    ):
+        if value:
+            return str(base / value)
+    return str(default_cache_folder())
+
+
+def _early(config: pytest.Config) -> Early | None:
+    cap, cap_origin = _either(config, "early_cap")
+    error, error_origin = _either(config, "early_error")
+    early = Early(
+        cap=parse_cap(cap, option=cap_origin) if cap else None,
+        error=parse_error(error, option=error_origin) if error else Early().error,
+    )
+    if _either(config, "early")[0]:
+        return early
+    for name in ("early_cap", "early_error"):
+        if getattr(config.option, f"ppl_{name}") is not None:
+            raise UsageError(
+                f"--ppl-{name.replace('_', '-')} is for --ppl-early: add that, or "
+                "leave it out"
+            )
     return None
 
 

@@ -21,6 +21,7 @@ LEVELS = (
     ("values",),
     (
         "baselines",
+        "cache",
         "checkpoints",
         "corpora",
         "diff",
