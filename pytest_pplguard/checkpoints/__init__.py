@@ -14,6 +14,7 @@ from .device import (
     Hardware,
     choose_device,
     choose_dtype,
+    is_out_of_memory,
     probe,
 )
 from .examine import Examination, Finding, ZeroTable, examine
@@ -59,6 +60,7 @@ __all__ = [
     "examine",
     "files_state",
     "fingerprint",
+    "is_out_of_memory",
     "layer_of",
     "load",
     "load_tokenizer",

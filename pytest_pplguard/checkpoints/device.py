@@ -28,6 +28,16 @@ _KINDS = ("cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
 _WAY_OUT = "Way out: --ppl-device auto or cpu"
 
 
+_NO_MEMORY = (
+    "can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+
+
 class Hardware(Struct, frozen=True):
     """The accelerators that torch sees: their kind, how many, what they are called."""
 
@@ -181,7 +191,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the machine, had no memory left."""
     import torch
 
-    # torch's CPU allocator has no exception of its own.
-    return isinstance(
-        error, (torch.OutOfMemoryError, MemoryError)
-    ) or "can't allocate memory" in str(error)
+    # torch's CPU allocator has no exception of its own, nor have libraries and MPS.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in _NO_MEMORY)
+    )

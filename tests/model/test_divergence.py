@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_pplguard import divergence, scoring
+from pytest_pplguard import divergence
 from pytest_pplguard.checkpoints import Loaded, load, locate
 from pytest_pplguard.corpora import Corpus
 from pytest_pplguard.divergence import kl_divergence
@@ -30,7 +30,7 @@ from pytest_pplguard.errors import (
 )
 from pytest_pplguard.measure import Side, Store, measure_loaded
 from pytest_pplguard.options import Target
-from pytest_pplguard.scoring import Progress
+from pytest_pplguard.scoring import Progress, head, scorer
 from pytest_pplguard.values import Key, Measurement
 from tests.model.tiny import build_tokenizer, save_tiny
 
@@ -121,7 +121,7 @@ def test_both_metrics_and_all_evidence_from_full_logits(
     chunk: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(scoring._CHUNK_ELEMENTS, "cpu", chunk * 8 * 320)
+    monkeypatch.setitem(head._CHUNK_ELEMENTS, "cpu", chunk * 8 * 320)
     there, here = saved(folder, reference), saved(folder, model, seed=1)
     result = Room(reference=there, model=here).measure()
 
@@ -279,8 +279,8 @@ def test_progress_of_both(folder: Path) -> None:
 def test_no_logits_of_a_whole_window_are_made(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(scoring._CHUNK_ELEMENTS, "cpu", 8 * 4 * 320)
-    monkeypatch.setattr(scoring, "_PROOF_POSITIONS", 4)
+    monkeypatch.setitem(head._CHUNK_ELEMENTS, "cpu", 8 * 4 * 320)
+    monkeypatch.setattr(scorer, "_PROOF_POSITIONS", 4)
     models = {}
     positions: list[int] = []
     for seed, name in enumerate(("reference", "model")):

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_pplguard import scoring
 from pytest_pplguard.errors import InvalidLossError, MeasurementError
-from pytest_pplguard.scoring import Scorer
+from pytest_pplguard.scoring import Scorer, head, scorer
 from pytest_pplguard.values import Window
 from tests.model.tiny import ARCHITECTURES, build_model
 
@@ -47,7 +46,7 @@ def arch(request: pytest.FixtureRequest) -> str:
 def test_every_architecture_equals_full_logits(
     arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(scoring._CHUNK_ELEMENTS, "cpu", 7 * VOCAB)
+    monkeypatch.setitem(head._CHUNK_ELEMENTS, "cpu", 7 * VOCAB)
     model = build_model(arch, vocab=VOCAB)
     scorer = Scorer(model)
     cut = windows()
@@ -95,15 +94,15 @@ def test_batches_give_the_same_numbers_in_the_same_order(batch_size: int) -> Non
 def test_a_head_chunk_is_small_and_full_logits_are_never_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(scoring._CHUNK_ELEMENTS, "cpu", 16 * VOCAB)
-    monkeypatch.setattr(scoring, "_PROOF_POSITIONS", 8)
+    monkeypatch.setitem(head._CHUNK_ELEMENTS, "cpu", 16 * VOCAB)
+    monkeypatch.setattr(scorer, "_PROOF_POSITIONS", 8)
     model = build_model("llama", vocab=VOCAB)
     sizes: list[int] = []
     model.lm_head.register_forward_hook(
         lambda module, args, output: sizes.append(output.numel() // VOCAB)
     )
     Scorer(model)(windows(2, 100))
-    assert max(sizes) == 16
+    assert max(sizes) == 8  # log-probabilities of as many take the other half
 
 
 def test_half_precision_is_summed_in_full() -> None:
@@ -222,21 +221,6 @@ def test_what_the_model_raises_names_the_window() -> None:
         Scorer(model)(windows(1, 48))
     assert str(caught.value).startswith(
         "the model failed on window 1 of 1 (page 1) (48 tokens): IndexError: "
-    )
-
-
-def test_out_of_memory_names_the_way_out() -> None:
-    from pytest_pplguard.errors import DeviceError
-
-    class Full(Bare):
-        def forward(self, input_ids: torch.Tensor) -> Any:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with pytest.raises(DeviceError) as caught:
-        Scorer(Full(), batch_size=2)(windows(2))
-    assert str(caught.value) == (
-        "out of memory on cpu at windows of 48 tokens, batch size 2: use a smaller "
-        "--ppl-batch-size, a half-precision --ppl-dtype or another --ppl-device"
     )
 
 

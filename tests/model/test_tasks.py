@@ -16,7 +16,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pytest_pplguard import scoring
 from pytest_pplguard.baselines import encode_evidence
 from pytest_pplguard.baselines.evidence import Evidence
 from pytest_pplguard.checkpoints import Loaded
@@ -32,7 +31,7 @@ from pytest_pplguard.journal import Identity, Journals
 from pytest_pplguard.lm_eval_tasks import TaskSource
 from pytest_pplguard.measure import measure_loaded
 from pytest_pplguard.protocols import recompute_task, windows_digest
-from pytest_pplguard.scoring import Scorer, groups, shared_context
+from pytest_pplguard.scoring import Scorer, groups, nll, shared_context
 from pytest_pplguard.values import Key, Measurement, Window
 
 from .local_tasks import DOCUMENTS, STOCK, stock_run, write_group, write_task
@@ -583,8 +582,9 @@ def test_a_poisoned_scorer_breaks_tasks_too(
     tiny: Loaded, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     healthy = measure(tiny, f"lm-eval/lambada_openai:{WINDOW}", folder)
-    nll = scoring.nll
-    monkeypatch.setattr(scoring, "nll", lambda *args: nll(*args) + 1.0)
+    monkeypatch.setattr(
+        "pytest_pplguard.scoring.scorer.nll", lambda *args: nll(*args) + 1.0
+    )
     worse = measure(tiny, f"lm-eval/lambada_openai:{WINDOW}", folder)
     assert worse.metrics["perplexity"] > 2 * healthy.metrics["perplexity"]
 

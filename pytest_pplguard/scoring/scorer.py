@@ -9,21 +9,32 @@ Granite's logit scales).
 
 from __future__ import annotations
 
-import ctypes
-import inspect
-import itertools
 import math
-import os
-import platform
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from msgspec import UNSET, UnsetType
 
-from .errors import DeviceError, InvalidLossError, MeasurementError
-from .values import Window, WindowScore
+from ..checkpoints import is_out_of_memory
+from ..errors import InvalidLossError, MeasurementError
+from ..options import BATCH_AUTO
+from ..values import Window, WindowScore
+from . import memory, models
+from .batching import (
+    WASTE,
+    BatchSize,
+    Growth,
+    batches,
+    groups,
+    reading_order,
+    shared_context,
+    take,
+)
+from .head import chunk_size, is_single_or_better, losses, nll
+from .memory import OutOfMemory, compact_heap
 
 Progress = Callable[[int, int, float], None]
 """Called with windows done, windows in all, and the mean NLL per token so far (0 before
@@ -46,9 +57,6 @@ class Kept(Protocol):
         """Told of every batch as soon as it is scored."""
 
 
-_CHUNK_ELEMENTS = {"cpu": 2**22, "accelerator": 2**25}
-"""Logits that exist at once: 16 MB in float32 on a CPU, 128 MB on an accelerator."""
-
 _PROOF_POSITIONS = 128
 
 _NO_CACHE = (
@@ -63,8 +71,7 @@ _NO_CACHE = (
 
 _TOO_MUCH = "a document's answers together are too much for its memory"
 
-# Of glibc's malloc.h, and sizes in bytes.
-_M_MMAP_THRESHOLD, _MAPPED_FROM, _ADAPTED_TO = -3, 2**20, 2**25
+_clock = time.perf_counter
 
 
 class Scorer:
@@ -74,8 +81,11 @@ class Scorer:
         model: a causal language model of transformers, or any module whose call with
             ``input_ids`` [batch x tokens] returns an object with ``logits``
             [batch x tokens x vocabulary].
-        batch_size: how many windows of equal length the model reads at once.
+        batch_size: how many windows the model reads at once; ``auto``: as many as
+            memory allows and time gains by.
         progress: told how far it is.
+        compile: run the model through torch.compile, but for answers of tasks, which
+            all have other lengths.
 
     ``notices`` collects what the user should know, such as a fall-back.
     """
@@ -84,17 +94,22 @@ class Scorer:
         self,
         model: torch.nn.Module,
         *,
-        batch_size: int = 1,
+        batch_size: BatchSize = 1,
         progress: Progress | None = None,
+        compile: bool = False,
     ) -> None:
         self.notices: list[str] = []
         self._model = model
         self._batch_size = batch_size
         self._progress = progress
-        self._head = _output_head(model)
-        self._body = _body(model) if self._head is not None else None
+        self._compiler = models.Compiler() if compile else None
+        self._head = models.output_head(model)
+        self._body = models.body(model) if self._head is not None else None
         self._proven = False
+        self._compiled_proven = False
         self._shares: bool | None = None
+        # A longer batch would turn the positions of a shorter window otherwise.
+        self._packs: bool | None = False if models.rotates_by_length(model) else None
 
     def __call__(
         self,
@@ -118,19 +133,21 @@ class Scorer:
     ) -> dict[int, WindowScore]:
         """Evidence of windows by index: of all, or until ``stop`` says so.
 
-        ``order`` is that in which windows are read, the text's where it is None.
-        ``stop`` is asked before the first batch and after every one; what is returned
-        may hold windows that are later in the order, of an interrupted run.
+        ``order`` is that in which windows are read, the text's where it is None;
+        windows that are read together are near each other in it. ``stop`` is asked
+        before the first batch and after every one; what is returned may hold windows
+        that are later in the order, of an interrupted run.
 
         ``answers``: the windows are answers of a task. Those that share a context are
         read together, the context once, and each is told whether it is ``greedy``.
 
-        Batches are cut from all windows, whatever is finished: each has the windows
-        that it would have had without an interruption, and so their very bits.
+        Batches of a fixed size are cut from all windows, whatever is finished: each has
+        the windows that it would have had without an interruption, and so their very
+        bits.
 
         Raises:
             InvalidLossError: a loss is NaN or infinite, or a window scores nothing.
-            MeasurementError: the model cannot read a window.
+            MeasurementError: the model cannot read a window, or torch.compile fails.
             DeviceError: the device ran out of memory.
         """
         for index, window in enumerate(windows):
@@ -142,21 +159,7 @@ class Scorer:
         tell = _Tally(len(windows), self._progress)
         tell(scores)
         with self.running():
-            cut = (
-                groups(windows)
-                if answers
-                else batches(windows, self._batch_size, order)
-            )
-            for batch in cut:
-                if stop is not None and stop(scores):
-                    break
-                if scores.keys() >= set(batch):
-                    continue
-                values = (
-                    self._score_answers(batch, windows)
-                    if answers
-                    else [_Loss(value) for value in self._score(batch, windows)]
-                )
+            for batch, values in self._scored(windows, scores, order, stop, answers):
                 new = {
                     index: _window_score(value, index, windows)
                     for index, value in zip(batch, values, strict=True)
@@ -167,13 +170,86 @@ class Scorer:
                 tell(new)
         return scores
 
+    def _scored(
+        self,
+        windows: Sequence[Window],
+        scores: Mapping[int, WindowScore],
+        order: Sequence[int] | None,
+        stop: Stop | None,
+        answers: bool,
+    ) -> Iterator[tuple[list[int], list[_Loss]]]:
+        """Batches and their losses, until all are in ``scores`` or ``stop`` says so."""
+        if not answers and self._batch_size == BATCH_AUTO:
+            yield from self._growing(windows, scores, order, stop)
+            return
+        for batch in self._cut(windows, order, answers):
+            if stop is not None and stop(scores):
+                return
+            if scores.keys() >= set(batch):
+                continue
+            if answers:
+                yield batch, self._score_answers(batch, windows)
+            else:
+                yield batch, [_Loss(value) for value in self._score(batch, windows)]
+
+    def _cut(
+        self, windows: Sequence[Window], order: Sequence[int] | None, answers: bool
+    ) -> Iterator[list[int]]:
+        if answers:
+            return groups(windows)
+        assert self._batch_size != BATCH_AUTO
+        return batches(windows, self._batch_size, order, waste=self._waste)
+
+    @property
+    def _waste(self) -> float:
+        return 0.0 if self._packs is False else WASTE
+
+    def _growing(
+        self,
+        windows: Sequence[Window],
+        scores: Mapping[int, WindowScore],
+        order: Sequence[int] | None,
+        stop: Stop | None,
+    ) -> Iterator[tuple[list[int], list[_Loss]]]:
+        """As :meth:`_scored`, in batches that grow, and shrink where memory ends."""
+        device = models.device(self._model)
+        lengths = [len(window.ids) for window in windows]
+        pending = [i for i in reading_order(lengths, order) if i not in scores]
+        growth = Growth(max(lengths, default=1))
+        while pending and not (stop is not None and stop(scores)):
+            left = pending.copy()
+            about = growth.about(lengths[pending[0]])
+            batch = take(pending, lengths, growth.fits, about, self._waste)
+            longest = max(lengths[index] for index in batch)
+            values, taken, started = None, 0, _clock()
+            try:
+                if growth.settled:
+                    values = self._score(batch, windows)
+                else:
+                    with memory.watching_peak(device) as peak:
+                        values = self._score(batch, windows)
+                    taken = sum(peak)
+            except OutOfMemory:
+                if len(batch) == 1:
+                    raise
+            seconds = _clock() - started
+            if values is None:  # outside of the except, whose error holds tensors
+                memory.give_back(device)
+                growth.failed(len(batch), longest)
+                pending = left
+                continue
+            yield batch, [_Loss(value) for value in values]
+            if not growth.settled:
+                room = device.type != "cpu" or memory.has_room(taken)
+                growth.scored(len(batch) * longest, seconds, room=room)
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Gradients and dropout off, and memory that is given back, while it scores."""
         with (
             torch.no_grad(),
             _evaluating(self._model),
-            _compact_heap(_device(self._model)),
+            compact_heap(models.device(self._model)),
         ):
             yield
 
@@ -204,24 +280,83 @@ class Scorer:
     def _score(self, batch: Sequence[int], windows: Sequence[Window]) -> list[float]:
         chosen = [windows[index] for index in batch]
         with self.failing(batch, windows):
-            rows = self._run(chosen)
-            return [
-                math.fsum(
-                    nll(self.to_logits(row[positions]), targets).sum().item()
-                    for positions, targets in self._chunks(row, window)
-                )
-                for row, window in zip(rows, chosen, strict=True)
-            ]
+            if len({len(window.ids) for window in chosen}) == 1:
+                return self._nlls(chosen)
+            if self._packs is None:
+                return self._prove_packing(chosen)
+            return self._nlls(chosen) if self._packs else self._unpacked(chosen)
+
+    def _nlls(self, windows: Sequence[Window]) -> list[float]:
+        """Nats of each of some windows that are read at once."""
+        rows = self._run(windows)
+        width = rows.shape[1]
+        counts = [len(window.targets) for window in windows]
+        positions = _send(
+            [
+                number * width + window.start + offset
+                for number, window in enumerate(windows)
+                for offset in range(len(window.targets))
+            ],
+            rows.device,
+        )
+        targets = _send([t for window in windows for t in window.targets], rows.device)
+        found = losses(rows.flatten(0, 1), positions, targets, self.head)
+        # Once a batch: whoever asks an accelerator for a number waits for it.
+        parts = torch.split(found.to("cpu").double(), counts)
+        return [part.sum().item() for part in parts]
+
+    def _unpacked(self, windows: Sequence[Window]) -> list[float]:
+        """As :meth:`_nlls`, those of each length apart."""
+        by_length: dict[int, list[int]] = {}
+        for number, window in enumerate(windows):
+            by_length.setdefault(len(window.ids), []).append(number)
+        found: dict[int, float] = {}
+        for numbers in by_length.values():
+            values = self._nlls([windows[number] for number in numbers])
+            found |= dict(zip(numbers, values, strict=True))
+        return [found[number] for number in range(len(windows))]
+
+    def _prove_packing(self, windows: Sequence[Window]) -> list[float]:
+        """Pad windows only if that gives the losses of reading them alone.
+
+        Of the first batch, the windows with most and with least padding.
+        """
+        together = self._nlls(windows)
+        by_length = sorted(range(len(windows)), key=lambda n: len(windows[n].ids))
+        chosen = (by_length[0], by_length[-1])
+        alone = [self._nlls([windows[number]])[0] for number in chosen]
+        if not all(map(math.isfinite, alone)):
+            return self._unpacked(windows)  # the scoring itself reports the window
+        apart = max(
+            abs(together[number] - nats) / max(nats, 1e-12)
+            for number, nats in zip(chosen, alone, strict=True)
+        )
+        if not apart <= self._rounding():
+            self._packs = False
+            self.notices.append(
+                "only windows of equal length are read together: padding changes this "
+                "model's losses (slower, same numbers)"
+            )
+            return self._unpacked(windows)
+        self._packs = True
+        return together
+
+    def _rounding(self) -> float:
+        """By what share losses may be apart that other shapes have rounded.
+
+        Half precision rounds each product to 8 bits.
+        """
+        return 1e-5 if is_single_or_better(models.dtype(self._model)) else 2e-2
 
     def _score_answers(
         self, group: Sequence[int], windows: Sequence[Window]
     ) -> list[_Loss]:
         chosen = [windows[index] for index in group]
         shared = shared_context(chosen)
-        with self.failing(group, windows):
+        with self.failing(group, windows, answers=True):
             if len({window.ids for window in chosen}) == 1 or not shared:
                 return self._losses(self._each(chosen), chosen)
-            if self._shares is None and _rotates_by_length(self._model):
+            if self._shares is None and models.rotates_by_length(self._model):
                 self._read_alone("its rotary positions depend on the whole length")
             if self._shares is None:
                 return self._prove_sharing(chosen, shared)
@@ -244,7 +379,7 @@ class Scorer:
     def _loss(self, rows: torch.Tensor, window: Window) -> _Loss:
         """Of the targets; ``rows`` are those of the scored positions alone."""
         targets = torch.tensor(window.targets, device=rows.device)
-        size = chunk_size(rows, self.head)
+        size = max(1, chunk_size(rows, self.head) // 2)
         sums, greedy = [], True
         for start in range(0, len(targets), size):
             wanted = targets[start : start + size]
@@ -258,7 +393,7 @@ class Scorer:
         read: dict[tuple[int, ...], torch.Tensor] = {}
         for window in windows:
             if window.ids not in read:
-                read[window.ids] = self._run([window])[0]
+                read[window.ids] = self._run([window], compiled=False)[0]
         return [
             read[window.ids][window.start : window.start + len(window.targets)]
             for window in windows
@@ -270,7 +405,7 @@ class Scorer:
         What is shorter is filled up on the right, where nothing before it sees it.
         """
         model = self._model if self._body is None else self._body
-        device = _device(self._model)
+        device = models.device(self._model)
         parts = list(dict.fromkeys(window.ids[shared:] for window in windows))
         longest = max(map(len, parts))
         context = torch.tensor([windows[0].ids[:shared]], device=device)
@@ -305,8 +440,7 @@ class Scorer:
         apart = math.fsum(
             abs(one.nll - other.nll) for one, other in zip(alone, together, strict=True)
         ) / max(math.fsum(loss.nll for loss in alone), 1e-12)
-        # Other shapes are rounded otherwise, in half precision to 8 bits a product.
-        if apart > (1e-5 if _is_single_or_better(rows[0].dtype) else 2e-2):
+        if apart > self._rounding():
             self._read_alone("going on from its cache gives other losses")
             return alone
         self._shares = True
@@ -322,46 +456,89 @@ class Scorer:
         """Logits of some of what :meth:`rows` gave: [positions x vocabulary]."""
         return rows if self.head is None else self.head(rows)
 
-    def _run(self, windows: Sequence[Window]) -> torch.Tensor:
-        """Hidden states or logits of whole windows: [batch x tokens x width]."""
-        ids = torch.tensor([w.ids for w in windows], device=_device(self._model))
-        if self._body is not None and not self._proven:
-            self._prove(ids[:1], windows[0])
-        if self._body is None:
-            return _logits(self._model, ids)
-        return _hidden(self._body, ids)
+    def _run(self, windows: Sequence[Window], *, compiled: bool = True) -> torch.Tensor:
+        """Hidden states or logits of whole windows: [batch x tokens x width].
+
+        What is shorter is filled up on the right, where nothing before it sees it.
+        """
+        device = models.device(self._model)
+        compiler = self._compiler if compiled else None
+        if (self._body is not None and not self._proven) or (
+            compiler is not None and not self._compiled_proven
+        ):
+            first = windows[0]
+            ids = torch.tensor([first.ids], device=device)
+            if self._body is not None and not self._proven:
+                self._prove(ids, first)
+            if compiler is not None and not self._compiled_proven:
+                self._prove_compiled(ids, first)
+        longest = max(len(window.ids) for window in windows)
+        padded = [
+            window.ids + window.ids[-1:] * (longest - len(window.ids))
+            for window in windows
+        ]
+        return self._forward(_send(padded, device), compiler)
+
+    def _forward(
+        self, ids: torch.Tensor, compiler: models.Compiler | None = None
+    ) -> torch.Tensor:
+        module = self._model if self._body is None else self._body
+        read = models.logits if self._body is None else models.hidden
+        if compiler is None:
+            return read(module, ids)
+        with compiler.failing():
+            return read(module, ids, run=compiler(module))
 
     @contextmanager
     def failing(
-        self, batch: Sequence[int], windows: Sequence[Window]
+        self,
+        batch: Sequence[int],
+        windows: Sequence[Window],
+        *,
+        answers: bool = False,
     ) -> Iterator[None]:
         """Say of an error in which window of a batch it was, and what to do."""
-        length = len(windows[batch[0]].ids)
+        length = max(len(windows[index].ids) for index in batch)
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"out of memory on {_device(self._model)} at windows of "
-                f"{length} tokens, batch size {len(batch)}: use a "
-                "smaller --ppl-batch-size, a half-precision --ppl-dtype or another "
-                "--ppl-device"
-            ) from error
-        except (IndexError, RuntimeError, ValueError) as error:
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise OutOfMemory(
+                    self._out_of_memory(error, batch, windows, length, answers)
+                ) from error
+            if not isinstance(error, (IndexError, RuntimeError, ValueError)):
+                raise
             raise MeasurementError(
                 f"the model failed on {place(batch[0], windows)} "
                 f"({length} tokens): {type(error).__name__}: "
                 f"{next(iter(str(error).splitlines()), '')}"
             ) from error
 
-    def _chunks(
-        self, row: torch.Tensor, window: Window
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        targets = torch.tensor(window.targets, device=row.device)
-        size = chunk_size(row, self._head)
-        for start in range(0, len(targets), size):
-            chunk = targets[start : start + size]
-            first = window.start + start
-            yield slice(first, first + len(chunk)), chunk
+    def _out_of_memory(
+        self,
+        error: BaseException,
+        batch: Sequence[int],
+        windows: Sequence[Window],
+        length: int,
+        answers: bool,
+    ) -> str:
+        device = models.device(self._model)
+        dtype = str(models.dtype(self._model)).removeprefix("torch.")
+        what = place(batch[0], windows, answers=answers)
+        if len(batch) > 1:
+            what = f"{len(batch)} {'answers' if answers else 'windows'} at once"
+        missing = memory.shortage(error, device)
+        ways = "a half-precision --ppl-dtype, a shorter window or another --ppl-device"
+        if len(batch) > 1 and not answers:
+            ways = (
+                "--ppl-batch-size auto, which takes what fits, a half-precision "
+                "--ppl-dtype or another --ppl-device"
+            )
+        return (
+            f"out of memory on {device} at {what} ({length} tokens"
+            f"{' each' if len(batch) > 1 else ''}, {dtype})"
+            f"{': ' if missing else ''}{missing}; use {ways}"
+        )
 
     def _prove(self, ids: torch.Tensor, window: Window) -> None:
         """Keep the chunked head only if it gives the model's own losses.
@@ -373,29 +550,62 @@ class Scorer:
         assert self._head is not None
         assert self._body is not None
         try:
-            hidden = _hidden(self._body, ids)[0]
-            count = min(
-                len(window.targets), _PROOF_POSITIONS, chunk_size(hidden, self._head)
-            )
-            spread = torch.linspace(0, len(window.targets) - 1, count).long()
-            targets = torch.tensor(window.targets)[spread].to(ids.device)
-            positions = (spread + window.start).to(ids.device)
+            hidden = models.hidden(self._body, ids)[0]
+            positions, targets = self._spread(hidden, window)
             hidden = hidden[positions]  # a copy: the others' memory is given back
-            fast = nll(self._head(hidden), targets)
+            fast = losses(
+                hidden, torch.arange(len(hidden), device=hidden.device), targets,
+                self._head,
+            ).to("cpu").double()  # fmt: skip
         except (AttributeError, TypeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             self._fall_back(f"its body cannot be run alone ({type(error).__name__})")
             return
-        full = nll(_logits(self._model, ids, positions), targets)
+        full = nll(models.logits(self._model, ids, positions), targets)
         if not torch.isfinite(full).all():
             return  # the scoring itself reports the window
         apart = (fast - full).abs().sum().item() / max(full.abs().sum().item(), 1e-12)
         # Rounding of the head's products, summed with random sign, stays far below;
         # half precision rounds each logit to 8 bits and more.
-        allowed = 2e-6 if _is_single_or_better(hidden.dtype) else 2e-3
+        allowed = 2e-6 if is_single_or_better(hidden.dtype) else 2e-3
         if apart > allowed:
             self._fall_back("it changes the logits behind the output head")
             return
         self._proven = True
+
+    def _spread(
+        self, rows: torch.Tensor, window: Window
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some scored positions of a window, evenly spread, and their targets."""
+        room = max(1, chunk_size(rows, self.head) // 2)  # two kinds of logits at once
+        count = min(len(window.targets), _PROOF_POSITIONS, room)
+        spread = torch.linspace(0, len(window.targets) - 1, count).long()
+        targets = torch.tensor(window.targets)[spread].to(rows.device)
+        return (spread + window.start).to(rows.device), targets
+
+    def _prove_compiled(self, ids: torch.Tensor, window: Window) -> None:
+        """Compare some losses of the compiled model with those of the model itself.
+
+        Raises:
+            MeasurementError: they are apart by more than rounding.
+        """
+        sums = []
+        for compiler in (None, self._compiler):
+            rows = self._forward(ids, compiler)[0]
+            positions, targets = self._spread(rows, window)
+            found = losses(rows, positions, targets, self.head)
+            sums.append(found.to("cpu").double().sum().item())
+        itself, compiled = sums
+        if not math.isfinite(itself):
+            return  # the scoring itself reports the window
+        if not abs(compiled - itself) <= self._rounding() * max(itself, 1e-12):
+            raise MeasurementError(
+                f"torch.compile changes this model's losses, from {itself:.6g} to "
+                f"{compiled:.6g} nats over {len(targets)} tokens: leave --ppl-compile "
+                "out"
+            )
+        self._compiled_proven = True
 
     def _fall_back(self, why: str) -> None:
         self._body = None
@@ -430,14 +640,6 @@ class _Tally:
             self._progress(self._done, self._total, mean)
 
 
-def chunk_size(rows: torch.Tensor, head: torch.nn.Module | None) -> int:
-    """How many positions' logits may exist at once. Without head, rows are logits."""
-    kind = "cpu" if rows.device.type == "cpu" else "accelerator"
-    weight = getattr(head, "weight", None)
-    vocabulary = int(rows.shape[-1] if weight is None else weight.shape[0])
-    return max(1, _CHUNK_ELEMENTS[kind] // vocabulary)
-
-
 def _window_score(loss: _Loss, index: int, windows: Sequence[Window]) -> WindowScore:
     if not math.isfinite(loss.nll):
         where = place(index, windows, answers=loss.greedy is not UNSET)
@@ -446,77 +648,14 @@ def _window_score(loss: _Loss, index: int, windows: Sequence[Window]) -> WindowS
     return WindowScore(loss.nll, len(window.targets), window.page, greedy=loss.greedy)
 
 
-def nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """-log softmax(logits)[target] of each position, in float64 [positions].
-
-    Both originals call the kernel behind ``cross_entropy``. In float32 it sums a large
-    vocabulary's exponentials a little low (7e-6 nat a token at 49,152 words, measured
-    against float64); a better sum would be apart from them by more than rounding.
-    """
-    if not _is_single_or_better(logits.dtype):
-        logits = logits.float()
-    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    return losses.to("cpu").double()
-
-
-def _hidden(body: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    output = body(input_ids=ids, use_cache=False)
-    hidden: torch.Tensor = output.last_hidden_state
-    return hidden
-
-
-def _logits(
-    model: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor | None = None
+def _send(
+    ids: Sequence[int] | Sequence[tuple[int, ...]], device: torch.device
 ) -> torch.Tensor:
-    """Logits of ``ids``: [batch x tokens x vocabulary]; of some positions: [n x v]."""
-    options: dict[str, Any] = {}
-    accepted = inspect.signature(model.forward).parameters
-    if "use_cache" in accepted:
-        options["use_cache"] = False
-    keep = positions is not None and "logits_to_keep" in accepted
-    if keep:
-        options["logits_to_keep"] = positions
-    logits: torch.Tensor = model(input_ids=ids, **options).logits
-    if positions is None:
-        return logits
-    return logits[0] if keep else logits[0, positions]
-
-
-def _output_head(model: torch.nn.Module) -> torch.nn.Module | None:
-    get = getattr(model, "get_output_embeddings", None)
-    head = get() if get is not None else None
-    return head if isinstance(head, torch.nn.Module) else None
-
-
-def _body(model: torch.nn.Module) -> torch.nn.Module | None:
-    body = getattr(model, "base_model", None)
-    return body if isinstance(body, torch.nn.Module) and body is not model else None
-
-
-def _device(model: torch.nn.Module) -> torch.device:
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    source = embeddings if isinstance(embeddings, torch.nn.Module) else model
-    first = next(itertools.chain(source.parameters(), model.parameters()), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def _rotates_by_length(model: torch.nn.Module) -> bool:
-    """Whether a longer input turns its first tokens otherwise, too.
-
-    Of transformers' rotary embeddings ``longrope`` (Phi-3 with 128k) takes other
-    factors beyond a length and ``dynamic`` another base. What is read of a short
-    context is not what a longer input has there, and a proof on a short one shows none
-    of it.
-    """
-    types: set[str] = set()
-    for module in model.modules():
-        kind = getattr(module, "rope_type", None)  # a layer type's each, or one
-        types |= {*kind.values()} if isinstance(kind, dict) else {str(kind)}
-    return any(kind == "longrope" or "dynamic" in kind for kind in types)
-
-
-def _is_single_or_better(dtype: torch.dtype) -> bool:
-    return dtype in (torch.float32, torch.float64)
+    """Integers on a device, without waiting for what it is doing."""
+    tensor = torch.tensor(ids)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def place(index: int, windows: Sequence[Window], *, answers: bool = False) -> str:
@@ -529,54 +668,6 @@ def place(index: int, windows: Sequence[Window], *, answers: bool = False) -> st
     )
 
 
-def batches(
-    windows: Sequence[Window], size: int, order: Sequence[int] | None = None
-) -> Iterator[list[int]]:
-    """Indices of windows of equal length, at most ``size`` together."""
-    indices = range(len(windows)) if order is None else order
-    if size == 1:
-        yield from ([index] for index in indices)
-        return
-    by_length: dict[int, list[int]] = {}
-    for index in indices:
-        by_length.setdefault(len(windows[index].ids), []).append(index)
-    for indices in by_length.values():
-        for start in range(0, len(indices), size):
-            yield indices[start : start + size]
-
-
-def groups(windows: Sequence[Window]) -> Iterator[list[int]]:
-    """Indices of neighbours of one page that share at least half of their contexts."""
-    group: list[int] = []
-    for index, window in enumerate(windows):
-        if group:
-            members = [*(windows[i] for i in group), window]
-            longest = max(member.start for member in members)
-            shared = shared_context(members)
-            # Windows of a whole text share nothing, and there are as many as it wants.
-            if (
-                windows[group[0]].page != window.page
-                or not shared
-                or 2 * shared < longest
-            ):
-                yield group
-                group = []
-        group.append(index)
-    if group:
-        yield group
-
-
-def shared_context(windows: Sequence[Window]) -> int:
-    """How many of their first ids windows share, up to the first scored position."""
-    shared = min(window.start for window in windows)
-    first = windows[0].ids
-    for window in windows[1:]:
-        if window.ids[:shared] != first[:shared]:
-            pairs = zip(first, window.ids, strict=False)
-            shared = next(i for i, (a, b) in enumerate(pairs) if a != b)
-    return shared
-
-
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Switch dropout and the like off, and every module back to how it was."""
@@ -587,24 +678,3 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextmanager
-def _compact_heap(device: torch.device) -> Iterator[None]:
-    """Have glibc map large activations one by one, and unmap them when freed.
-
-    Once a program has freed a large block, glibc takes blocks of up to 32 MiB from its
-    heap, where activations of different sizes leave holes: about twice the memory that
-    a model's layers hold at a time. Not where the user has tuned malloc.
-    """
-    tuned = {"MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
-    if device.type != "cpu" or tuned or platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
-    try:
-        yield
-    finally:
-        # What glibc itself adapts to in a program that frees large blocks.
-        mallopt(_M_MMAP_THRESHOLD, _ADAPTED_TO)

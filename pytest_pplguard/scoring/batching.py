@@ -1,0 +1,168 @@
+"""Which windows the model reads together.
+
+In batches of a fixed size, or of one that is found while it scores; or answers that
+share a context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from ..values import Window
+
+BatchSize = int | Literal["auto"]
+
+WASTE = 1 / 8
+"""Of what a packed batch reads, no more than this is padding."""
+
+_LOOKAHEAD = 4
+"""Windows that are looked at for each that a batch may have: an order is kept but for
+so many."""
+
+_GAIN = 0.05
+"""A larger batch has to take less time a token by this share."""
+
+_NEARLY_FULL = 3 / 4
+
+_TRIES = 2
+"""Batches of a size before it is judged; the fastest counts, as the first warms up."""
+
+
+def batches(
+    windows: Sequence[Window],
+    size: int,
+    order: Sequence[int] | None = None,
+    *,
+    waste: float = 0.0,
+) -> Iterator[list[int]]:
+    """Indices of windows, at most ``size`` together.
+
+    They have one length, or, where ``waste`` is above 0, lengths so near that at most
+    this share of the batch is padding. Each batch has the earliest window of ``order``
+    that is left, and others that come soon after it. Without an order, windows are
+    taken one by one in the text's, or the longest first.
+    """
+    if size == 1:
+        indices = range(len(windows)) if order is None else order
+        yield from ([index] for index in indices)
+        return
+    lengths = [len(window.ids) for window in windows]
+    pending = reading_order(lengths, order)
+    while pending:
+        yield take(pending, lengths, lambda count, _: count <= size, size, waste)
+
+
+def reading_order(lengths: Sequence[int], order: Sequence[int] | None) -> list[int]:
+    """``order``, or that in which neighbours are of equal length, longest first."""
+    if order is not None:
+        return list(order)
+    return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+
+def take(
+    pending: list[int],
+    lengths: Sequence[int],
+    fits: Callable[[int, int], bool],
+    size: int,
+    waste: float,
+) -> list[int]:
+    """Cut the next batch off ``pending``: its first, and those that go with it.
+
+    ``fits`` is told how many windows of how many tokens are to be read at once;
+    ``size`` is about how many will be.
+    """
+    reach = pending[: _LOOKAHEAD * size]
+    first, *others = reach
+    batch, longest, tokens = {first}, lengths[first], lengths[first]
+    for index in sorted(others, key=lambda i: abs(lengths[i] - lengths[first])):
+        count, longer = len(batch) + 1, max(longest, lengths[index])
+        padding = count * longer - tokens - lengths[index]
+        if not fits(count, longer) or padding > waste * count * longer:
+            break
+        batch.add(index)
+        longest, tokens = longer, tokens + lengths[index]
+    pending[: len(reach)] = [index for index in reach if index not in batch]
+    return [index for index in reach if index in batch]
+
+
+class Growth:
+    """Finds out how much to read at once: doubles it while that pays.
+
+    ``tokens`` are those of a batch, padding included: at first one window of the
+    longest length, or as many shorter ones as have no more together.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self.tokens = longest
+        self.settled = False
+        self._tries: dict[int, list[float]] = {}
+
+    def fits(self, count: int, longest: int) -> bool:
+        """Whether as many windows of so many tokens may be read at once."""
+        return count == 1 or count * longest <= self.tokens
+
+    def about(self, length: int) -> int:
+        """How many windows of a length may be read at once."""
+        return max(1, self.tokens // length)
+
+    def scored(self, tokens: int, seconds: float, *, room: bool = True) -> None:
+        """A batch of so many tokens took so long; ``room``: is there for a double one.
+
+        A batch that is not nearly full says nothing of its size.
+        """
+        if self.settled or tokens < _NEARLY_FULL * self.tokens:
+            return
+        tries = self._tries.setdefault(self.tokens, [])
+        tries.append(seconds / tokens)
+        if len(tries) < _TRIES:
+            return
+        before = min(self._tries.get(self.tokens // 2, [math.inf]))
+        if min(tries) > (1 - _GAIN) * before:
+            self.tokens //= 2
+            self.settled = True
+        elif room:
+            self.tokens *= 2
+        else:
+            self.settled = True
+
+    def failed(self, count: int, longest: int) -> None:
+        """Memory was not enough for so many windows of so many tokens.
+
+        None of the batches that follow will be as large, and they grow no more.
+        """
+        self.tokens = min(self.tokens, count * longest) // 2
+        self.settled = True
+
+
+def groups(windows: Sequence[Window]) -> Iterator[list[int]]:
+    """Indices of neighbours of one page that share at least half of their contexts."""
+    group: list[int] = []
+    for index, window in enumerate(windows):
+        if group:
+            members = [*(windows[i] for i in group), window]
+            longest = max(member.start for member in members)
+            shared = shared_context(members)
+            # Windows of a whole text share nothing, and there are as many as it wants.
+            if (
+                windows[group[0]].page != window.page
+                or not shared
+                or 2 * shared < longest
+            ):
+                yield group
+                group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def shared_context(windows: Sequence[Window]) -> int:
+    """How many of their first ids windows share, up to the first scored position."""
+    shared = min(window.start for window in windows)
+    first = windows[0].ids
+    for window in windows[1:]:
+        if window.ids[:shared] != first[:shared]:
+            pairs = zip(first, window.ids, strict=False)
+            shared = next(i for i, (a, b) in enumerate(pairs) if a != b)
+    return shared
