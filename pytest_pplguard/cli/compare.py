@@ -369,6 +369,8 @@ class _Measured:
             open_corpus=lambda corpus: open_corpus(corpus, options.corpora),
             watch=watching,
             batch_size=options.batch_size,
+            compile=options.compile,
+            threads=options.threads,
             journals=journals_of(options),
         )
         self._store.corpus(how.corpus)  # without a text there is nothing to load for

@@ -225,6 +225,8 @@ class Checkpoint:
             open_corpus=lambda corpus: open_corpus(corpus, options.corpora),
             watch=watching,
             batch_size=options.batch_size,
+            compile=options.compile,
+            threads=options.threads,
             journals=journals_of(options),
             task_folders=options.include_path,
             trust_remote_code=options.trust_remote_code,

@@ -6,7 +6,6 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from msgspec import Struct
@@ -16,8 +15,9 @@ from ..checkpoints import Loaded
 from ..corpora import open_corpus
 from ..errors import MeasurementError, PplguardError, UsageError
 from ..measure import Store, load_target, measure_loaded
+from ..measure.environment import using_threads
 from ..measure.places import cut_windows
-from ..options import Options, Target
+from ..options import BATCH_AUTO, Options, Target
 from ..protocols import get_protocol
 from ..report import counted, number, plain
 from ..values import SCHEMA, Key, Measurement
@@ -231,6 +231,11 @@ class _Bench:
     """Measures one checkpoint under different settings; one copy is in memory."""
 
     def __init__(self, spec: str, options: Options) -> None:
+        if options.batch_size == BATCH_AUTO:
+            raise UsageError(
+                "--batch-size auto may be another one in each run, and noise varies it "
+                "itself: give a number"
+            )
         self._spec = spec
         self._options = options
         self._targets: dict[str, Target] = {}
@@ -251,7 +256,7 @@ class _Bench:
             native_bfloat16=_native_bfloat16(loaded.device),
         )
         self.first = Settings(
-            threads=_get_threads(),
+            threads=options.threads or _get_threads(),
             batch_size=options.batch_size,
             attention=loaded.attention,
             dtype=loaded.dtype,
@@ -287,7 +292,7 @@ class _Bench:
                 f"not {settings.attention} in {settings.dtype}"
             )
         with (
-            _threads(settings.threads),
+            using_threads(settings.threads),
             watching(f"{key} {what}") as progress,
         ):
             measured = measure_loaded(
@@ -295,6 +300,7 @@ class _Bench:
                 key,
                 self._store.corpus,
                 batch_size=settings.batch_size,
+                compile=options.compile,
                 progress=progress,
             )
         self._tell(*measured.notices)
@@ -423,19 +429,6 @@ def _cost(settings: Settings, first: Settings) -> float:
     """How many times longer a run takes, at the most."""
     slower = max(1.0, first.threads / settings.threads)
     return slower * (_SLOWER_IN_FLOAT64 if settings.dtype == "float64" else 1.0)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch compute with ``count`` threads, and as many as before afterwards."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _get_threads() -> int:

@@ -13,10 +13,11 @@ from ..checkpoints import Loaded
 from ..corpora import Corpus
 from ..divergence import Reference, compare, listen
 from ..errors import MeasurementError
+from ..options import BATCH_AUTO
 from ..protocols import check_key, get_protocol, windows_digest
-from ..scoring import Progress, Scorer
+from ..scoring import BatchSize, Progress, Scorer
 from ..values import Key, Measurement, Window, WindowScore
-from .environment import environment
+from .environment import environment, using_threads
 from .run import check_ids, check_positions, text_notice
 
 
@@ -36,7 +37,9 @@ def measure_divergence(
     keep: Callable[[Reference], None],
     open_corpus: Callable[[str], Corpus],
     watch: Callable[[str], AbstractContextManager[Progress]],
-    batch_size: int = 1,
+    batch_size: BatchSize = 1,
+    compile: bool = False,
+    threads: int | None = None,
 ) -> Measurement:
     """Compare a model with a reference by ``key``.
 
@@ -52,7 +55,10 @@ def measure_divergence(
         keep: takes what the reference has said; whoever keeps it closes it.
         open_corpus: gives the text of a name.
         watch: shows the progress of what it is told.
-        batch_size: windows that a model reads at once.
+        batch_size: windows that a model reads at once; ``auto`` is one, as two models
+            would find two sizes.
+        compile: run the models through torch.compile.
+        threads: of torch while it measures on a CPU; None: as many as there are.
 
     Raises:
         UsageError: the method cannot do what the key says.
@@ -64,19 +70,21 @@ def measure_divergence(
     """
     check_key(key)
     protocol = get_protocol(key.method)
-    run = _Run(key, open_corpus(protocol.corpus(key)), batch_size)
+    size = 1 if batch_size == BATCH_AUTO else batch_size
+    run = _Run(key, open_corpus(protocol.corpus(key)), size, compile, threads)
     while run.total is None or len(run.scores) < run.total:
         start = len(run.scores)
         heard = recall(start)
         if heard is None:
             loaded = reference.load()
             label = _label(f"{reference.name} {key}, the reference", start)
-            with watch(label) as progress:
+            with watch(label) as progress, using_threads(threads):
                 heard = run.listen(loaded, reference.name, progress)
             del loaded  # its memory is needed
             keep(heard)
         loaded = model.load()
-        with watch(_label(f"{model.name} {key}", start)) as progress:
+        label = _label(f"{model.name} {key}", start)
+        with watch(label) as progress, using_threads(threads):
             run.compare(loaded, model.name, heard, progress)
         finished = run.describe(loaded)
         del loaded
@@ -95,12 +103,21 @@ def _label(label: str, start: int) -> str:
 class _Run:
     """A measurement on its way: the windows so far, in one round or several."""
 
-    def __init__(self, key: Key, corpus: Corpus, batch_size: int) -> None:
+    def __init__(
+        self,
+        key: Key,
+        corpus: Corpus,
+        batch_size: int,
+        compile: bool,
+        threads: int | None,
+    ) -> None:
         self.scores: list[WindowScore] = []
         self.total: int | None = None
         self._key = key
         self._corpus = corpus
         self._batch_size = batch_size
+        self._compile = compile
+        self._threads = threads
         self._digest = ""
         self._seconds = 0.0
         self._notices: dict[str, None] = dict.fromkeys(text_notice(corpus))
@@ -110,7 +127,7 @@ class _Run:
         """Run the reference over the windows that come next, as many as fit."""
         started = time.perf_counter()
         windows = self._cut(loaded)
-        scorer = Scorer(loaded.model)
+        scorer = Scorer(loaded.model, compile=self._compile)
         heard = listen(
             scorer,
             windows,
@@ -137,7 +154,7 @@ class _Run:
                 f"{name} and its reference {heard.name} cut the text into different "
                 "token windows: their tokenizers differ, so there is no divergence"
             )
-        scorer = Scorer(loaded.model)
+        scorer = Scorer(loaded.model, compile=self._compile)
         self.scores += compare(
             scorer,
             windows,
@@ -173,7 +190,13 @@ class _Run:
             corpus_digest=self._corpus.digest,
             protocol=properties | {"official text": self._corpus.official},
             evidence=tuple(self.scores),
-            environment=environment(loaded, self._key, batch_size=self._batch_size)
+            environment=environment(
+                loaded,
+                self._key,
+                batch_size=self._batch_size,
+                compile=self._compile,
+                threads=self._threads,
+            )
             | {"reference_dtype": self._reference_dtype},
             seconds=self._seconds,
             notices=tuple(self._notices),

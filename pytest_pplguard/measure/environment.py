@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 from ..checkpoints import Loaded
+from ..scoring import BatchSize
 from ..values import Key, Scalar
 
 _PACKAGES = ("torch", "transformers", "tokenizers")
@@ -29,19 +32,52 @@ _SWITCHES = (
 """Of ``torch.backends``; some are newer than the oldest torch."""
 
 
-def environment(loaded: Loaded, key: Key, *, batch_size: int) -> dict[str, Scalar]:
-    """Versions, device, dtype, attention kernel and batch size of a measurement."""
+def environment(
+    loaded: Loaded,
+    key: Key,
+    *,
+    batch_size: BatchSize,
+    compile: bool = False,
+    threads: int | None = None,
+) -> dict[str, Scalar]:
+    """Versions, device, dtype, attention kernel and batch size of a measurement.
+
+    And what the user has chosen beyond what is usual: ``threads`` of a CPU, and
+    ``compile`` where the model runs through torch.compile.
+    """
     packages = (*_PACKAGES, "lm_eval") if key.method == "lm-eval" else _PACKAGES
+    chosen: dict[str, Scalar] = {}
+    if threads is not None and loaded.device.partition(":")[0] == "cpu":
+        chosen["threads"] = threads
+    if compile:
+        chosen["compile"] = True
     return {
         "dtype": loaded.dtype,
         "device": loaded.device.partition(":")[0],
         "device_name": _device_name(loaded.device),
         "attention": loaded.attention,
         "batch_size": batch_size,
+        **chosen,
         "pytest_pplguard": version("pytest-pplguard"),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }
+
+
+@contextmanager
+def using_threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with ``count`` threads, and as many as before afterwards."""
+    if count is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def kernels(loaded: Loaded) -> dict[str, Scalar]:

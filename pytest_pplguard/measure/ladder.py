@@ -23,9 +23,9 @@ from ..protocols import (
     get_protocol,
     windows_digest,
 )
-from ..scoring import Progress, Scorer, place
+from ..scoring import BatchSize, Progress, Scorer, place
 from ..values import Key, Ladder, Measurement, Rung, Scalar, Window, WindowScore
-from .environment import environment, kernels
+from .environment import environment, kernels, using_threads
 from .run import OpenJournal, check_ids, check_positions, measure_loaded, text_notice
 
 _ALLOWED = 1e-12
@@ -230,7 +230,9 @@ def climb(
     corpus: Corpus,
     *,
     limit: int | None = None,
-    batch_size: int = 1,
+    batch_size: BatchSize = 1,
+    compile: bool = False,
+    threads: int | None = None,
     progress: Progress | None = None,
     open_journal: OpenJournal | None = None,
 ) -> Ladder:
@@ -245,7 +247,9 @@ def climb(
         ends: see :func:`ends_of`.
         corpus: the text of every rung.
         limit: pages that the text was cut to, if it was.
-        batch_size: windows of equal length that the model reads at once.
+        batch_size: windows that the model reads at once, or ``auto``.
+        compile: run the model through torch.compile.
+        threads: of torch while it measures on a CPU; None: as many as there are.
         progress: told how many windows are done.
         open_journal: gives the journal that keeps finished windows; None: none does.
 
@@ -271,16 +275,24 @@ def climb(
             )
     scored = _Scored(rungs)
     check_ids(loaded.model, scored.windows)
-    facts = environment(loaded, ends[1].key, batch_size=batch_size)
-    notices = scored.score(
-        Scorer(loaded.model, batch_size=batch_size, progress=progress),
-        names=[_name(number, states) for number in range(len(states))],
-        journal=None
-        if open_journal is None
-        else open_journal(
-            windows_digest(scored.windows), facts | kernels(loaded), scored.windows
-        ),
+    facts = environment(
+        loaded, ends[1].key, batch_size=batch_size, compile=compile, threads=threads
     )
+    with using_threads(threads):
+        notices = scored.score(
+            Scorer(
+                loaded.model,
+                batch_size=batch_size,
+                progress=progress,
+                compile=compile,
+            ),
+            names=[_name(number, states) for number in range(len(states))],
+            journal=None
+            if open_journal is None
+            else open_journal(
+                windows_digest(scored.windows), facts | kernels(loaded), scored.windows
+            ),
+        )
     words = count_words(corpus.pages)
     values = [
         state.cut.value(scores, _units(state, scores, words))
@@ -416,7 +428,7 @@ def _units(state: State, scores: Sequence[WindowScore], words: int) -> dict[str,
 
 
 def _by_the_method_itself(
-    loaded: Loaded, end: End, corpus: Corpus, scored: _Scored, *, batch_size: int
+    loaded: Loaded, end: End, corpus: Corpus, scored: _Scored, *, batch_size: BatchSize
 ) -> Measurement:
     """The method's own measurement, of windows that are scored already."""
 

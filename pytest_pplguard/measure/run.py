@@ -21,9 +21,9 @@ from ..errors import (
 )
 from ..journal import Journal
 from ..protocols import PROTOCOLS, LmEval, Protocol, check_key, windows_digest
-from ..scoring import Progress, Scorer
+from ..scoring import BatchSize, Progress, Scorer
 from ..values import Key, Measurement, Scalar, Window, WindowScore
-from .environment import environment, kernels
+from .environment import environment, kernels, using_threads
 
 if TYPE_CHECKING:
     from ..lm_eval_tasks import Task, TaskSource
@@ -38,7 +38,9 @@ def measure_loaded(
     key: Key,
     open_corpus: OpenCorpus,
     *,
-    batch_size: int = 1,
+    batch_size: BatchSize = 1,
+    compile: bool = False,
+    threads: int | None = None,
     progress: Progress | None = None,
     open_journal: OpenJournal | None = None,
     tasks: TaskSource | None = None,
@@ -49,7 +51,9 @@ def measure_loaded(
         loaded: model and tokenizer on their device.
         key: what to measure.
         open_corpus: gives the text of a name.
-        batch_size: windows of equal length that the model reads at once.
+        batch_size: windows that the model reads at once, or ``auto``.
+        compile: run the model through torch.compile; not over a task's answers.
+        threads: of torch while it measures on a CPU; None: as many as there are.
         progress: told how many windows are done.
         open_journal: gives the journal that keeps finished windows; None: none does.
         tasks: where tasks of lm-eval come from.
@@ -70,18 +74,22 @@ def measure_loaded(
     corpus = open_corpus(protocol.corpus(key)) if task is None else None
     check_positions(loaded.model, key)
     started = time.perf_counter()
+    compile = compile and task is None
     run = _Run(
         protocol,
         key,
         loaded,
-        Scorer(loaded.model, batch_size=batch_size, progress=progress),
-        environment=environment(loaded, key, batch_size=batch_size),
+        Scorer(loaded.model, batch_size=batch_size, progress=progress, compile=compile),
+        environment=environment(
+            loaded, key, batch_size=batch_size, compile=compile, threads=threads
+        ),
         open_journal=open_journal,
     )
-    if task is not None:
-        return run.of_task(task, started)
-    assert corpus is not None
-    metrics, units = run.of(corpus)
+    with using_threads(threads):
+        if task is not None:
+            return run.of_task(task, started)
+        assert corpus is not None
+        metrics, units = run.of(corpus)
     return Measurement(
         key=str(key),
         metrics=metrics,

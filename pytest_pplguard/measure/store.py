@@ -14,9 +14,10 @@ from ..errors import MeasurementError, PplguardError
 from ..journal import Identity, Journal, Journals
 from ..options import Target
 from ..protocols import Tokenizer, check_key, get_protocol
-from ..scoring import Progress
+from ..scoring import BatchSize, Progress
 from ..values import Key, Ladder, Measurement, Scalar, Window, WindowPlace
 from .divergence import Side, measure_divergence
+from .environment import using_threads
 from .ladder import climb, ends_of
 from .places import window_places
 from .run import OpenJournal, measure_loaded, open_task
@@ -46,7 +47,9 @@ class Store:
         load: brings a checkpoint into memory.
         open_corpus: gives the text of a name.
         watch: shows loading and scoring to whoever waits.
-        batch_size: windows of equal length that the model reads at once.
+        batch_size: windows that the model reads at once, or ``auto``.
+        compile: run models through torch.compile while they are measured.
+        threads: of torch while it loads and measures; None: as many as there are.
         journals: keep the finished windows of checkpoints; None: nothing does.
         task_folders: of YAML that defines tasks of lm-eval.
         trust_remote_code: whether a task's dataset may run code that it brings.
@@ -59,7 +62,9 @@ class Store:
         load: Callable[[Target], Loaded],
         open_corpus: Callable[[str], Corpus],
         watch: Watch,
-        batch_size: int = 1,
+        batch_size: BatchSize = 1,
+        compile: bool = False,
+        threads: int | None = None,
         journals: Journals | None = None,
         task_folders: Sequence[str] = (),
         trust_remote_code: bool = False,
@@ -69,6 +74,8 @@ class Store:
         self._open_corpus = open_corpus
         self._watch = watch
         self._batch_size = batch_size
+        self._compile = compile
+        self._threads = threads
         self._journals = journals
         self._task_folders = tuple(task_folders)
         self._trust_remote_code = trust_remote_code
@@ -114,7 +121,7 @@ class Store:
 
     def load(self, target: Target) -> Loaded:
         """Load any checkpoint; it does not become the resident one."""
-        with self._watch(f"loading {target.name}"):
+        with using_threads(self._threads), self._watch(f"loading {target.name}"):
             return self._load(target)
 
     def lend(self, name: str) -> Loaded:
@@ -200,6 +207,8 @@ class Store:
                 corpus,
                 limit=pages,
                 batch_size=self._batch_size,
+                compile=self._compile,
+                threads=self._threads,
                 progress=progress,
                 open_journal=self._journal_of(loaded, f"{start} to {goal}", label),
             )
@@ -265,6 +274,8 @@ class Store:
                 key,
                 self.corpus,
                 batch_size=self._batch_size,
+                compile=self._compile,
+                threads=self._threads,
                 progress=progress,
                 open_journal=open_journal,
                 tasks=self._tasks if runs_task else None,
@@ -300,6 +311,8 @@ class Store:
                 open_corpus=self.corpus,
                 watch=self._watch,
                 batch_size=self._batch_size,
+                compile=self._compile,
+                threads=self._threads,
             )
         finally:
             # Whoever has a model that was lent may yet change its output head.

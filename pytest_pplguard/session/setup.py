@@ -90,6 +90,8 @@ def _make_guard(config: pytest.Config) -> Guard:
             open_corpus=lambda name: _open(name, options),
             watch=functools.partial(watch, config),
             batch_size=options.batch_size,
+            compile=options.compile,
+            threads=options.threads,
             journals=journals_of(options),
             task_folders=options.include_path,
             trust_remote_code=options.trust_remote_code,
@@ -378,7 +380,8 @@ class _Loader:
         self._guard = guard
 
     def __call__(self, target: Target) -> Loaded:
-        share_threads(self._config)
+        if self._guard.options.threads is None:
+            share_threads(self._config)
         _forget_last_failure()
         brought = self._config.hook.pytest_pplguard_load_model(checkpoint=target)
         if brought is not None:
