@@ -6,6 +6,7 @@ share a context.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -14,8 +15,12 @@ from ..values import Window
 
 BatchSize = int | Literal["auto"]
 
-WASTE = 1 / 8
-"""Of what a packed batch reads, no more than this is padding."""
+Packing = Literal["padded", "equal", "neighbours"]
+"""What may be read together: windows of nearly one length, the shorter ones padded; of
+one length; or of one length, and following each other in the order."""
+
+_WASTE = 1 / 8
+"""Of what a padded batch reads, no more than this is padding."""
 
 _LOOKAHEAD = 4
 """Windows that are looked at for each that a batch may have: an order is kept but for
@@ -34,30 +39,32 @@ def batches(
     windows: Sequence[Window],
     size: int,
     order: Sequence[int] | None = None,
-    *,
-    waste: float = 0.0,
+    packing: Packing = "equal",
 ) -> Iterator[list[int]]:
-    """Indices of windows, at most ``size`` together.
+    """Indices of windows, at most ``size`` together, and such as ``packing`` allows.
 
-    They have one length, or, where ``waste`` is above 0, lengths so near that at most
-    this share of the batch is padding. Each batch has the earliest window of ``order``
-    that is left, and others that come soon after it. Without an order, windows are
-    taken one by one in the text's, or the longest first.
+    Each batch has the earliest window of ``order`` that is left, and others that come
+    soon after it. Without an order, windows are taken one by one in the text's, or the
+    longest first.
     """
     if size == 1:
         indices = range(len(windows)) if order is None else order
         yield from ([index] for index in indices)
         return
     lengths = [len(window.ids) for window in windows]
-    pending = reading_order(lengths, order)
+    pending = reading_order(lengths, order, packing)
     while pending:
-        yield take(pending, lengths, lambda count, _: count <= size, size, waste)
+        yield take(pending, lengths, lambda count, _: count <= size, size, packing)
 
 
-def reading_order(lengths: Sequence[int], order: Sequence[int] | None) -> list[int]:
-    """``order``, or that in which neighbours are of equal length, longest first."""
+def reading_order(
+    lengths: Sequence[int], order: Sequence[int] | None, packing: Packing
+) -> list[int]:
+    """``order``, or that in which those that go together follow each other."""
     if order is not None:
         return list(order)
+    if packing == "neighbours":
+        return list(range(len(lengths)))
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
@@ -66,7 +73,7 @@ def take(
     lengths: Sequence[int],
     fits: Callable[[int, int], bool],
     size: int,
-    waste: float,
+    packing: Packing,
 ) -> list[int]:
     """Cut the next batch off ``pending``: its first, and those that go with it.
 
@@ -74,6 +81,10 @@ def take(
     ``size`` is about how many will be.
     """
     reach = pending[: _LOOKAHEAD * size]
+    if packing == "neighbours":
+        length = lengths[pending[0]]
+        reach = list(itertools.takewhile(lambda i: lengths[i] == length, reach))
+    waste = _WASTE if packing == "padded" else 0.0
     first, *others = reach
     batch, longest, tokens = {first}, lengths[first], lengths[first]
     for index in sorted(others, key=lambda i: abs(lengths[i] - lengths[first])):

@@ -78,7 +78,7 @@ def hidden(
     body: torch.nn.Module, ids: torch.Tensor, run: Forward | None = None
 ) -> torch.Tensor:
     """Final hidden states: [batch x tokens x width]; ``run`` is what to call."""
-    output = (run or body)(input_ids=ids, use_cache=False)
+    output = (body if run is None else run)(input_ids=ids, use_cache=False)
     states: torch.Tensor = output.last_hidden_state
     return states
 
@@ -100,7 +100,8 @@ def logits(
     keep = positions is not None and "logits_to_keep" in accepted
     if keep:
         options["logits_to_keep"] = positions
-    found: torch.Tensor = (run or model)(input_ids=ids, **options).logits
+    called = model if run is None else run
+    found: torch.Tensor = called(input_ids=ids, **options).logits
     if positions is None:
         return found
     return found[0] if keep else found[0, positions]

@@ -24,9 +24,9 @@ from ..options import BATCH_AUTO
 from ..values import Window, WindowScore
 from . import memory, models
 from .batching import (
-    WASTE,
     BatchSize,
     Growth,
+    Packing,
     batches,
     groups,
     reading_order,
@@ -108,8 +108,9 @@ class Scorer:
         self._proven = False
         self._compiled_proven = False
         self._shares: bool | None = None
-        # A longer batch would turn the positions of a shorter window otherwise.
-        self._packs: bool | None = False if models.rotates_by_length(model) else None
+        self._packs: bool | None = None
+        # Positions may depend on all that was read before: nothing changes its place.
+        self._rotates = models.rotates_by_length(model)
 
     def __call__(
         self,
@@ -198,11 +199,13 @@ class Scorer:
         if answers:
             return groups(windows)
         assert self._batch_size != BATCH_AUTO
-        return batches(windows, self._batch_size, order, waste=self._waste)
+        return batches(windows, self._batch_size, order, self._packing)
 
     @property
-    def _waste(self) -> float:
-        return 0.0 if self._packs is False else WASTE
+    def _packing(self) -> Packing:
+        if self._rotates:
+            return "neighbours"
+        return "equal" if self._packs is False else "padded"
 
     def _growing(
         self,
@@ -214,12 +217,14 @@ class Scorer:
         """As :meth:`_scored`, in batches that grow, and shrink where memory ends."""
         device = models.device(self._model)
         lengths = [len(window.ids) for window in windows]
-        pending = [i for i in reading_order(lengths, order) if i not in scores]
+        pending = [
+            i for i in reading_order(lengths, order, self._packing) if i not in scores
+        ]
         growth = Growth(max(lengths, default=1))
         while pending and not (stop is not None and stop(scores)):
             left = pending.copy()
             about = growth.about(lengths[pending[0]])
-            batch = take(pending, lengths, growth.fits, about, self._waste)
+            batch = take(pending, lengths, growth.fits, about, self._packing)
             longest = max(lengths[index] for index in batch)
             values, taken, started = None, 0, _clock()
             try:
