@@ -24,14 +24,16 @@ class Compiler:
         self._compiled: dict[torch.nn.Module, Forward] = {}
 
     def __call__(self, module: torch.nn.Module) -> Forward:
-        """What gives the module's outputs, compiled at its first call."""
+        """What gives the module's outputs, compiled at its first call.
+
+        To be made and called while :meth:`failing`.
+        """
         if module not in self._compiled:
             if not self._compiled:
                 # Code of models that were measured before counts against a limit,
                 # beyond which nothing is compiled any more, without a word.
                 torch.compiler.reset()
-            with self.failing():
-                self._compiled[module] = torch.compile(module)
+            self._compiled[module] = torch.compile(module)
         return self._compiled[module]
 
     @contextmanager
@@ -71,6 +73,8 @@ def _is_compilers(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):  # the cause is on the next line
+        return " ".join(lines[:2])
     return lines[0] if lines else type(error).__name__
 
 

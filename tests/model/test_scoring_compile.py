@@ -11,15 +11,29 @@ import torch
 from torch import nn
 
 from pytest_pplguard.errors import MeasurementError
-from pytest_pplguard.scoring import Scorer, models
+from pytest_pplguard.scoring import Scorer
 from tests.model.test_scoring_batches import VOCAB, Small, nats, windows
 from tests.model.tiny import build_model
 
-pytestmark = pytest.mark.slow
+
+def compile_with(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    """Have torch.compile trace as usual, and make what runs by ``backend``."""
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: whole(module, backend=backend))
 
 
-@pytest.mark.parametrize("arch", ["llama", "gemma2"])
-def test_a_compiled_model_has_the_same_losses_and_stays_as_it_is(arch: str) -> None:
+@pytest.mark.parametrize(
+    ("arch", "backend"),
+    [
+        ("llama", "eager"),
+        ("gemma2", "eager"),  # its whole model is compiled
+        pytest.param("llama", "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_model_has_the_same_losses_and_stays_as_it_is(
+    arch: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_with(monkeypatch, backend)
     model = build_model(arch, vocab=VOCAB)
     names = list(model.state_dict())
     cut = windows((48, 48, 30))
@@ -31,6 +45,7 @@ def test_a_compiled_model_has_the_same_losses_and_stays_as_it_is(arch: str) -> N
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.slow
 def test_a_compiled_model_can_be_forgotten() -> None:
     model = build_model("llama", vocab=VOCAB)
     known = weakref.ref(model)
@@ -47,8 +62,7 @@ def test_the_model_really_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         graphs.append(graph)
         return graph.forward
 
-    whole = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: whole(module, backend=backend))
+    compile_with(monkeypatch, backend)
     Scorer(build_model("llama", vocab=VOCAB), compile=True)(windows((20, 20)))
     assert graphs
 
@@ -66,8 +80,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     def backend(graph: Any, example: Any) -> Any:
         raise FileNotFoundError("no C++ compiler: g++")
 
-    whole = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: whole(module, backend=backend))
+    compile_with(monkeypatch, backend)
     with pytest.raises(MeasurementError) as caught:
         Scorer(build_model("llama", vocab=VOCAB), compile=True)(windows((20,)))
     assert str(caught.value) == (
@@ -114,4 +127,3 @@ def test_errors_of_the_model_stay_its_own() -> None:
     model = build_model("opt", vocab=VOCAB, max_position_embeddings=16)
     with pytest.raises(MeasurementError, match=r"^the model failed on window 1 of 1"):
         Scorer(model, compile=True)(windows((48,)))
-    assert models.Compiler()
