@@ -208,6 +208,6 @@ def test_noise_needs_a_number(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "pplguard: error: --batch-size auto may be another one in each run, and noise varies "
-        "it itself: give a number"
+        "pplguard: error: --batch-size auto may be another one in each run, and noise "
+        "varies it itself: give a number"
     )
