@@ -12,6 +12,7 @@ from pytest_pplguard.options import (
     parse_choice,
     parse_corpora,
     parse_targets,
+    parse_threads,
 )
 
 
@@ -34,7 +35,24 @@ def test_no_batch_sizes(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_batch_size(text, option="-b")
     assert str(caught.value) == (
-        f"-b: {text!r} is not a batch size; give a whole number from 1"
+        f"-b: {text!r} is not a batch size; give a whole number from 1, or auto"
+    )
+
+
+def test_a_batch_size_that_is_found() -> None:
+    assert parse_batch_size("auto", option="-b") == "auto"
+
+
+def test_threads() -> None:
+    assert parse_threads("3", option="-t") == 3
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "auto", ""])
+def test_no_threads(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_threads(text, option="-t")
+    assert str(caught.value) == (
+        f"-t: {text!r} is no number of threads; give a whole number from 1"
     )
 
 
