@@ -221,6 +221,7 @@ class Scorer:
             i for i in reading_order(lengths, order, self._packing) if i not in scores
         ]
         growth = Growth(max(lengths, default=1))
+        a_token = 0.0  # bytes, by the batch that took most
         while pending and not (stop is not None and stop(scores)):
             left = pending.copy()
             about = growth.about(lengths[pending[0]])
@@ -245,8 +246,10 @@ class Scorer:
                 continue
             yield batch, [_Loss(value) for value in values]
             if not growth.settled:
-                room = device.type != "cpu" or memory.has_room(taken)
-                growth.scored(len(batch) * longest, seconds, room=room)
+                tokens = len(batch) * longest
+                a_token = max(a_token, taken / tokens)
+                room = device.type != "cpu" or memory.has_room(int(a_token * tokens))
+                growth.scored(tokens, seconds, room=room)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -351,7 +354,11 @@ class Scorer:
 
         Half precision rounds each product to 8 bits.
         """
-        return 1e-5 if is_single_or_better(models.dtype(self._model)) else 2e-2
+        single = is_single_or_better(models.dtype(self._model))
+        device = models.device(self._model)
+        if single and not torch.is_autocast_enabled(device.type):
+            return 1e-5
+        return 2e-2
 
     def _score_answers(
         self, group: Sequence[int], windows: Sequence[Window]
