@@ -425,7 +425,8 @@ def test_show_lists_what_is_recorded() -> None:
         (
             ["measure", "demo/dense", "--batch-size", "0"],
             2,
-            "--batch-size: '0' is not a batch size; give a whole number from 1",
+            "--batch-size: '0' is not a batch size; give a whole number from 1, or "
+            "auto",
         ),
         (
             ["update", "demo/dense", "--checkpoint", "x/y"],

@@ -148,7 +148,26 @@ def test_two_values_for_one_name(
         ),
         (
             ["--ppl-batch-size=0"],
-            "--ppl-batch-size: '0' is not a batch size; give a whole number from 1",
+            "--ppl-batch-size: '0' is not a batch size; give a whole number from 1, or "
+            "auto",
+        ),
+        (
+            ["--ppl-threads=none"],
+            "--ppl-threads: 'none' is no number of threads; give a whole number from 1",
+        ),
+        (
+            ["--ppl-early", "--ppl-early-cap=0"],
+            "--ppl-early-cap: '0' is no cap; give nats a token above 0, for example "
+            "0.05",
+        ),
+        (
+            ["--ppl-early-error=0.01"],
+            "--ppl-early-error is for --ppl-early: add that, or leave it out",
+        ),
+        (
+            ["--ppl-model=x", "--ppl-update", "--ppl-early"],
+            "--ppl-early leaves windows out, and a baseline needs all: record without "
+            "it (-o ppl_early=false where the ini file has it)",
         ),
         (
             ["--ppl-device=gpu"],
@@ -197,7 +216,7 @@ def test_mistakes(project: Project, args: list[str], text: str) -> None:
         (
             "ppl_batch_size = many",
             "ini ppl_batch_size: 'many' is not a batch size; give a whole number from "
-            "1",
+            "1, or auto",
         ),
         (
             "ppl_published = warm",
@@ -277,15 +296,30 @@ def test_help(project: Project) -> None:
         "auto) "
         "--ppl-dtype=DTYPE auto, float32, float16 or bfloat16; auto is float32 on a "
         "CPU, else the checkpoint's own (ini: ppl_dtype, default: auto) "
-        "--ppl-batch-size=N Windows of equal length that the model reads at once "
-        "(ini: ppl_batch_size, default: 1) "
+        "--ppl-batch-size=N Windows that the model reads at once, or auto: as many as "
+        "memory allows and time gains by (ini: ppl_batch_size, default: 1) "
         "--ppl-attention=KERNEL Attention implementation of transformers: eager, "
         "sdpa, ... (ini: ppl_attention, default: the model's) "
+        "--ppl-threads=N Threads of torch on a CPU (ini: ppl_threads, default: torch's "
+        "own, shared between xdist's workers) "
+        "--ppl-compile Run the model through torch.compile (ini: ppl_compile, default: "
+        "false) "
         "--ppl-report=PATH Write all verdicts to this .json, .md or .csv file "
         "(repeatable) "
         "--ppl-journal=DIR Keep finished windows here until the run is over, so that "
         "one that is killed goes on; off keeps none (ini: ppl_journal, default: the "
         "user's cache) "
+        "--ppl-cache Take results of unchanged checkpoints from a cache, and keep new "
+        "ones there (ini: ppl_cache, which has no effect in CI; default: false) "
+        "--ppl-cache-dir=DIR Folder of --ppl-cache (ini: ppl_cache_dir, default: in "
+        "the user's cache) "
+        "--ppl-early Score windows in a random order, and stop as soon as a gate's "
+        "verdict is known (ini: ppl_early, default: false) "
+        "--ppl-early-cap=NATS With --ppl-early: assume that no window has moved by "
+        "more than this, in nats a token; without it no gate can pass early (ini: "
+        "ppl_early_cap) "
+        "--ppl-early-error=P With --ppl-early: the largest probability of a verdict "
+        "that a full run would not give (ini: ppl_early_error, default: 0.001) "
         "--ppl-allow-pickle Load weights from pickle files, which can run code "
         "--ppl-trust-remote-code Run Python code that a checkpoint brings along"
     )

@@ -9,8 +9,10 @@ from pytest_pplguard.options import (
     Known,
     Target,
     parse_batch_size,
+    parse_cap,
     parse_choice,
     parse_corpora,
+    parse_error,
     parse_targets,
     parse_threads,
 )
@@ -43,8 +45,9 @@ def test_a_batch_size_that_is_found() -> None:
     assert parse_batch_size("auto", option="-b") == "auto"
 
 
-def test_threads() -> None:
-    assert parse_threads("3", option="-t") == 3
+@pytest.mark.parametrize(("text", "threads"), [("1", 1), ("16", 16)])
+def test_threads(text: str, threads: int) -> None:
+    assert parse_threads(text, option="-t") == threads
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "auto", ""])
@@ -53,6 +56,35 @@ def test_no_threads(text: str) -> None:
         parse_threads(text, option="-t")
     assert str(caught.value) == (
         f"-t: {text!r} is no number of threads; give a whole number from 1"
+    )
+
+
+@pytest.mark.parametrize(("text", "cap"), [("0.05", 0.05), ("1e-3", 0.001), ("2", 2)])
+def test_caps(text: str, cap: float) -> None:
+    assert parse_cap(text, option="-c") == cap
+
+
+@pytest.mark.parametrize("text", ["0", "-0.1", "nan", "inf", "some", ""])
+def test_no_caps(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_cap(text, option="-c")
+    assert str(caught.value) == (
+        f"-c: {text!r} is no cap; give nats a token above 0, for example 0.05"
+    )
+
+
+@pytest.mark.parametrize(("text", "error"), [("0.001", 0.001), ("0.5", 0.5)])
+def test_errors_of_verdicts(text: str, error: float) -> None:
+    assert parse_error(text, option="-e") == error
+
+
+@pytest.mark.parametrize("text", ["0", "-0.1", "0.51", "1", "nan", "inf", "0.1%"])
+def test_no_errors_of_verdicts(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_error(text, option="-e")
+    assert str(caught.value) == (
+        f"-e: {text!r} is no probability of a wrong verdict; give one above 0 and of "
+        "at most 0.5, for example 0.001"
     )
 
 
