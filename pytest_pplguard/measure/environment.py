@@ -35,7 +35,7 @@ def environment(loaded: Loaded, key: Key, *, batch_size: int) -> dict[str, Scala
     return {
         "dtype": loaded.dtype,
         "device": loaded.device.partition(":")[0],
-        "device_name": _device_name(loaded.device),
+        "device_name": device_name(loaded.device),
         "attention": loaded.attention,
         "batch_size": batch_size,
         "pytest_pplguard": version("pytest-pplguard"),
@@ -49,9 +49,14 @@ def kernels(loaded: Loaded) -> dict[str, Scalar]:
 
     Not recorded: but for autocast it moves a perplexity by some parts in ten million.
     """
+    return switches(loaded.device)
+
+
+def switches(device: str) -> dict[str, Scalar]:
+    """As :func:`kernels`, as they are now for what runs on ``device``."""
     import torch
 
-    device = loaded.device.partition(":")[0]
+    device = device.partition(":")[0]
     autocast = torch.is_autocast_enabled(device)
     decides: dict[str, Scalar] = {
         "autocast": str(torch.get_autocast_dtype(device)) if autocast else None,
@@ -85,7 +90,8 @@ def _switch(name: str) -> object:
     return value() if callable(value) else value
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """What the hardware is called; of a CPU only its kind."""
     if device.partition(":")[0] == "cpu":
         return platform.machine()
     import torch

@@ -24,6 +24,7 @@ from ..protocols import PROTOCOLS, LmEval, Protocol, check_key, windows_digest
 from ..scoring import Progress, Scorer
 from ..values import Key, Measurement, Scalar, Window, WindowScore
 from .environment import environment, kernels
+from .texts import text_notice
 
 if TYPE_CHECKING:
     from ..lm_eval_tasks import Task, TaskSource
@@ -108,16 +109,6 @@ def open_task(key: Key, source: TaskSource | None = None) -> Task:
     from ..lm_eval_tasks import Task, TaskSource
 
     return Task(key, source or TaskSource())
-
-
-def text_notice(corpus: Corpus) -> tuple[str, ...]:
-    """Says it of a text that is not the one that its name is known for."""
-    if corpus.official is not False:
-        return ()
-    return (
-        f"the corpus {corpus.name} is not the official text of that name: its numbers "
-        "compare with nothing that was published",
-    )
 
 
 class _Run:

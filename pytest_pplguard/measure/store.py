@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..checkpoints import Loaded, model_digest, state_digest
 from ..corpora import Corpus
-from ..divergence import Reference
 from ..errors import MeasurementError, PplguardError
 from ..journal import Identity, Journal, Journals
 from ..options import Target
 from ..protocols import Tokenizer, check_key, get_protocol
-from ..scoring import Progress
 from ..values import Key, Ladder, Measurement, Scalar, Window, WindowPlace
-from .divergence import Side, measure_divergence
-from .ladder import climb, ends_of
 from .places import window_places
-from .run import OpenJournal, measure_loaded, open_task
 
+# A measurement that is in the cache needs no torch, which takes seconds to import.
 if TYPE_CHECKING:
+    from ..divergence import Reference
     from ..lm_eval_tasks import TaskSource
+    from ..scoring import Progress
+    from .divergence import Side
+    from .results import Results
+    from .run import OpenJournal
 
 
 class Watch(Protocol):
@@ -48,6 +49,7 @@ class Store:
         watch: shows loading and scoring to whoever waits.
         batch_size: windows of equal length that the model reads at once.
         journals: keep the finished windows of checkpoints; None: nothing does.
+        results: keep whole measurements for other runs; None: nothing does.
         task_folders: of YAML that defines tasks of lm-eval.
         trust_remote_code: whether a task's dataset may run code that it brings.
     """
@@ -61,6 +63,7 @@ class Store:
         watch: Watch,
         batch_size: int = 1,
         journals: Journals | None = None,
+        results: Results | None = None,
         task_folders: Sequence[str] = (),
         trust_remote_code: bool = False,
     ) -> None:
@@ -70,6 +73,7 @@ class Store:
         self._watch = watch
         self._batch_size = batch_size
         self._journals = journals
+        self._results = results
         self._task_folders = tuple(task_folders)
         self._trust_remote_code = trust_remote_code
         self._resident: tuple[str, Loaded] | None = None
@@ -164,17 +168,35 @@ class Store:
             # A text that is not there should not cost the loading of a model.
             self._check_text(key)
             if reference is not None:
+                from .divergence import Side
+
                 model = Side(name, lambda: self.loaded(name))
                 measured = self.divergence(model, key, reference)
             else:
-                loaded = self.loaded(name)
-                label = f"{name} {key}"
-                journal = self._journal_of(loaded, str(key), label)
-                measured = self.measure(loaded, key, label=label, open_journal=journal)
+                measured = self._recalled(name, key) or self._measured_now(name, key)
         except PplguardError as error:
             self._failed[name, key] = _untraced(error)
             raise
         self._measured[name, key] = measured
+        return measured
+
+    def _recalled(self, name: str, key: Key) -> Measurement | None:
+        """The measurement of an earlier run, None where it has to be made."""
+        if self._results is None:
+            return None
+        found = self._results.recall(self._targets[name], key, self.corpus)
+        if found is not None:
+            self._from_files.add(name)
+        return found
+
+    def _measured_now(self, name: str, key: Key) -> Measurement:
+        loaded = self.loaded(name)
+        label = f"{name} {key}"
+        journal = self._journal_of(loaded, str(key), label)
+        measured = self.measure(loaded, key, label=label, open_journal=journal)
+        # What a test does to a model that it was lent can be more than its state shows.
+        if self._results is not None and self._digest is None:
+            self._results.keep(self._targets[name], key, measured, loaded)
         return measured
 
     def ladder(
@@ -187,6 +209,8 @@ class Store:
         Raises:
             PplguardError: it cannot be loaded or measured.
         """
+        from .ladder import climb, ends_of
+
         ends = ends_of(start, goal)
         corpus = self.corpus(get_protocol(start.method).corpus(start))
         if pages is not None:
@@ -207,6 +231,8 @@ class Store:
     def _check_text(self, key: Key) -> None:
         protocol = get_protocol(key.method)
         if protocol.runs_task(key):
+            from .run import open_task
+
             open_task(key, self._tasks)
         else:
             self.corpus(protocol.corpus(key))
@@ -257,6 +283,8 @@ class Store:
         open_journal: OpenJournal | None = None,
     ) -> Measurement:
         """Measure any loaded model; nothing is remembered."""
+        from .run import measure_loaded
+
         runs_task = get_protocol(key.method).runs_task(key)
         unit = "answers" if runs_task else "windows"
         with self._watch(label, unit=unit) as progress:
@@ -276,6 +304,8 @@ class Store:
         But what the reference says is kept for the next model, until another reference
         or key is asked for, or :meth:`forget_reference`.
         """
+        from .divergence import measure_divergence
+
         lent = False
 
         def recall(start: int) -> Reference | None:

@@ -371,11 +371,11 @@ class Guard:
 
     def _told_of(self, measured: Measurement, reference: str | None) -> Measurement:
         """A measurement whose notices were told, its reference on record."""
-        from ..measure import naming_reference
-
         self._tell(*measured.notices)
         if reference is None:
             return measured
+        from ..measure import naming_reference
+
         return naming_reference(measured, split_name(reference)[1])
 
     def _reference(self, name: str, key: Key) -> str | None:
