@@ -304,7 +304,7 @@ class Store:
         But what the reference says is kept for the next model, until another reference
         or key is asked for, or :meth:`forget_reference`.
         """
-        from .divergence import measure_divergence
+        from .divergence import Side, measure_divergence
 
         lent = False
 

@@ -40,7 +40,7 @@ def failure_text(verdict: Verdict) -> str:
     lines = [*_first_reason(verdict), _headline(verdict)]
     facts = [
         ("baseline", _baseline(verdict)),
-        ("measured", _measured(verdict)),
+        ("measured", with_cache(_measured(verdict), verdict)),
         ("allowed", _allowed(verdict)),
         ("gate", _gate(verdict)),
         ("std error", verdict.stderr),
@@ -73,6 +73,8 @@ def _brief(verdict: Verdict) -> str:
     if verdict.outcome in _JUDGED:
         allowed = range_text(*verdict.allowed, _show(verdict))
         facts.insert(0, f"measured {_measured(verdict)}, allowed {allowed}")
+    if verdict.cached:
+        facts.append(_from_cache(verdict))
     return ": ".join([_headline(verdict), *(["; ".join(facts)] if facts else [])])
 
 
@@ -152,6 +154,7 @@ def _checkpoint_of(change: Change) -> str:
 
 def _rows(verdict: Verdict) -> list[str]:
     outcome = verdict.outcome if verdict.passed else verdict.outcome.upper()
+    outcome = f"{outcome}, {_from_cache(verdict)}" if verdict.cached else outcome
     rows = [
         f"    {verdict.metric:<24} {number(verdict.baseline):>10} "
         f"{number(verdict.measured):>10} {change_text(verdict.change):>10}  {outcome}"
@@ -254,6 +257,17 @@ def _baseline(verdict: Verdict) -> str:
 
 def _measured(verdict: Verdict) -> str:
     return "" if verdict.measured is None else _show(verdict)(verdict.measured)
+
+
+def with_cache(text: str, verdict: Verdict) -> str:
+    """``text``, and when a value from the cache was measured."""
+    return f"{text} ({_from_cache(verdict)})" if verdict.cached else text
+
+
+def _from_cache(verdict: Verdict) -> str:
+    """``from cache, measured 2026-11-26 09:12 UTC``."""
+    when = verdict.cached.replace("T", " ").replace("Z", " UTC")
+    return f"from cache, measured {when}"
 
 
 def _show(verdict: Verdict) -> Callable[[float], str]:
