@@ -33,10 +33,11 @@ FORMAT = 1
 DAYS_KEPT = 90
 """An entry that no run has used for so long is dropped when one is written."""
 
-RESULT = "result"
-"""Kind of the entries that hold a measurement; others only save time."""
+RESULT, WINDOWS, TORCH = "result", "windows", "torch"
+"""Kinds of entries: a measurement; tokenised windows; what torch says of itself."""
 
-_KINDS = (RESULT, "torch", "windows")
+_KINDS = (RESULT, WINDOWS, TORCH)
+_NOUNS = {RESULT: "result", WINDOWS: "windows", TORCH: "facts"}
 _DIGITS = 40
 _ENTRY = re.compile(rf"[0-9a-f]{{{_DIGITS}}}\.({'|'.join(_KINDS)})\.json")
 _TEMPORARY = re.compile(r"\.pplguard-\w+\.tmp")
@@ -133,12 +134,12 @@ class Cache:
             return None
         except OSError as error:
             self._tell(
-                f"{label}: the cached {kind} {path} cannot be read "
-                f"({error.strerror or error}): it is made again"
+                f"{label}: the cached {_NOUNS[kind]} {path} cannot be read "
+                f"({error.strerror or error}): made again"
             )
             return None
         except Wrong as why:
-            self._tell(f"{label}: the cached {kind} {path} {why}: it is made again")
+            self._tell(f"{label}: the cached {_NOUNS[kind]} {path} {why}: made again")
             return None
         with suppress(OSError):  # how long it has not been used is a matter of space
             os.utime(path)

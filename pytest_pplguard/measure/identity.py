@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ..cache import Cache
+from ..cache import TORCH, Cache
 from ..checkpoints import (
     Hardware,
     Located,
@@ -112,7 +112,7 @@ _DRIVERS = (
     "/sys/module/xe/srcversion",
     "/sys/module/i915/srcversion",
 )
-_TORCH = "torch"
+_NAME = "torch"
 
 
 class Place(Struct, frozen=True):
@@ -238,7 +238,7 @@ def _torch_facts(kind: str, cache: Cache) -> _Torch:
     Where nobody has imported it yet, nobody has changed it: then it says what it said
     to a process before, on this machine and with these variables.
     """
-    if _TORCH in sys.modules:
+    if _NAME in sys.modules:
         return _ask_torch(kind)
     about = {
         "device": kind,
@@ -250,14 +250,14 @@ def _torch_facts(kind: str, cache: Cache) -> _Torch:
     }
     label = "what torch says of itself"
     known = cache.get(
-        _TORCH,
+        TORCH,
         about,
         lambda content, _: msgspec.json.decode(content, type=_Torch),
         label=label,
     )
     if known is None:
         known = _ask_torch(kind)
-        cache.put(_TORCH, about, known, label=label)
+        cache.put(TORCH, about, known, label=label)
     return known
 
 
@@ -273,7 +273,7 @@ def _ask_torch(kind: str) -> _Torch:
 
 
 def _torch_folder() -> Path | None:
-    spec = find_spec(_TORCH)
+    spec = find_spec(_NAME)
     return Path(spec.origin).parent if spec is not None and spec.origin else None
 
 

@@ -10,24 +10,27 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
 from msgspec.structs import replace
 
-from ..cache import RESULT, Cache, Wrong
+from ..cache import RESULT, WINDOWS, Cache, Wrong
 from ..checkpoints import Contents, Loaded, Located, contents, files_state
-from ..corpora import Corpus
+from ..corpora import Corpus, rows_digest
 from ..errors import PplguardError
 from ..options import Options, Target
 from ..protocols import LmEval, get_protocol
-from ..values import Key, Measurement, Scalar, WindowScore
+from ..values import Key, Measurement, Scalar, Window, WindowScore
 from .environment import device_name
 from .identity import Place, identity, now, place_of, variables
 from .texts import text_notice
+
+if TYPE_CHECKING:
+    from .run import CutWindows
 
 _SAME = 1e-12
 """Relative: evidence is exact, and sums of it differ by their order alone."""
@@ -36,9 +39,10 @@ _OWN = "pytest_pplguard.protocols."
 
 
 class _Asked(Struct, frozen=True):
-    """What was asked for before it was measured."""
+    """What was asked for before it was measured; ``text`` is what is tokenised."""
 
     identity: dict[str, Any]
+    text: dict[str, Any]
     place: Place
     state: object
     corpus_digest: str
@@ -105,6 +109,32 @@ class Results:
             label=f"{target.name} {key}",
         )
 
+    def cut(self, target: Target, key: Key) -> CutWindows | None:
+        """Gives the windows of what :meth:`recall` did not have, cut once for all runs.
+
+        None where they are to be cut anew: a baseline is evidence, its windows too. A
+        verdict holds their digest to the baseline's, wherever they come from.
+        """
+        asked = self._asked.get((target.name, key))
+        if asked is None or self._options.update != "no":
+            return None
+        label = f"{target.name} {key}"
+
+        def windows(
+            texts: Sequence[str], anew: Callable[[], list[Window]]
+        ) -> list[Window]:
+            about = asked.text | {"texts": rows_digest(texts)}
+            known = self._cache.get(WINDOWS, about, _read_windows, label=label)
+            if known is not None:
+                return known
+            found = anew()
+            # What others look up must be what the files give, and nothing else.
+            if files_state(self._locate(target.name)) == asked.state:
+                self._cache.put(WINDOWS, about, found, label=label)
+            return found
+
+        return windows
+
     def keep(
         self, target: Target, key: Key, measured: Measurement, loaded: Loaded
     ) -> None:
@@ -168,7 +198,9 @@ class Results:
             threads=self._threads,
             cache=self._cache,
         )
-        return _Asked(about, place, state, corpus.digest)
+        text = {name: about[name] for name in ("key", "corpus", "versions", "code")}
+        text["tokenizer"] = self._contents[target, state].texts
+        return _Asked(about, text, place, state, corpus.digest)
 
     def _changed(
         self, target: Target, asked: _Asked, measured: Measurement
@@ -214,6 +246,13 @@ def _read(
     return replace(
         measured, cached=f"{made:%Y-%m-%dT%H:%MZ}", notices=text_notice(corpus)
     )
+
+
+def _read_windows(content: Raw, _: datetime) -> list[Window]:
+    windows = msgspec.json.decode(content, type=list[Window])
+    if not windows:
+        raise Wrong("holds no windows")
+    return windows
 
 
 def _problem(measured: Measurement, key: Key, corpus_digest: str, place: Place) -> str:

@@ -33,6 +33,12 @@ OpenCorpus = Callable[[str], Corpus]
 OpenJournal = Callable[[str, dict[str, Scalar], Sequence[Window]], Journal]
 """Gets the windows' digest, what else decides their losses, and the windows."""
 
+CutWindows = Callable[[Sequence[str], Callable[[], list[Window]]], list[Window]]
+"""Gets texts that windows are cut from beside the corpus, and what cuts them.
+
+It may know the windows already.
+"""
+
 
 def measure_loaded(
     loaded: Loaded,
@@ -42,6 +48,7 @@ def measure_loaded(
     batch_size: int = 1,
     progress: Progress | None = None,
     open_journal: OpenJournal | None = None,
+    cut: CutWindows | None = None,
     tasks: TaskSource | None = None,
 ) -> Measurement:
     """Measure a loaded checkpoint by ``key``.
@@ -53,6 +60,7 @@ def measure_loaded(
         batch_size: windows of equal length that the model reads at once.
         progress: told how many windows are done.
         open_journal: gives the journal that keeps finished windows; None: none does.
+        cut: gives windows that may be known already; None: they are cut anew.
         tasks: where tasks of lm-eval come from.
 
     Raises:
@@ -78,6 +86,7 @@ def measure_loaded(
         Scorer(loaded.model, batch_size=batch_size, progress=progress),
         environment=environment(loaded, key, batch_size=batch_size),
         open_journal=open_journal,
+        cut=cut,
     )
     if task is not None:
         return run.of_task(task, started)
@@ -123,6 +132,7 @@ class _Run:
         *,
         environment: dict[str, Scalar],
         open_journal: OpenJournal | None,
+        cut: CutWindows | None = None,
     ) -> None:
         self.environment = environment
         self.windows: list[Window] = []
@@ -130,6 +140,7 @@ class _Run:
         self.scores: list[WindowScore] = []
         self.notices: list[str] = []
         self._open_journal = open_journal
+        self._cut: CutWindows = cut or (lambda _, anew: anew())
         self._protocol = protocol
         self._key = key
         self._loaded = loaded
@@ -141,7 +152,10 @@ class _Run:
             return self._lm_eval(corpus, self._protocol)
         protocol, key = self._protocol, self._key
         with _in_words(protocol, key):
-            windows = list(protocol.windows(corpus, self._loaded.tokenizer, key))
+            windows = self._cut(
+                (),
+                lambda: list(protocol.windows(corpus, self._loaded.tokenizer, key)),
+            )
             _check_windows(protocol, key, windows)
         self._score(windows)
         with _in_words(protocol, key):
@@ -167,7 +181,11 @@ class _Run:
         from ..lm_eval_bridge import evaluate_wikitext
 
         def loglikelihoods(texts: list[str]) -> list[float]:
-            self._score(protocol.rolling(texts, self._loaded.tokenizer, self._key))
+            windows = self._cut(
+                texts,
+                lambda: protocol.rolling(texts, self._loaded.tokenizer, self._key),
+            )
+            self._score(windows)
             totals = [0.0] * len(texts)
             for score in self.scores:
                 assert score.page is not None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..scoring import Progress
     from .divergence import Side
     from .results import Results
-    from .run import OpenJournal
+    from .run import CutWindows, OpenJournal
 
 
 class Watch(Protocol):
@@ -79,6 +79,7 @@ class Store:
         self._resident: tuple[str, Loaded] | None = None
         self._from_files: set[str] = set()
         self._digest: str | None = None
+        self._shared = False
         self._model_digest: str | None = None
         self._corpora: dict[str, Corpus] = {}
         self._lost_corpora: dict[str, PplguardError] = {}
@@ -121,9 +122,18 @@ class Store:
         with self._watch(f"loading {target.name}"):
             return self._load(target)
 
+    def share(self, name: str) -> Loaded:
+        """As :meth:`loaded`, for code of the user's: what comes after is not cached.
+
+        What it does to a tokenizer, or to a model beyond its state, shows nowhere.
+        """
+        loaded = self.loaded(name)
+        self._shared = True
+        return loaded
+
     def lend(self, name: str) -> Loaded:
         """As :meth:`loaded`, for code that may change the model."""
-        loaded = self.loaded(name)
+        loaded = self.share(name)
         if self._digest is None:
             self._digest = state_digest(loaded.model)
         self.forget_reference()  # its output head may be this model's
@@ -193,10 +203,16 @@ class Store:
         loaded = self.loaded(name)
         label = f"{name} {key}"
         journal = self._journal_of(loaded, str(key), label)
-        measured = self.measure(loaded, key, label=label, open_journal=journal)
-        # What a test does to a model that it was lent can be more than its state shows.
-        if self._results is not None and self._digest is None:
-            self._results.keep(self._targets[name], key, measured, loaded)
+        results = None if self._shared else self._results
+        measured = self.measure(
+            loaded,
+            key,
+            label=label,
+            open_journal=journal,
+            cut=None if results is None else results.cut(self._targets[name], key),
+        )
+        if results is not None:
+            results.keep(self._targets[name], key, measured, loaded)
         return measured
 
     def ladder(
@@ -281,6 +297,7 @@ class Store:
         *,
         label: str,
         open_journal: OpenJournal | None = None,
+        cut: CutWindows | None = None,
     ) -> Measurement:
         """Measure any loaded model; nothing is remembered."""
         from .run import measure_loaded
@@ -295,6 +312,7 @@ class Store:
                 batch_size=self._batch_size,
                 progress=progress,
                 open_journal=open_journal,
+                cut=cut,
                 tasks=self._tasks if runs_task else None,
             )
 
@@ -382,6 +400,7 @@ class Store:
             return
         device = self._resident[1].device
         self._resident = self._digest = self._model_digest = None
+        self._shared = False
         if not device.startswith("cpu"):
             import torch
 

@@ -280,6 +280,10 @@ def _cache(config: pytest.Config) -> str | None:
     type it.
     """
     if not (config.option.ppl_cache or config.getini("ppl_cache")):
+        if config.option.ppl_cache_dir is not None:
+            raise UsageError(
+                "--ppl-cache-dir is for --ppl-cache: add that, or leave it out"
+            )
         return None
     if _not_in_ci(config):
         return None

@@ -36,6 +36,7 @@ import pytest_pplguard.plugin
 import pytest_pplguard.session.setup
 import pytest_pplguard.session.xdist  # noqa: F401
 from pytest_pplguard.measure import loading
+from pytest_pplguard.protocols import CutProtocol, LmEval
 
 from .tiny import save_tiny
 
@@ -81,7 +82,7 @@ class Gates:
         (self.path / "baselines").mkdir()
         (self.path / "baselines" / "llama.yaml").write_text(BASELINE)
         self.ini("")
-        load = loading.load
+        load = vars(loading)["load"]
 
         def counted(*args: Any, **options: Any) -> Any:
             self.loads.append("it")
@@ -99,12 +100,14 @@ class Gates:
         )
 
     def run(self, *args: str) -> Verdicts:
-        """The verdicts of a run by metric."""
+        """The verdicts of a run by metric; of gates that ran twice the last."""
         report = self.path / "report.json"
         report.unlink(missing_ok=True)
         self.loads.clear()
         self.result = self.pytester.runpytest_inprocess(
-            "--ppl-model=llama/it=it", f"--ppl-report={report}", *args
+            f"--ppl-model=llama/it={self.checkpoint.name}",
+            f"--ppl-report={report}",
+            *args,
         )
         return {v["metric"]: v for v in json.loads(report.read_text())["verdicts"]}
 
@@ -333,9 +336,9 @@ def test_versions_are_seen(
 
 def test_a_moved_checkpoint_is_the_same(gates: Gates) -> None:
     expected = numbers(gates.cached())
-    gates.checkpoint.rename(gates.path / "moved")
-    verdicts = gates.cached("--ppl-model=llama/it=moved", "-o", "addopts=")
-    assert numbers(verdicts) == expected
+    gates.checkpoint = gates.checkpoint.rename(gates.path / "moved")
+    found = gates.cached()
+    assert (numbers(found), from_cache(found)) == (expected, [True] * 3)
 
 
 # ------------------------------------------------------------------- poisoned entries
@@ -440,7 +443,7 @@ def test_a_poisoned_entry_is_measured_again(gates: Gates, poison: str) -> None:
     assert from_cache(found) == [True, False, False]
     (note,) = gates.notes
     assert note.startswith(f"llama/it {LM_EVAL}: the cached result {path} is ")
-    assert note.endswith(": it is made again")
+    assert note.endswith(": made again")
     again = gates.cached()
     assert (numbers(again), from_cache(again)) == (expected, [True] * 3)
     assert gates.notes == []
@@ -525,21 +528,33 @@ def test_code_of_the_checkpoint_switches_the_cache_off(gates: Gates) -> None:
     ]
 
 
-def test_a_model_that_a_test_had_is_not_cached(gates: Gates) -> None:
-    """What a test does to it need not show in its weights: here, a hook."""
-    (gates.path / "test_first.py").write_text(
-        "def test_it(ppl_model):\n"
-        "    ppl_model.lm_head.register_forward_hook(lambda m, a, out: out * 0.5)\n"
+@pytest.mark.parametrize(
+    ("fixture", "change"),
+    [
+        ("ppl_model", "lm_head.register_forward_hook(lambda m, a, out: out * 0.5)"),
+        ("ppl_tokenizer", "add_tokens(['the '])"),
+    ],
+)
+def test_what_a_test_had_is_not_cached(gates: Gates, fixture: str, change: str) -> None:
+    """What a test does to it need not show in its weights."""
+    (gates.path / "test_it.py").write_text(
+        "import pytest\n\n"
+        f"def test_first({fixture}):\n    {fixture}.{change}\n\n"
+        f"@pytest.mark.ppl('wanda', checkpoint='llama/it')\ndef test_it(): pass\n"
     )
-    gates.cached("test_first.py", "baselines")
-    assert list(gates.cache.glob("*.result.json")) == []
-    assert from_cache(gates.cached("baselines")) == [False] * 3
+    expected = numbers(gates.run("baselines"))
+    changed = gates.cached("test_it.py")["token_perplexity"]
+    assert changed["measured"] != expected["token_perplexity"] or (
+        changed["outcome"] == "not comparable"
+    )
+    assert not [*gates.cache.glob("*.result.json"), *gates.cache.glob("*.windows.json")]
+    assert numbers(gates.cached("baselines")) == expected
 
 
 def test_files_that_change_meanwhile_are_not_cached(
     gates: Gates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = loading.load
+    load = vars(loading)["load"]
 
     def load_and_change(*args: Any, **options: Any) -> Any:
         loaded = load(*args, **options)
@@ -557,7 +572,7 @@ def test_files_that_change_meanwhile_are_not_cached(
 def test_switches_that_change_meanwhile_are_not_cached(
     gates: Gates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = loading.load
+    load = vars(loading)["load"]
 
     def load_and_change(*args: Any, **options: Any) -> Any:
         torch.set_float32_matmul_precision("medium")
@@ -578,6 +593,16 @@ def test_the_ini_file_switches_it_on(gates: Gates) -> None:
     gates.run()
     assert from_cache(gates.run()) == [True] * 3
     assert len(list(gates.cache.glob("*.result.json"))) == 2
+
+
+def test_a_folder_alone_is_a_mistake(gates: Gates) -> None:
+    result = gates.pytester.runpytest_inprocess(
+        "--ppl-model=llama/it=it", "--ppl-cache-dir=cache"
+    )
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["*--ppl-cache-dir is for --ppl-cache: add that, or leave it out"]
+    )
 
 
 def test_in_ci_it_has_to_be_typed(
@@ -601,6 +626,52 @@ def test_workers_share_it(gates: Gates) -> None:
     expected = numbers(gates.cached("-n2"))
     found = gates.cached("-n2")
     assert (numbers(found), from_cache(found)) == (expected, [True] * 3)
+
+
+# ----------------------------------------------------------------------------- windows
+
+
+def test_windows_are_cut_once_for_all_weights(
+    gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates.cached()
+    assert len(list(gates.cache.glob("*.windows.json"))) == 2
+    change_bit(gates)
+    expected = numbers(gates.run())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(CutProtocol, "windows", refuse)
+    monkeypatch.setattr(LmEval, "rolling", refuse)
+    found = gates.cached()
+    assert (numbers(found), from_cache(found)) == (expected, [False] * 3)
+
+
+def test_wrong_windows_make_nothing_green(gates: Gates) -> None:
+    """Even where their digest is right: the baseline knows its own windows."""
+    gates.cached()
+    change_bit(gates)
+    for path in gates.cache.glob("*.windows.json"):
+        document = json.loads(path.read_bytes())
+        for window in document["entry"]["content"]:
+            window["ids"] = window["ids"][::-1]
+        seal(path, document)
+    found = gates.cached()
+    assert {verdict["outcome"] for verdict in found.values()} == {"not comparable"}
+    gates.cached("--ppl-update")
+    assert {verdict["outcome"] for verdict in gates.run().values()} == {"within"}
+
+
+def test_damaged_windows_are_cut_again(gates: Gates) -> None:
+    gates.cached()
+    change_bit(gates)
+    expected = numbers(gates.run())
+    for path in gates.cache.glob("*.windows.json"):
+        path.write_bytes(path.read_bytes().replace(b'"ids":[0,', b'"ids":[1,', 1))
+    assert numbers(gates.cached()) == expected
+    assert len(gates.notes) == 2
+    assert all(" is damaged: made again" in note for note in gates.notes)
 
 
 # ---------------------------------------------------------------------------- failures

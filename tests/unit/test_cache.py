@@ -123,7 +123,7 @@ def test_every_cut_is_damage(folder: Folder) -> None:
         folder.entry.write_bytes(data[:length])
         assert folder.get() is None
     assert folder.told == [
-        f"it: the cached result {folder.entry} is damaged: it is made again"
+        f"it: the cached result {folder.entry} is damaged: made again"
     ] * len(data)
     folder.put()
     assert folder.get()[0] == CONTENT
@@ -170,7 +170,7 @@ def test_an_entry_of_something_else_is_not_used(folder: Folder) -> None:
     mine.write_bytes(theirs.read_bytes())
     assert folder.get() is None
     assert folder.told == [
-        f"it: the cached result {mine} is about something else: it is made again"
+        f"it: the cached result {mine} is about something else: made again"
     ]
 
 
@@ -183,7 +183,7 @@ def test_a_newer_format_is_left_alone(folder: Folder) -> None:
     assert folder.entry.read_bytes() == newer
     assert folder.told == [
         f"it: the cached result {folder.entry} is of a newer version of "
-        "pytest-pplguard (format 2) and is left alone: it is made again"
+        "pytest-pplguard (format 2) and is left alone: made again"
     ]
 
 
@@ -202,7 +202,7 @@ def test_a_date_in_the_future_is_not_believed(folder: Folder) -> None:
     assert folder.get() is None
     assert folder.told == [
         f"it: the cached result {folder.entry} is dated in the future "
-        "(2026-11-18T11:06:40Z; is the clock right?): it is made again"
+        "(2026-11-18T11:06:40Z; is the clock right?): made again"
     ]
     folder.put()
     assert folder.get()[0] == CONTENT
@@ -232,7 +232,7 @@ def test_what_its_reader_refuses_is_not_used(folder: Folder) -> None:
 
     assert folder.cache.get("result", ABOUT, refuse, label="it") is None
     assert folder.told == [
-        f"it: the cached result {folder.entry} is not sound (it is of bread): it is "
+        f"it: the cached result {folder.entry} is not sound (it is of bread): "
         "made again"
     ]
 
