@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import PurePath
 
+from msgspec.structs import replace
+
 from ..baselines import Change
 from ..values import Outcome, Verdict, relative_change
 
@@ -100,12 +102,20 @@ def summary_lines(verdicts: Sequence[Verdict]) -> list[str]:
             f"{checkpoint:<28} {'baseline':>10} {'measured':>10} {'change':>10}"
             "  outcome"
         )
-        by_key: dict[str, list[str]] = {}
+        by_key: dict[str, list[Verdict]] = {}
         for verdict in verdicts:
             if verdict.checkpoint == checkpoint:
-                by_key.setdefault(verdict.key, []).extend(_rows(verdict))
-        for key, rows in by_key.items():
-            lines += [f"  {key}", *rows]
+                by_key.setdefault(verdict.key, []).append(verdict)
+        for key, of_key in by_key.items():
+            # Once where it is true of all, else under each that it is true of.
+            same = of_key[0].cached
+            if same and all(verdict.cached == same for verdict in of_key):
+                lines += [f"  {key}", f"    {_from_cache(of_key[0])}"]
+                of_key = [replace(verdict, cached="") for verdict in of_key]
+            else:
+                lines.append(f"  {key}")
+            for verdict in of_key:
+                lines += _rows(verdict)
     lines.append(count_line(verdicts))
     return lines
 
@@ -154,7 +164,6 @@ def _checkpoint_of(change: Change) -> str:
 
 def _rows(verdict: Verdict) -> list[str]:
     outcome = verdict.outcome if verdict.passed else verdict.outcome.upper()
-    outcome = f"{outcome}, {_from_cache(verdict)}" if verdict.cached else outcome
     rows = [
         f"    {verdict.metric:<24} {number(verdict.baseline):>10} "
         f"{number(verdict.measured):>10} {change_text(verdict.change):>10}  {outcome}"
@@ -166,6 +175,7 @@ def _rows(verdict: Verdict) -> list[str]:
             f"{number(verdict.measured):>10} {change:>10}"
         )
     rows += [f"      documents: {line}" for line in verdict.documents[:1]]
+    rows += [f"      {_from_cache(verdict)}"] if verdict.cached else []
     return rows
 
 
