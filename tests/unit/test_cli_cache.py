@@ -104,7 +104,7 @@ def test_clear_that_fails_says_so(
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("mine")
-    with pytest.raises(UsageError, match="--cache-dir: .*file: Not a directory"):
+    with pytest.raises(UsageError, match=r"--cache-dir: .*file: Not a directory"):
         show_cache(path)
-    with pytest.raises(UsageError, match="--cache-dir: .*file: Not a directory"):
+    with pytest.raises(UsageError, match=r"--cache-dir: .*file: Not a directory"):
         clear_cache(path, older_than=None)

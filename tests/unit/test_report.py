@@ -317,7 +317,7 @@ WHEN, WORDS = "2026-11-26T09:12Z", "from cache, measured 2026-11-26 09:12 UTC"
 
 def test_a_failure_from_the_cache_says_when_it_was_measured() -> None:
     cached = replace(VERDICTS[0], outcome=Outcome.REGRESSED, passed=False, cached=WHEN)
-    assert f"  measured     6.8457807 ({WORDS})\n" in failure_text(cached)
+    assert f"  measured     6.8457807 ({WORDS})" in failure_text(cached).splitlines()
     assert brief([cached]).endswith(f"; {WORDS}")
 
 
