@@ -107,15 +107,7 @@ def summary_lines(verdicts: Sequence[Verdict]) -> list[str]:
             if verdict.checkpoint == checkpoint:
                 by_key.setdefault(verdict.key, []).append(verdict)
         for key, of_key in by_key.items():
-            # Once where it is true of all, else under each that it is true of.
-            same = of_key[0].cached
-            if same and all(verdict.cached == same for verdict in of_key):
-                lines += [f"  {key}", f"    {_from_cache(of_key[0])}"]
-                of_key = [replace(verdict, cached="") for verdict in of_key]
-            else:
-                lines.append(f"  {key}")
-            for verdict in of_key:
-                lines += _rows(verdict)
+            lines += [f"  {key}", *_rows_of_key(of_key)]
     lines.append(count_line(verdicts))
     return lines
 
@@ -160,6 +152,18 @@ def changes_table(changes: Iterable[Change]) -> list[str]:
 
 def _checkpoint_of(change: Change) -> str:
     return f"{PurePath(change.file).stem}/{change.checkpoint}"
+
+
+def _rows_of_key(verdicts: Sequence[Verdict]) -> list[str]:
+    """The rows below a key; that it is from the cache once, if it is true of all."""
+    first = verdicts[0]
+    lines: list[str] = []
+    if first.cached and all(verdict.cached == first.cached for verdict in verdicts):
+        lines.append(f"    {_from_cache(first)}")
+        verdicts = [replace(verdict, cached="") for verdict in verdicts]
+    for verdict in verdicts:
+        lines += _rows(verdict)
+    return lines
 
 
 def _rows(verdict: Verdict) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def fill(folder: Path) -> None:
             "llama/dense wanda/wikitext2:4096 (out/my dense)",
         )
     ):
-        cache = Cache(folder, tell=pytest.fail, now=lambda: MADE + 60 * number)
+        cache = Cache(
+            folder, tell=pytest.fail, now=functools.partial(int, MADE + 60 * number)
+        )
         cache.put("result", {"number": number}, "x" * 500, label=label)
     cache.put("windows", {}, [], label="llama/w50 wanda/wikitext2:4096")
     (folder / "notes.txt").write_text("mine")
