@@ -26,7 +26,7 @@ from ..options import Options, Target
 from ..protocols import LmEval, get_protocol
 from ..values import Key, Measurement, Scalar, Window, WindowScore
 from .environment import device_name
-from .identity import Place, identity, now, place_of, variables
+from .identity import Place, identity, now, place_of, variables, versions
 from .texts import text_notice
 
 if TYPE_CHECKING:
@@ -274,6 +274,7 @@ def _problem(measured: Measurement, key: Key, corpus_digest: str, place: Place) 
         ("dtype", place.dtype),
         ("device", place.device.partition(":")[0]),
         ("device_name", device_name(place.device)),
+        *((name, versions().get(name)) for name in ("torch", "transformers")),
     ):
         if environment.get(name) != known:
             return f"its {name} is {environment.get(name)}"

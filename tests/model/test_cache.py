@@ -398,6 +398,10 @@ def poison_dtype(measured: dict[str, Any]) -> None:
     measured["environment"]["dtype"] = "bfloat16"
 
 
+def poison_version(measured: dict[str, Any]) -> None:
+    measured["environment"]["torch"] = "1.0"
+
+
 def poison_metrics(measured: dict[str, Any]) -> None:
     del measured["metrics"]["bits_per_byte"]
 
@@ -425,6 +429,7 @@ POISONS: dict[str, Callable[[dict[str, Any]], None]] = {
         poison_key,
         poison_text,
         poison_dtype,
+        poison_version,
         poison_metrics,
         poison_early,
     )
