@@ -225,7 +225,7 @@ def _load(request: pytest.FixtureRequest, *, lend: bool = False) -> Any:
         _skip_without(request.node, asked.checkpoint)
         guard.reclaim()
         name = guard.checkpoint_of(asked)
-        return guard.store.lend(name) if lend else guard.store.loaded(name)
+        return guard.store.lend(name) if lend else guard.store.share(name)
     except PplguardError as error:
         fail(str(error))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..tensornames import layer_of
 from .against import Survivors, compare_with_dense
 from .compare import Comparison, compare_streams
+from .contents import Contents, contents
 from .device import (
     DeviceChoice,
     DtypeChoice,
@@ -37,6 +38,7 @@ from .streams import Stream, each, model_streams, stored_streams
 
 __all__ = [
     "Comparison",
+    "Contents",
     "DeviceChoice",
     "DtypeChoice",
     "Examination",
@@ -55,6 +57,7 @@ __all__ = [
     "choose_dtype",
     "compare_streams",
     "compare_with_dense",
+    "contents",
     "digest",
     "each",
     "examine",

@@ -18,6 +18,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+cache = typer.Typer(
+    help="Look at the results that --ppl-cache keeps, or remove them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(cache, name="cache")
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -598,6 +605,44 @@ def noise(
         JOURNAL_OFF, allow_pickle, trust_remote_code,
     )  # fmt: skip
     measure_noise(model, wanted, options, variations=variations, json_path=json)
+
+
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        metavar="DIR",
+        help="Folder of results (default: in the user's cache)",
+    ),
+]
+
+
+@cache.command()
+def info(cache_dir: CacheFolder = None) -> None:
+    """List what is kept, of which checkpoints, and how old it is."""
+    from .cache import show_cache
+
+    show_cache(cache_dir)
+
+
+@cache.command()
+def clear(
+    cache_dir: CacheFolder = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DAYS", min=0, help="Only those that were not used for so long"
+        ),
+    ] = None,
+) -> None:
+    """Remove results; other files in the folder are left alone.
+
+    The exit status is 1 if some could not be removed.
+    """
+    from .cache import clear_cache
+
+    complete = clear_cache(cache_dir, older_than=older_than)
+    raise typer.Exit(0 if complete else 1)
 
 
 def _options(

@@ -90,6 +90,7 @@ def judge_metric(
         recorded_in=gate.recorded_in,
         windows=measured.windows,
         seconds=measured.seconds,
+        cached=measured.cached,
     )
     if gate.metric not in measured.metrics:
         return replace(
@@ -216,6 +217,8 @@ def judge_relative(
         allowed=(None, gate.max_ratio),
         gate=f"max_ratio {gate.max_ratio:g} to {gate.to}, {origin}",
         windows=measured.windows,
+        # Of two, the one that says more: how old the ratio may be.
+        cached=min(filter(None, (measured.cached, base.cached)), default=""),
     )
     for each in (measured, base):
         if metric not in each.metrics:

@@ -1,12 +1,24 @@
-"""Ties checkpoint, corpus, protocol and scorer together into measurements."""
+"""Ties checkpoint, corpus, protocol and scorer together into measurements.
 
-from .divergence import Side, measure_divergence, naming_reference
-from .ladder import check_ends
+Importing this package imports no torch: what needs it is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .loading import journals_of, load_target, locate_target
-from .run import max_positions, measure_loaded
 from .store import Store
 
+if TYPE_CHECKING:
+    from .divergence import Side, measure_divergence, naming_reference
+    from .ladder import check_ends
+    from .results import Results
+    from .run import max_positions, measure_loaded
+
 __all__ = [
+    "Results",
     "Side",
     "Store",
     "check_ends",
@@ -18,3 +30,19 @@ __all__ = [
     "measure_loaded",
     "naming_reference",
 ]
+
+_ELSEWHERE = {
+    "Results": "results",
+    "Side": "divergence",
+    "check_ends": "ladder",
+    "max_positions": "run",
+    "measure_divergence": "divergence",
+    "measure_loaded": "run",
+    "naming_reference": "divergence",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_ELSEWHERE[name]}", __name__), name)

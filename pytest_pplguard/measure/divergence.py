@@ -18,7 +18,8 @@ from ..protocols import check_key, get_protocol, windows_digest
 from ..scoring import BatchSize, Progress, Scorer
 from ..values import Key, Measurement, Window, WindowScore
 from .environment import environment, using_threads
-from .run import check_ids, check_positions, text_notice
+from .run import check_ids, check_positions
+from .texts import text_notice
 
 
 class Side(Struct, frozen=True):

@@ -6,11 +6,13 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import Loaded
-from ..scoring import BatchSize
 from ..values import Key, Scalar
+
+if TYPE_CHECKING:  # importing it imports torch
+    from ..scoring import BatchSize
 
 _PACKAGES = ("torch", "transformers", "tokenizers")
 _SWITCHES = (
@@ -54,7 +56,7 @@ def environment(
     return {
         "dtype": loaded.dtype,
         "device": loaded.device.partition(":")[0],
-        "device_name": _device_name(loaded.device),
+        "device_name": device_name(loaded.device),
         "attention": loaded.attention,
         "batch_size": batch_size,
         **chosen,
@@ -85,9 +87,14 @@ def kernels(loaded: Loaded) -> dict[str, Scalar]:
 
     Not recorded: but for autocast it moves a perplexity by some parts in ten million.
     """
+    return switches(loaded.device)
+
+
+def switches(device: str) -> dict[str, Scalar]:
+    """As :func:`kernels`, as they are now for what runs on ``device``."""
     import torch
 
-    device = loaded.device.partition(":")[0]
+    device = device.partition(":")[0]
     autocast = torch.is_autocast_enabled(device)
     decides: dict[str, Scalar] = {
         "autocast": str(torch.get_autocast_dtype(device)) if autocast else None,
@@ -121,7 +128,8 @@ def _switch(name: str) -> object:
     return value() if callable(value) else value
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """What the hardware is called; of a CPU only its kind."""
     if device.partition(":")[0] == "cpu":
         return platform.machine()
     import torch

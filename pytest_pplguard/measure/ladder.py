@@ -26,7 +26,8 @@ from ..protocols import (
 from ..scoring import BatchSize, Progress, Scorer, place
 from ..values import Key, Ladder, Measurement, Rung, Scalar, Window, WindowScore
 from .environment import environment, kernels, using_threads
-from .run import OpenJournal, check_ids, check_positions, measure_loaded, text_notice
+from .run import OpenJournal, check_ids, check_positions, measure_loaded
+from .texts import text_notice
 
 _ALLOWED = 1e-12
 """How far, relative, an end may be from its method's own number: sums in other order.

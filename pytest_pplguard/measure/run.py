@@ -24,6 +24,7 @@ from ..protocols import PROTOCOLS, LmEval, Protocol, check_key, windows_digest
 from ..scoring import BatchSize, Progress, Scorer
 from ..values import Key, Measurement, Scalar, Window, WindowScore
 from .environment import environment, kernels, using_threads
+from .texts import text_notice
 
 if TYPE_CHECKING:
     from ..lm_eval_tasks import Task, TaskSource
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 OpenCorpus = Callable[[str], Corpus]
 OpenJournal = Callable[[str, dict[str, Scalar], Sequence[Window]], Journal]
 """Gets the windows' digest, what else decides their losses, and the windows."""
+
+CutWindows = Callable[[Sequence[str], Callable[[], list[Window]]], list[Window]]
+"""Gets texts that windows are cut from beside the corpus, and what cuts them.
+
+It may know the windows already.
+"""
 
 
 def measure_loaded(
@@ -43,6 +50,7 @@ def measure_loaded(
     threads: int | None = None,
     progress: Progress | None = None,
     open_journal: OpenJournal | None = None,
+    cut: CutWindows | None = None,
     tasks: TaskSource | None = None,
 ) -> Measurement:
     """Measure a loaded checkpoint by ``key``.
@@ -56,6 +64,7 @@ def measure_loaded(
         threads: of torch while it measures on a CPU; None: as many as there are.
         progress: told how many windows are done.
         open_journal: gives the journal that keeps finished windows; None: none does.
+        cut: gives windows that may be known already; None: they are cut anew.
         tasks: where tasks of lm-eval come from.
 
     Raises:
@@ -84,6 +93,7 @@ def measure_loaded(
             loaded, key, batch_size=batch_size, compile=compile, threads=threads
         ),
         open_journal=open_journal,
+        cut=cut,
     )
     with using_threads(threads):
         if task is not None:
@@ -118,16 +128,6 @@ def open_task(key: Key, source: TaskSource | None = None) -> Task:
     return Task(key, source or TaskSource())
 
 
-def text_notice(corpus: Corpus) -> tuple[str, ...]:
-    """Says it of a text that is not the one that its name is known for."""
-    if corpus.official is not False:
-        return ()
-    return (
-        f"the corpus {corpus.name} is not the official text of that name: its numbers "
-        "compare with nothing that was published",
-    )
-
-
 class _Run:
     """One measurement on its way: the windows that were cut, and their scores."""
 
@@ -140,6 +140,7 @@ class _Run:
         *,
         environment: dict[str, Scalar],
         open_journal: OpenJournal | None,
+        cut: CutWindows | None = None,
     ) -> None:
         self.environment = environment
         self.windows: list[Window] = []
@@ -147,6 +148,7 @@ class _Run:
         self.scores: list[WindowScore] = []
         self.notices: list[str] = []
         self._open_journal = open_journal
+        self._cut: CutWindows = cut or (lambda _, anew: anew())
         self._protocol = protocol
         self._key = key
         self._loaded = loaded
@@ -158,7 +160,10 @@ class _Run:
             return self._lm_eval(corpus, self._protocol)
         protocol, key = self._protocol, self._key
         with _in_words(protocol, key):
-            windows = list(protocol.windows(corpus, self._loaded.tokenizer, key))
+            windows = self._cut(
+                (),
+                lambda: list(protocol.windows(corpus, self._loaded.tokenizer, key)),
+            )
             _check_windows(protocol, key, windows)
         self._score(windows)
         with _in_words(protocol, key):
@@ -184,7 +189,11 @@ class _Run:
         from ..lm_eval_bridge import evaluate_wikitext
 
         def loglikelihoods(texts: list[str]) -> list[float]:
-            self._score(protocol.rolling(texts, self._loaded.tokenizer, self._key))
+            windows = self._cut(
+                texts,
+                lambda: protocol.rolling(texts, self._loaded.tokenizer, self._key),
+            )
+            self._score(windows)
             totals = [0.0] * len(texts)
             for score in self.scores:
                 assert score.page is not None

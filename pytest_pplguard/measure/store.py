@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..checkpoints import Loaded, model_digest, state_digest
 from ..corpora import Corpus
-from ..divergence import Reference
 from ..errors import MeasurementError, PplguardError
 from ..journal import Identity, Journal, Journals
 from ..options import Target
 from ..protocols import Tokenizer, check_key, get_protocol
-from ..scoring import BatchSize, Progress
 from ..values import Key, Ladder, Measurement, Scalar, Window, WindowPlace
-from .divergence import Side, measure_divergence
 from .environment import using_threads
-from .ladder import climb, ends_of
 from .places import window_places
-from .run import OpenJournal, measure_loaded, open_task
 
+# A measurement that is in the cache needs no torch, which takes seconds to import.
 if TYPE_CHECKING:
+    from ..divergence import Reference
     from ..lm_eval_tasks import TaskSource
+    from ..scoring import BatchSize, Progress
+    from .divergence import Side
+    from .results import Results
+    from .run import CutWindows, OpenJournal
 
 
 class Watch(Protocol):
@@ -51,6 +52,7 @@ class Store:
         compile: run models through torch.compile while they are measured.
         threads: of torch while it loads and measures; None: as many as there are.
         journals: keep the finished windows of checkpoints; None: nothing does.
+        results: keep whole measurements for other runs; None: nothing does.
         task_folders: of YAML that defines tasks of lm-eval.
         trust_remote_code: whether a task's dataset may run code that it brings.
     """
@@ -66,6 +68,7 @@ class Store:
         compile: bool = False,
         threads: int | None = None,
         journals: Journals | None = None,
+        results: Results | None = None,
         task_folders: Sequence[str] = (),
         trust_remote_code: bool = False,
     ) -> None:
@@ -77,11 +80,13 @@ class Store:
         self._compile = compile
         self._threads = threads
         self._journals = journals
+        self._results = results
         self._task_folders = tuple(task_folders)
         self._trust_remote_code = trust_remote_code
         self._resident: tuple[str, Loaded] | None = None
         self._from_files: set[str] = set()
         self._digest: str | None = None
+        self._shared = False
         self._model_digest: str | None = None
         self._corpora: dict[str, Corpus] = {}
         self._lost_corpora: dict[str, PplguardError] = {}
@@ -124,9 +129,18 @@ class Store:
         with using_threads(self._threads), self._watch(f"loading {target.name}"):
             return self._load(target)
 
+    def share(self, name: str) -> Loaded:
+        """As :meth:`loaded`, for code of the user's: what comes after is not cached.
+
+        What it does to a tokenizer, or to a model beyond its state, shows nowhere.
+        """
+        loaded = self.loaded(name)
+        self._shared = True
+        return loaded
+
     def lend(self, name: str) -> Loaded:
         """As :meth:`loaded`, for code that may change the model."""
-        loaded = self.loaded(name)
+        loaded = self.share(name)
         if self._digest is None:
             self._digest = state_digest(loaded.model)
         self.forget_reference()  # its output head may be this model's
@@ -171,17 +185,41 @@ class Store:
             # A text that is not there should not cost the loading of a model.
             self._check_text(key)
             if reference is not None:
+                from .divergence import Side
+
                 model = Side(name, lambda: self.loaded(name))
                 measured = self.divergence(model, key, reference)
             else:
-                loaded = self.loaded(name)
-                label = f"{name} {key}"
-                journal = self._journal_of(loaded, str(key), label)
-                measured = self.measure(loaded, key, label=label, open_journal=journal)
+                measured = self._recalled(name, key) or self._measured_now(name, key)
         except PplguardError as error:
             self._failed[name, key] = _untraced(error)
             raise
         self._measured[name, key] = measured
+        return measured
+
+    def _recalled(self, name: str, key: Key) -> Measurement | None:
+        """The measurement of an earlier run, None where it has to be made."""
+        if self._results is None:
+            return None
+        found = self._results.recall(self._targets[name], key, self.corpus)
+        if found is not None:
+            self._from_files.add(name)
+        return found
+
+    def _measured_now(self, name: str, key: Key) -> Measurement:
+        loaded = self.loaded(name)
+        label = f"{name} {key}"
+        journal = self._journal_of(loaded, str(key), label)
+        results = None if self._shared else self._results
+        measured = self.measure(
+            loaded,
+            key,
+            label=label,
+            open_journal=journal,
+            cut=None if results is None else results.cut(self._targets[name], key),
+        )
+        if results is not None:
+            results.keep(self._targets[name], key, measured, loaded)
         return measured
 
     def ladder(
@@ -194,6 +232,8 @@ class Store:
         Raises:
             PplguardError: it cannot be loaded or measured.
         """
+        from .ladder import climb, ends_of
+
         ends = ends_of(start, goal)
         corpus = self.corpus(get_protocol(start.method).corpus(start))
         if pages is not None:
@@ -216,6 +256,8 @@ class Store:
     def _check_text(self, key: Key) -> None:
         protocol = get_protocol(key.method)
         if protocol.runs_task(key):
+            from .run import open_task
+
             open_task(key, self._tasks)
         else:
             self.corpus(protocol.corpus(key))
@@ -264,8 +306,11 @@ class Store:
         *,
         label: str,
         open_journal: OpenJournal | None = None,
+        cut: CutWindows | None = None,
     ) -> Measurement:
         """Measure any loaded model; nothing is remembered."""
+        from .run import measure_loaded
+
         runs_task = get_protocol(key.method).runs_task(key)
         unit = "answers" if runs_task else "windows"
         with self._watch(label, unit=unit) as progress:
@@ -278,6 +323,7 @@ class Store:
                 threads=self._threads,
                 progress=progress,
                 open_journal=open_journal,
+                cut=cut,
                 tasks=self._tasks if runs_task else None,
             )
 
@@ -287,6 +333,8 @@ class Store:
         But what the reference says is kept for the next model, until another reference
         or key is asked for, or :meth:`forget_reference`.
         """
+        from .divergence import Side, measure_divergence
+
         lent = False
 
         def recall(start: int) -> Reference | None:
@@ -365,6 +413,7 @@ class Store:
             return
         device = self._resident[1].device
         self._resident = self._digest = self._model_digest = None
+        self._shared = False
         if not device.startswith("cpu"):
             import torch
 

@@ -10,7 +10,14 @@ import re
 from collections.abc import Callable, Sequence
 
 from ..values import Results, Verdict
-from .text import change_text, count_line, failure_text, number, range_text
+from .text import (
+    change_text,
+    count_line,
+    failure_text,
+    number,
+    range_text,
+    with_cache,
+)
 
 _GREEN, _RED = "\N{WHITE HEAVY CHECK MARK}", "\N{CROSS MARK}"
 _NEUTRAL = "\N{MEDIUM WHITE CIRCLE}"
@@ -93,7 +100,10 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
         show(verdict.measured),
         change_text(verdict.change),
         range_text(*verdict.allowed, show) or "-",
-        f"{_GREEN} {outcome}" if verdict.passed else f"{_RED} **{outcome}**",
+        with_cache(
+            f"{_GREEN} {outcome}" if verdict.passed else f"{_RED} **{outcome}**",
+            verdict,
+        ),
     )
 
 

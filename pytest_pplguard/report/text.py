@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import PurePath
 
+from msgspec.structs import replace
+
 from ..baselines import Change
 from ..values import Outcome, Verdict, relative_change
 
@@ -40,7 +42,7 @@ def failure_text(verdict: Verdict) -> str:
     lines = [*_first_reason(verdict), _headline(verdict)]
     facts = [
         ("baseline", _baseline(verdict)),
-        ("measured", _measured(verdict)),
+        ("measured", with_cache(_measured(verdict), verdict)),
         ("allowed", _allowed(verdict)),
         ("gate", _gate(verdict)),
         ("std error", verdict.stderr),
@@ -73,6 +75,8 @@ def _brief(verdict: Verdict) -> str:
     if verdict.outcome in _JUDGED:
         allowed = range_text(*verdict.allowed, _show(verdict))
         facts.insert(0, f"measured {_measured(verdict)}, allowed {allowed}")
+    if verdict.cached:
+        facts.append(_from_cache(verdict))
     return ": ".join([_headline(verdict), *(["; ".join(facts)] if facts else [])])
 
 
@@ -98,12 +102,12 @@ def summary_lines(verdicts: Sequence[Verdict]) -> list[str]:
             f"{checkpoint:<28} {'baseline':>10} {'measured':>10} {'change':>10}"
             "  outcome"
         )
-        by_key: dict[str, list[str]] = {}
+        by_key: dict[str, list[Verdict]] = {}
         for verdict in verdicts:
             if verdict.checkpoint == checkpoint:
-                by_key.setdefault(verdict.key, []).extend(_rows(verdict))
-        for key, rows in by_key.items():
-            lines += [f"  {key}", *rows]
+                by_key.setdefault(verdict.key, []).append(verdict)
+        for key, of_key in by_key.items():
+            lines += [f"  {key}", *_rows_of_key(of_key)]
     lines.append(count_line(verdicts))
     return lines
 
@@ -150,6 +154,18 @@ def _checkpoint_of(change: Change) -> str:
     return f"{PurePath(change.file).stem}/{change.checkpoint}"
 
 
+def _rows_of_key(verdicts: Sequence[Verdict]) -> list[str]:
+    """The rows below a key; that it is from the cache once, if it is true of all."""
+    first = verdicts[0]
+    lines: list[str] = []
+    if first.cached and all(verdict.cached == first.cached for verdict in verdicts):
+        lines.append(f"    {_from_cache(first)}")
+        verdicts = [replace(verdict, cached="") for verdict in verdicts]
+    for verdict in verdicts:
+        lines += _rows(verdict)
+    return lines
+
+
 def _rows(verdict: Verdict) -> list[str]:
     outcome = verdict.outcome if verdict.passed else verdict.outcome.upper()
     rows = [
@@ -163,6 +179,7 @@ def _rows(verdict: Verdict) -> list[str]:
             f"{number(verdict.measured):>10} {change:>10}"
         )
     rows += [f"      documents: {line}" for line in verdict.documents[:1]]
+    rows += [f"      {_from_cache(verdict)}"] if verdict.cached else []
     return rows
 
 
@@ -254,6 +271,17 @@ def _baseline(verdict: Verdict) -> str:
 
 def _measured(verdict: Verdict) -> str:
     return "" if verdict.measured is None else _show(verdict)(verdict.measured)
+
+
+def with_cache(text: str, verdict: Verdict) -> str:
+    """``text``, and when a value from the cache was measured."""
+    return f"{text} ({_from_cache(verdict)})" if verdict.cached else text
+
+
+def _from_cache(verdict: Verdict) -> str:
+    """``from cache, measured 2026-11-26 09:12 UTC``."""
+    when = verdict.cached.replace("T", " ").replace("Z", " UTC")
+    return f"from cache, measured {when}"
 
 
 def _show(verdict: Verdict) -> Callable[[float], str]:

@@ -353,6 +353,7 @@ def add_properties(item: pytest.Item, verdicts: Iterable[Verdict]) -> None:
         for name, value in {
             "outcome": verdict.outcome.value,
             **figures(verdict),
+            **({"cached": verdict.cached} if verdict.cached else {}),
         }.items()
     ]
 

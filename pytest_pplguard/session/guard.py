@@ -74,6 +74,7 @@ class Guard:
         self._store: Store | None = None
         self._localiser = Localiser(lambda: self.store)
         self._told: set[str] = set()
+        self._tokenizers: dict[str, Tokenizer | None] = {}
         self.weights = Weights(options, targets, files, self._own_model)
         # Tests may change the folder; places are told from where the run began.
         self._start = Path.cwd()
@@ -115,7 +116,7 @@ class Guard:
             measured,
             entry.recorded.get(str(key)),
             from_files=self._files_of(name),
-            tokenizer=self._tokenizer(name),
+            tokenizer=functools.partial(self._tokenizer, name, measured),
         )
 
     def judge_relative(self, name: str, gate: RelativeGate) -> Verdict:
@@ -238,17 +239,17 @@ class Guard:
             gated = entry.gates.metrics.get(str(key), {})
             for metric in gated:
                 check_metric(key, metric)
-            tokenizer_used: Tokenizer | None
+            tokenizer_used: Callable[[], Tokenizer | None]
             if what is None or self._is_itself(name, what, tokenizer):
                 measured = self.measured(name, key)
                 from_files = self._files_of(name)
-                tokenizer_used = self._tokenizer(name)
+                tokenizer_used = functools.partial(self._tokenizer, name, measured)
             else:
                 if loaded is None:
                     loaded = self._as_loaded(what, tokenizer, name)
                 measured = self._measured_now(loaded, key, name)
                 from_files = _files_of_loaded(name, what, loaded)
-                tokenizer_used = loaded.tokenizer
+                tokenizer_used = functools.partial(getattr, loaded, "tokenizer")
             for metric in gated or (usual_metric(key, measured),):
                 # What a test says of a divergence is not meant for an agreement.
                 asked = None if metric in HIGHER_IS_BETTER else request.tolerance
@@ -371,11 +372,11 @@ class Guard:
 
     def _told_of(self, measured: Measurement, reference: str | None) -> Measurement:
         """A measurement whose notices were told, its reference on record."""
-        from ..measure import naming_reference
-
         self._tell(*measured.notices)
         if reference is None:
             return measured
+        from ..measure import naming_reference
+
         return naming_reference(measured, split_name(reference)[1])
 
     def _reference(self, name: str, key: Key) -> str | None:
@@ -396,9 +397,27 @@ class Guard:
         """A checkpoint that was loaded from its files; None for what a hook brought."""
         return self.given(name) if self.store.came_from_files(name) else None
 
-    def _tokenizer(self, name: str) -> Tokenizer | None:
-        """The checkpoint's tokenizer, if that needs no loading."""
-        return self.store.loaded(name).tokenizer if self.resident == name else None
+    def _tokenizer(
+        self, name: str, measured: Measurement | InvalidLossError
+    ) -> Tokenizer | None:
+        """The checkpoint's tokenizer, if no model has to be loaded for it."""
+        tokenizer: Tokenizer | None
+        if self.resident == name:
+            tokenizer = self.store.loaded(name).tokenizer
+            return tokenizer
+        if isinstance(measured, InvalidLossError) or not measured.cached:
+            return None
+        if name not in self._tokenizers:
+            from ..checkpoints import load_tokenizer
+
+            try:
+                self._tokenizers[name] = load_tokenizer(
+                    self.weights.located(name),
+                    trust_remote_code=self.options.trust_remote_code,
+                )
+            except CheckpointError:  # a failure without words is still a failure
+                self._tokenizers[name] = None
+        return self._tokenizers[name]
 
     def is_checkpoint(self, path: Path) -> bool:
         """Whether ``path`` is the folder of a checkpoint that was given."""
@@ -449,7 +468,7 @@ class Guard:
         recorded: Recorded | None,
         *,
         from_files: FromFiles | None,
-        tokenizer: Tokenizer | None,
+        tokenizer: Callable[[], Tokenizer | None],
         window_asked: int | None = None,
     ) -> Verdict:
         """Judge one metric, or record it if that is what the run is for."""
@@ -463,7 +482,7 @@ class Guard:
                     passed=False,
                     recorded_in=gate.recorded_in,
                     reasons=(str(measured),),
-                    where=self._localiser.of_window(measured, key, tokenizer),
+                    where=self._localiser.of_window(measured, key, tokenizer()),
                 ),
                 from_files,
             )
@@ -497,7 +516,7 @@ class Guard:
         )
         if moved and not verdict.passed and evidence is not None:
             lines = self._localiser.of_change(
-                measured, evidence.windows, key, tokenizer
+                measured, evidence.windows, key, tokenizer()
             )
             verdict = replace(verdict, where=lines)
         return self.keep(verdict, from_files)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ..baselines import looks_like_baseline
+from ..cache import Cache
 from ..cache import default_folder as default_cache_folder
 from ..checkpoints import Hardware, Loaded, choose_device, choose_dtype
 from ..corpora import Corpus, open_corpus
@@ -38,10 +39,10 @@ from .controller import PLUGIN_NAME, Controller
 from .files import BaselineFiles
 from .guard import Guard
 from .progress import watch
-from .xdist import share_threads, worker_index
+from .xdist import share_threads, threads_share, worker_index
 
 if TYPE_CHECKING:
-    from ..measure import Store
+    from ..measure import Results, Store
 
 GUARD = pytest.StashKey[Guard]()
 
@@ -93,12 +94,39 @@ def _make_guard(config: pytest.Config) -> Guard:
             compile=options.compile,
             threads=options.threads,
             journals=journals_of(options),
+            results=_results(config, guard),
             task_folders=options.include_path,
             trust_remote_code=options.trust_remote_code,
         )
 
     guard = Guard(options, targets, files, make_store)
+    if targets:
+        guard.tell(*_not_in_ci(config))
     return guard
+
+
+def _results(config: pytest.Config, guard: Guard) -> Results | None:
+    """The cache of results, None where the user wants none, or there can be none."""
+    if guard.options.cache is None:
+        return None
+    brought = config.hook.pytest_pplguard_load_model.get_hookimpls()
+    if brought:
+        guard.tell(
+            "results are not cached: pytest_pplguard_load_model "
+            f"({brought[-1].plugin_name}) may bring any model"
+        )
+        return None
+    from ..measure import Results
+
+    return Results(
+        Cache(Path(guard.options.cache), tell=guard.tell),
+        guard.options,
+        locate=guard.weights.located,
+        allow_keys=functools.partial(_allow_keys, guard),
+        tell=guard.tell,
+        worker=worker_index(config),
+        threads=guard.options.threads or threads_share(config),
+    )
 
 
 def _targets(
@@ -253,8 +281,13 @@ def _cache(config: pytest.Config) -> str | None:
     A runner's own cache may hold what another branch put there: in CI somebody has to
     type it.
     """
-    typed = config.option.ppl_cache
-    if not (typed or (config.getini("ppl_cache") and not os.environ.get("CI"))):
+    if not (config.option.ppl_cache or config.getini("ppl_cache")):
+        if config.option.ppl_cache_dir is not None:
+            raise UsageError(
+                "--ppl-cache-dir is for --ppl-cache: add that, or leave it out"
+            )
+        return None
+    if _not_in_ci(config):
         return None
     for value, base in (
         (config.option.ppl_cache_dir, config.invocation_params.dir),
@@ -263,6 +296,17 @@ def _cache(config: pytest.Config) -> str | None:
         if value:
             return str(base / value)
     return str(default_cache_folder())
+
+
+def _not_in_ci(config: pytest.Config) -> tuple[str, ...]:
+    """A line for the user where the ini file asks for the cache in CI."""
+    ini = config.getini("ppl_cache")
+    if config.option.ppl_cache or not ini or not os.environ.get("CI"):
+        return ()
+    return (
+        "ppl_cache of the ini file has no effect in CI, where other runs may have "
+        "filled the cache: type --ppl-cache to use it all the same (docs/cache.md)",
+    )
 
 
 def _early(config: pytest.Config) -> Early | None:
@@ -391,16 +435,17 @@ class _Loader:
         return load_target(
             target,
             self._guard.options,
-            allow_keys=self._allow_keys(target),
+            allow_keys=_allow_keys(self._guard, target.name),
             worker=worker_index(self._config),
             tell=self._guard.tell,
         )
 
-    def _allow_keys(self, target: Target) -> tuple[str, ...]:
-        try:
-            return self._guard.files.entry(target.name).allow_keys
-        except UsageError:  # a checkpoint that is about to be recorded
-            return ()
+
+def _allow_keys(guard: Guard, name: str) -> tuple[str, ...]:
+    try:
+        return guard.files.entry(name).allow_keys
+    except UsageError:  # a checkpoint that is about to be recorded
+        return ()
 
 
 def _forget_last_failure() -> None:

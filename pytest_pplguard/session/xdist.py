@@ -65,12 +65,20 @@ def worker_index(config: pytest.Config) -> int | None:
 
 def share_threads(config: pytest.Config) -> None:
     """Under xdist, leave the other workers their share of the cores."""
-    worker: Mapping[str, Any] | None = getattr(config, "workerinput", None)
-    if worker is None:
+    threads = threads_share(config)
+    if threads is None:
         return
     import torch
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(worker["workercount"])))
+    torch.set_num_threads(threads)
+
+
+def threads_share(config: pytest.Config) -> int | None:
+    """Threads that an xdist worker may use, None outside one."""
+    worker: Mapping[str, Any] | None = getattr(config, "workerinput", None)
+    if worker is None:
+        return None
+    return max(1, (os.cpu_count() or 1) // int(worker["workercount"]))
 
 
 def make_scheduler(

@@ -512,6 +512,7 @@ def test_help_in_full(tmp_path: Path) -> None:
         "  doctor   Look a checkpoint over without running it.\n"
         "  show     List recorded baselines.\n"
         "  noise    Measure how numbers move without any change; propose a tolerance.\n"
+        "  cache    Look at the results that --ppl-cache keeps, or remove them.\n"
     )
 
 

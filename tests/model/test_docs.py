@@ -150,7 +150,7 @@ def test_the_reference_has_every_column_and_property() -> None:
         "f/n", "k", "m", Outcome.WITHIN, True, 1.0, 1.0, 0.0, (1.0, 1.0),
         windows=1, seconds=1.0, first=1.0, published=1.0,
     )  # fmt: skip
-    assert re.findall(r"`(\w+)`", fields) == ["outcome", *figures(verdict)]
+    assert re.findall(r"`(\w+)`", fields) == ["outcome", *figures(verdict), "cached"]
 
 
 # --------------------------------------------------------------- continuous integration

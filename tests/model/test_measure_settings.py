@@ -107,7 +107,7 @@ def test_threads_of_a_gpu_are_not_recorded(
 ) -> None:
     from pytest_pplguard.measure import environment
 
-    monkeypatch.setattr(environment, "_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(environment, "device_name", lambda device: "a GPU")
     there = SimpleNamespace(dtype="float16", device="cuda:1", attention="sdpa")
     facts = environment.environment(
         there,  # type: ignore[arg-type]

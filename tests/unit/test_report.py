@@ -7,12 +7,15 @@ import math
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_pplguard.baselines import Change
 from pytest_pplguard.errors import UsageError
 from pytest_pplguard.report import (
+    brief,
     changes_table,
     check_report_path,
+    failure_text,
     measurements_document,
     plain,
     results_document,
@@ -307,3 +310,26 @@ def test_loading_leaves_no_line() -> None:
     with watch_lines("loading m/x", lines.append):
         assert lines == []
     assert lines == []
+
+
+WHEN, WORDS = "2026-11-26T09:12Z", "from cache, measured 2026-11-26 09:12 UTC"
+
+
+def test_a_failure_from_the_cache_says_when_it_was_measured() -> None:
+    cached = replace(VERDICTS[0], outcome=Outcome.REGRESSED, passed=False, cached=WHEN)
+    assert f"  measured     6.8457807 ({WORDS})" in failure_text(cached).splitlines()
+    assert brief([cached]).endswith(f"; {WORDS}")
+
+
+def test_the_summary_says_once_a_key_that_it_is_from_the_cache() -> None:
+    cached = [replace(VERDICTS[0], cached=WHEN)] * 2
+    lines = summary_lines(cached)
+    assert lines[1:3] == ["  wanda/demo:256", f"    {WORDS}"]
+    assert len(lines) == len(summary_lines(VERDICTS[:1] * 2)) + 1
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_summary_says_what_of_a_key_is_from_the_cache() -> None:
+    lines = summary_lines([VERDICTS[0], replace(VERDICTS[0], cached=WHEN)])
+    assert [line for line in lines if "cache" in line] == [f"      {WORDS}"]
+    assert lines.index(f"      {WORDS}") == 4
