@@ -6,8 +6,8 @@ from itertools import count
 
 import pytest
 
+from benchmarks.figures import Account, Figure, render
 from benchmarks.gate_process import Clocks
-from benchmarks.run import Account, Figure, render
 
 
 @pytest.mark.parametrize(
