@@ -14,9 +14,9 @@ from .figures import MB, Figure
 from .gates import gate_figures
 from .processes import HERE, ROOT
 from .scoring import (
-    LABELS,
     exponents,
     growth_figures,
+    label,
     less_memory,
     limit_figures,
     ratio,
@@ -150,17 +150,17 @@ def _scoring(_: str, raw: Raw) -> str:
         memory = row["memory"]
         rows.append(
             (
-                f"{LABELS[row['model']]}, {row['window']}",
-                f"{_digits(1e3 * seconds['ours'])} ms",
+                f"{label(row['model'])}, {row['window']}",
+                f"{_digits(1e3 * seconds['ours'])} ms" if "ours" in seconds else "-",
                 _times(ratio(row, "ours", "formula")),
                 _times(ratio(row, "pages", "hflm")),
-                f"{_digits(memory['ours'] / MB)} MB" if memory else "-",
+                f"{_digits(memory['ours'] / MB)} MB" if memory.get("ours") else "-",
                 _times(less_memory(row, "formula")),
                 _times(less_memory(row, "hflm")),
             )
         )
     rows += [
-        (LABELS[model], reason, *["-"] * 5) for model, reason in raw["absent"].items()
+        (label(model), reason, *["-"] * 5) for model, reason in raw["absent"].items()
     ]
     return markdown(
         (
@@ -183,7 +183,7 @@ def _times(value: float | None) -> str:
 def _rates(_: str, raw: Raw) -> str:
     rows = [
         (
-            f"{LABELS[row['model']]}, {row['window']}",
+            f"{label(row['model'])}, {row['window']}",
             f"{row['rate'] / 1e9:.0f}",
             f"{row['product_rate'] / 1e9:.0f}",
             _digits(row["rate"] / row["product_rate"]),
@@ -263,7 +263,7 @@ def _draw_scoring(sheet: Any, raw: Raw) -> None:
     rows = raw["rows"]
     sheet.set_size_inches(8, 1.4 + 0.55 * len(rows))
     time, memory = sheet.subplots(1, 2, sharey=True)
-    labels = [f"{LABELS[row['model']]}, {row['window']}" for row in rows]
+    labels = [f"{label(row['model'])}, {row['window']}" for row in rows]
     for place, (name, other, colour) in enumerate(
         (("original formula", "formula", _FORMULA), ("HFLM", "hflm", _HFLM))
     ):

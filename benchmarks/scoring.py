@@ -47,6 +47,17 @@ EQUAL = 1e-6
 """Relative, of perplexities in float32."""
 
 
+def label(model: str) -> str:
+    """A model's name for people."""
+    return LABELS.get(model, model)
+
+
+def vocabulary_of(model: str) -> int:
+    """How many words it has."""
+    _, given, words = model.partition("=")
+    return int(words) if given else _VOCABULARIES[model]
+
+
 def why_not(model: str) -> str:
     """Why a model cannot be measured here; "" if it can."""
     if model != "smollm2":
@@ -130,7 +141,7 @@ def _row(model: str, window: int, settings: Settings) -> Raw:
             {**shared, "kind": "memory", "variant": one, "windows": memory}
             for one in peaks
         ]
-    row: Raw = {**shared, "vocabulary": _VOCABULARIES[model], "memory": {}}
+    row: Raw = {**shared, "vocabulary": vocabulary_of(model), "memory": {}}
     for answer in run_jobs(jobs):
         if answer["kind"] == "memory":
             row["memory"][answer["variant"]] = answer["bytes"]
@@ -155,15 +166,15 @@ def ratio(row: Raw, one: str, other: str) -> float | None:
 def less_memory(row: Raw, other: str) -> float | None:
     """How many times our peak another's is."""
     memory = row["memory"]
-    if other not in memory or "ours" not in memory:
-        return None
+    if not memory.get(other) or not memory.get("ours"):
+        return None  # not measured, or out of memory
     return float(memory[other] / memory["ours"])
 
 
 def scoring_figures(raw: Raw) -> list[Figure]:
     """Limits are promised for CPUs."""
     figures = [
-        Figure(f"scoring, {LABELS[model]}", None, "x", note=reason)
+        Figure(f"scoring, {label(model)}", None, "x", note=reason)
         for model, reason in raw["absent"].items()
     ]
     for row in raw["rows"]:
@@ -173,7 +184,7 @@ def scoring_figures(raw: Raw) -> list[Figure]:
 
 def _row_figures(row: Raw) -> list[Figure]:
     cpu = row["device"] == "cpu"
-    name = f"{LABELS[row['model']]}, {row['window']}"
+    name = f"{label(row['model'])}, {row['window']}"
     vocabulary = row["vocabulary"]
     few = "pairs: " + str(len(row["seconds"].get("ours", [])))
     figures = [
@@ -192,7 +203,7 @@ def _row_figures(row: Raw) -> list[Figure]:
             few,
         ),
     ]
-    if "ours" in row["memory"]:
+    if row["memory"].get("ours"):
         peak = row["memory"]["ours"] / MB
         promised = cpu and (row["model"], row["window"]) == ("smollm2", 2048)
         figures += [
@@ -242,14 +253,14 @@ def measure_limit(settings: Settings) -> Raw:
 
 def limit_figures(raw: Raw) -> list[Figure]:
     figures = [
-        Figure(f"rate, {LABELS[model]}", None, "x", RATE, reason, least=True)
+        Figure(f"rate, {label(model)}", None, "x", RATE, reason, least=True)
         for model, reason in raw["absent"].items()
     ]
     for row in raw["rows"]:
         promised = row["device"] == "cpu" and row["model"] == "smollm2"
         figures.append(
             Figure(
-                f"rate, {LABELS[row['model']]}, {row['window']}: of matrix products",
+                f"rate, {label(row['model'])}, {row['window']}: of matrix products",
                 row["rate"] / row["product_rate"],
                 "x",
                 RATE if promised else None,

@@ -144,7 +144,10 @@ def measure_memory(job: Job, models: Models) -> Answer:
             return {"bytes": host_memory(fresh(job), job)}
 
         return in_a_child(measure)
-    return {"bytes": device_memory(models(job), job)}
+    try:
+        return {"bytes": device_memory(models(job), job)}
+    except torch.OutOfMemoryError:
+        return {"bytes": None}
 
 
 # -------------------------------------------------------------------------------- time
@@ -165,34 +168,47 @@ def seconds_of(score: Score, work: Any, device: str) -> tuple[float, float]:
 
 
 def measure_time(job: Job, models: Models) -> Answer:
-    """Alternating pairs in one process, after each has proven itself and is warm."""
+    """Alternating pairs in one process, after each has proven itself and is warm.
+
+    A pair of which one runs out of memory is left out.
+    """
     model = models(job)
-    if job["device"] == "cpu":
-        torch.set_num_threads(job.get("threads") or torch.get_num_threads())
     seconds: dict[str, list[float]] = {}
     losses: dict[str, float] = {}
-    scored = job["windows"] * (job["window"] - 1)
-    counts = {"ours": scored, "formula": scored}
     for pair in PAIRS:
-        names = [name for name in pair if name in job["variants"]]
-        if len(names) < len(pair):
+        if not {*pair} <= {*job["variants"]}:
             continue
-        scores = {name: VARIANTS[name](model, job["batch"]) for name in names}
-        for name, score in scores.items():
-            score(work_of(model, min(WARM_UP, job["window"]), 1))
-            seconds[name] = []
-        for score in scores.values():  # of this shape, too
-            score(work_of(model, job["window"], job["batch"]))
-        for turn in range(job["pairs"]):
-            work = work_of(model, job["window"], job["windows"], seed=turn + 1)
-            for name in names if turn % 2 == 0 else reversed(names):
-                took, nll = seconds_of(scores[name], work, job["device"])
-                seconds[name].append(took)
-                count = counts.get(name, job["windows"] * job["window"])
-                if turn == 0:
-                    losses[name] = nll / count
+        try:
+            found = time_pair(pair, model, job)
+        except torch.OutOfMemoryError:
+            continue
+        seconds |= found[0]
+        losses |= found[1]
         check_equal(losses, pair, job)
     return {"seconds": seconds, "losses": losses}
+
+
+def time_pair(
+    pair: tuple[str, ...], model: Any, job: Job
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of both in turns, and the mean loss of the first turn's windows."""
+    scores = {name: VARIANTS[name](model, job["batch"]) for name in pair}
+    for score in scores.values():
+        score(work_of(model, min(WARM_UP, job["window"]), 1))
+    for score in scores.values():  # of this shape, too
+        score(work_of(model, job["window"], job["batch"]))
+    seconds: dict[str, list[float]] = {name: [] for name in pair}
+    losses = {}
+    # lm-eval scores the first token of a text, too.
+    scored = job["windows"] * (job["window"] - (pair == PAIRS[0]))
+    for turn in range(job["pairs"]):
+        work = work_of(model, job["window"], job["windows"], seed=turn + 1)
+        for name in pair if turn % 2 == 0 else reversed(pair):
+            took, nll = seconds_of(scores[name], work, job["device"])
+            seconds[name].append(took)
+            if turn == 0:
+                losses[name] = nll / scored
+    return seconds, losses
 
 
 def check_equal(losses: dict[str, float], pair: tuple[str, ...], job: Job) -> None:
