@@ -201,9 +201,7 @@ def _again(folder: Path, settings: Settings) -> Raw:
         seconds.setdefault(name, []).append(took)
         say(f"SmolLM2, {windows} windows of {window}, {name}: {took:.1f} s")
 
-    timed(pytest_command(*shared, *cache, "--ppl-update"), project, _PLAIN)
-    say("SmolLM2: recorded")
-    run("full")
+    run("full", *cache, "--ppl-update")  # records, and fills the cache
     for _ in range(1 if settings.quick else 3):
         run("cached", *cache)
     must_be_killed(

@@ -36,7 +36,7 @@ class Settings:
             return 2
         if self.device != "cpu":
             return 7
-        return {512: 7, 2048: 5}.get(window, 3)
+        return {512: 5, 2048: 3}.get(window, 2)
 
 
 def say(text: str) -> None:
