@@ -21,7 +21,7 @@ if not __package__:  # run as a file
 
 from benchmarks.figures import MB, Figure, render
 from benchmarks.gates import measure_gate
-from benchmarks.page import RESULTS, figures_of, read_results, write_page
+from benchmarks.page import PAGE, RESULTS, figures_of, read_results, write_page
 from benchmarks.processes import HERE, run_python
 from benchmarks.scoring import (
     measure_growth,
@@ -125,7 +125,10 @@ def as_raw(
 
 def run_early(settings: Settings) -> dict[str, Any]:
     """The calibration of early verdicts, a command of its own."""
-    print(run_python("-m", "benchmarks.early", *["--quick"] * settings.quick), end="")
+    options = ["--repeats", "1"] if settings.quick else []
+    if settings.write_docs:
+        options += ["--docs", str(PAGE.parent)]
+    print(run_python("-m", "benchmarks.early", *options), end="")
     return {"figures": []}
 
 
@@ -200,6 +203,7 @@ def read_arguments() -> tuple[Settings, argparse.Namespace]:
         dtype=options.dtype,
         batch_size=options.batch_size,
         wanted_pairs=options.pairs,
+        write_docs=options.write_docs,
         **chosen,
     )
     return settings, options

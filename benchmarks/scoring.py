@@ -96,62 +96,74 @@ def run_jobs(jobs: Sequence[Raw]) -> Iterator[Raw]:
 
 def measure_scoring(settings: Settings) -> Raw:
     """Each model at each window: seconds in pairs, and peaks."""
-    rows, absent = [], {}
+    rows: list[Raw] = []
+    absent = {}
     for model in settings.models:
         if reason := why_not(model):
             absent[model] = reason
-            continue
-        for window in settings.windows:
-            if window > _POSITIONS.get(model, _OTHERS):
-                continue
-            rows.append(_row(model, window, settings))
-            row = rows[-1]
-            say(
-                f"{model} at {window}: "
-                + ", ".join(
-                    f"{name} {statistics.median(took):.3f} s a window"
-                    for name, took in row["seconds"].items()
-                )
-            )
+        else:
+            rows += _rows(model, settings)
     return {"rows": rows, "absent": absent}
 
 
-def _row(model: str, window: int, settings: Settings) -> Raw:
-    shared = {
-        "model": model,
-        "window": window,
-        "device": settings.device,
-        "dtype": settings.dtype,
-        "batch": settings.batch_size,
+def _rows(model: str, settings: Settings) -> list[Raw]:
+    """A row for each window that the model was made for; one process for all."""
+    most = _POSITIONS.get(model, _OTHERS)
+    rows = {
+        window: {
+            "model": model,
+            "vocabulary": vocabulary_of(model),
+            "window": window,
+            "device": settings.device,
+            "dtype": settings.dtype,
+            "batch": settings.batch_size,
+            "seconds": {},
+            "losses": {},
+            "memory": {},
+        }
+        for window in settings.windows
+        if window <= most
     }
-    # About as many tokens for every window, in whole batches.
-    windows = settings.batch_size * max(1, settings.tokens // window)
-    pairs = settings.pairs(window)
-    memory = max(2, settings.batch_size) if window < 2048 else settings.batch_size
-    variants = ["ours", "formula", "pages", "hflm"]
-    jobs: list[Raw] = [
-        {**shared, "kind": "time", "variants": variants, "windows": windows}
-        | {"pairs": pairs}
-    ]
-    if settings.device != "cpu" or not why_no_proc():
-        peaks = ["ours", "formula", "hflm"]
-        if importlib.util.find_spec("lm_eval") is None:
-            peaks.remove("hflm")
-        jobs += [
-            {**shared, "kind": "memory", "variant": one, "windows": memory}
-            for one in peaks
-        ]
-    row: Raw = {**shared, "vocabulary": vocabulary_of(model), "memory": {}}
+    jobs = [job for row in rows.values() for job in _jobs(row, settings)]
     for answer in run_jobs(jobs):
+        row: Raw = rows[answer["window"]]
         if answer["kind"] == "memory":
             row["memory"][answer["variant"]] = answer["bytes"]
-        else:
-            row["seconds"] = {
-                name: [took / windows for took in all_]
-                for name, all_ in answer["seconds"].items()
-            }
-            row["losses"] = answer["losses"]
-    return row
+            continue
+        row["losses"] = answer["losses"]
+        row["seconds"] = {
+            name: [one / answer["windows"] for one in took]
+            for name, took in answer["seconds"].items()
+        }
+        medians = ", ".join(
+            f"{name} {statistics.median(took):.3f} s"
+            for name, took in row["seconds"].items()
+        )
+        say(f"{model} at {answer['window']}, a window: {medians}")
+    return [*rows.values()]
+
+
+def _jobs(row: Raw, settings: Settings) -> list[Raw]:
+    shared = {name: row[name] for name in ("model", "window", "device", "dtype")}
+    window, batch = row["window"], row["batch"]
+    # About as many tokens for every window, in whole batches.
+    time: Raw = {
+        "kind": "time",
+        "batch": batch,
+        "windows": batch * max(1, settings.tokens // (window * batch)),
+        "pairs": settings.pairs(window),
+        "variants": ["ours", "formula", "pages", "hflm"],
+    }
+    jobs = [shared | time]
+    if settings.device == "cpu" and why_no_proc():
+        return jobs
+    for variant in ("ours", "formula", "hflm"):
+        if variant == "hflm" and importlib.util.find_spec("lm_eval") is None:
+            continue
+        windows = max(2 if window < 2048 else 1, batch)
+        memory = {"kind": "memory", "batch": batch, "windows": windows}
+        jobs.append(shared | memory | {"variant": variant})
+    return jobs
 
 
 def ratio(row: Raw, one: str, other: str) -> float | None:

@@ -101,6 +101,7 @@ def host_memory(model: Any, job: Job) -> int:
 def device_memory(model: Any, job: Job) -> int:
     """Bytes that tensors hold at the peak of scoring above those before it."""
     make = VARIANTS[job["variant"]]
+    make(model, job["batch"])(work_of(model, WARM_UP, 1))  # libraries' workspaces
     work = work_of(model, job["window"], job["windows"])
     score = make(model, job["batch"])
     memory = torch.cuda if job["device"].startswith("cuda") else torch.accelerator

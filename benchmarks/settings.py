@@ -22,6 +22,7 @@ class Settings:
     models: tuple[str, ...] = ("demo", "smollm2", "vocabulary")
     windows: tuple[int, ...] = (512, 2048, 4096)
     wanted_pairs: int | None = None
+    write_docs: bool = False
 
     @property
     def tokens(self) -> int:
