@@ -244,9 +244,8 @@ def measure_limit(settings: Settings) -> Raw:
         if reason := why_not(model):
             absent[model] = reason
             continue
-        window = max(
-            w for w in settings.windows if w <= min(2048, settings.windows[-1])
-        )
+        usual = [window for window in settings.windows if window <= 2048]
+        window = max(usual, default=min(settings.windows))
         job = {
             "kind": "limit",
             "model": model,
