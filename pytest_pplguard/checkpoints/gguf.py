@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 from .locate import Located
@@ -46,7 +47,9 @@ def open_gguf(located: Located) -> Any:
 
     path = located.folder / str(located.gguf)
     try:
-        return Reader(path)
+        state = _state(path)
+        reader = Reader(path)
+        _remember(state, reader)
     # Whatever a broken file makes the reader do, it is the file that is broken.
     except (
         *(ValueError, IndexError, KeyError, OverflowError),
@@ -55,13 +58,42 @@ def open_gguf(located: Located) -> Any:
         raise CheckpointError(
             f"{located.spec} is truncated or no valid GGUF file: {error}"
         ) from error
+    return reader
 
 
 def gguf_fields(located: Located, *names: str) -> dict[str, Any]:
-    """Those of the file's metadata fields that it has.
+    """Those of the file's metadata fields that it has; lists are not among them.
+
+    Reading the metadata takes seconds, for the words of the tokenizer are there: they
+    are only read again if another file was opened since, or the file has changed.
 
     Raises:
         CheckpointError: as :func:`open_gguf`.
     """
-    fields = open_gguf(located).fields
-    return {name: fields[name].contents() for name in names if name in fields}
+    path = located.folder / str(located.gguf)
+    if _read is None or not path.is_file() or _read.state != _state(path):
+        open_gguf(located)
+    assert _read is not None
+    return {name: _read.fields[name] for name in names if name in _read.fields}
+
+
+class _Read(NamedTuple):
+    """Single values of the file that was opened last; its words would be megabytes."""
+
+    state: tuple[object, ...]
+    fields: dict[str, Any]
+
+
+_read: _Read | None = None
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    found = path.stat()
+    return path, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _remember(state: tuple[object, ...], reader: Any) -> None:
+    global _read  # noqa: PLW0603
+    lists = import_gguf().GGUFValueType.ARRAY
+    single = {n: field for n, field in reader.fields.items() if field.types[0] != lists}
+    _read = _Read(state, {name: field.contents() for name, field in single.items()})

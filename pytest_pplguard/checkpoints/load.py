@@ -16,6 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..errors import CheckpointError, DeviceError, printable
+from ..startup import importing
 from .adapter import check_adapter, merge_adapter, with_tokenizer
 from .compressed import decoded_state, split_compressed
 from .config import check_config, is_quantised
@@ -136,6 +137,7 @@ def load(
         settings["use_safetensors"] = files[0].suffix == ".safetensors"
     tokenized = with_tokenizer(located)
     notices: tuple[str, ...] = ()
+    _import_transformers()
     with (
         _quiet(bars=whole.gguf is not None or quantised) as log,
         _memory(located.spec, device, dtype),
@@ -161,6 +163,13 @@ def load(
     notices = (*index_notices(whole), *notices, *((rule,) if rule else ()))
     notices = tuple(map(printable, notices))
     return replace(Loaded.of(model, tokenizer, notices), from_files=True)
+
+
+def _import_transformers() -> None:
+    """At once what ``from_pretrained`` would import bit by bit, of any architecture."""
+    with importing():
+        import transformers.modeling_utils  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
 def _options(located: Located, *, trust_remote_code: bool) -> dict[str, Any]:

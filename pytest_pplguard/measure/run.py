@@ -22,6 +22,7 @@ from ..errors import (
 from ..journal import Journal
 from ..protocols import PROTOCOLS, LmEval, Protocol, check_key, windows_digest
 from ..scoring import BatchSize, Progress, Scorer
+from ..startup import importing
 from ..values import Key, Measurement, Scalar, Window, WindowScore
 from .environment import environment, kernels, using_threads
 from .texts import text_notice
@@ -123,7 +124,8 @@ def open_task(key: Key, source: TaskSource | None = None) -> Task:
         UsageError: there is none, or not as the key says.
         CorpusError: its data cannot be reached.
     """
-    from ..lm_eval_tasks import Task, TaskSource
+    with importing():
+        from ..lm_eval_tasks import Task, TaskSource
 
     return Task(key, source or TaskSource())
 
@@ -186,7 +188,8 @@ class _Run:
     def _lm_eval(
         self, corpus: Corpus, protocol: LmEval
     ) -> tuple[dict[str, float], dict[str, int]]:
-        from ..lm_eval_bridge import evaluate_wikitext
+        with importing():
+            from ..lm_eval_bridge import evaluate_wikitext
 
         def loglikelihoods(texts: list[str]) -> list[float]:
             windows = self._cut(

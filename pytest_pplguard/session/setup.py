@@ -35,6 +35,7 @@ from ..options import (
     parse_threads,
 )
 from ..report import check_report_path
+from ..startup import importing
 from .controller import PLUGIN_NAME, Controller
 from .files import BaselineFiles
 from .guard import Guard
@@ -83,7 +84,8 @@ def _make_guard(config: pytest.Config) -> Guard:
     targets = {target.name: target for target in _targets(config, options, files)}
 
     def make_store() -> Store:
-        from ..measure import Store, journals_of
+        with importing():
+            from ..measure import Store, journals_of
 
         return Store(
             targets,

@@ -16,7 +16,7 @@ import pytest_pplguard
 PACKAGE = Path(pytest_pplguard.__file__).parent
 
 LEVELS = (
-    ("errors",),
+    ("errors", "startup"),
     ("tensornames",),
     ("values",),
     (
