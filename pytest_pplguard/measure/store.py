@@ -11,6 +11,7 @@ from ..checkpoints import Loaded, model_digest, state_digest
 from ..corpora import Corpus
 from ..divergence import Reference
 from ..errors import MeasurementError, PplguardError
+from ..gates import EarlyPlan
 from ..journal import Identity, Journal, Journals
 from ..options import Target
 from ..protocols import Tokenizer, check_key, get_protocol
@@ -79,6 +80,7 @@ class Store:
         self._corpora: dict[str, Corpus] = {}
         self._lost_corpora: dict[str, PplguardError] = {}
         self._measured: dict[tuple[str, Key], Measurement] = {}
+        self._stopped: dict[tuple[str, Key], Measurement] = {}
         self._failed: dict[tuple[str, Key | None], PplguardError] = {}
         self._heard: tuple[str, Key, Reference] | None = None
 
@@ -145,18 +147,26 @@ class Store:
         return self._digest is None or self._digest == state_digest(model)
 
     def measurement(
-        self, name: str, key: Key, *, reference: str | None = None
+        self,
+        name: str,
+        key: Key,
+        *,
+        reference: str | None = None,
+        early: EarlyPlan | None = None,
     ) -> Measurement:
         """The checkpoint measured by ``key``, now or earlier.
 
         ``reference`` is the checkpoint that it is compared with, by a method that
-        compares; always the same one.
+        compares; always the same one. ``early`` may end the measurement before its
+        last window; also always the same one. Whoever asks without it gets all windows.
 
         Raises:
             PplguardError: it cannot be loaded or measured; the same error every time.
         """
         if (name, key) in self._measured:
             return self._measured[name, key]
+        if early is not None and (name, key) in self._stopped:
+            return self._stopped[name, key]
         if (name, key) in self._failed:
             raise self._failed[name, key]
         try:
@@ -170,11 +180,14 @@ class Store:
                 loaded = self.loaded(name)
                 label = f"{name} {key}"
                 journal = self._journal_of(loaded, str(key), label)
-                measured = self.measure(loaded, key, label=label, open_journal=journal)
+                measured = self.measure(
+                    loaded, key, label=label, open_journal=journal, early=early
+                )
         except PplguardError as error:
             self._failed[name, key] = _untraced(error)
             raise
-        self._measured[name, key] = measured
+        kept = self._measured if measured.early is None else self._stopped
+        kept[name, key] = measured
         return measured
 
     def ladder(
@@ -255,6 +268,7 @@ class Store:
         *,
         label: str,
         open_journal: OpenJournal | None = None,
+        early: EarlyPlan | None = None,
     ) -> Measurement:
         """Measure any loaded model; nothing is remembered."""
         runs_task = get_protocol(key.method).runs_task(key)
@@ -268,6 +282,7 @@ class Store:
                 progress=progress,
                 open_journal=open_journal,
                 tasks=self._tasks if runs_task else None,
+                early=early,
             )
 
     def divergence(self, model: Side, key: Key, reference: str) -> Measurement:

@@ -45,7 +45,7 @@ COLUMNS = (
     "first", "published",
     "windows", "seconds",
     "source", "reference", "gate", "file", "line", "recorded_in",
-    "reasons", "notes", "command", "path",
+    "reasons", "notes", "command", "path", "early",
 )  # fmt: skip
 """In this order; a later version only adds columns, at the end."""
 
@@ -67,6 +67,7 @@ def _row(verdict: Verdict) -> dict[str, str]:
         "notes": "; ".join(verdict.notes),
         "command": verdict.command,
         "path": verdict.path,
+        "early": verdict.early,
     }
     # Numbers are spelled out in full, and a negative one is no formula.
     numbers = {name: repr(value) for name, value in figures(verdict).items()}
