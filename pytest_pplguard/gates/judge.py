@@ -426,7 +426,7 @@ def _effective(
 
 def _filled(tolerance: Tolerance | None, default: Tolerance) -> tuple[Tolerance, bool]:
     """The default where no bound is written, and whether it is that."""
-    if tolerance is None:
+    if tolerance is None or tolerance == Tolerance():
         return default, True
     if tolerance == Tolerance(direction=tolerance.direction):
         return replace(default, direction=tolerance.direction), True

@@ -10,7 +10,7 @@ import msgspec
 
 from ..values import SCHEMA, Measurement, Results
 
-_OF_TASKS = ("documents", "stderr", "higher_is_better")
+_OF_SOME = ("documents", "stderr", "higher_is_better", "cached", "early")
 
 
 def results_document(results: Results) -> dict[str, Any]:
@@ -21,7 +21,8 @@ def results_document(results: Results) -> dict[str, Any]:
 def measurements_document(measurements: Sequence[Measurement]) -> dict[str, Any]:
     """``{"schema": 1, "measurements": [...]}``, evidence included.
 
-    What only tasks of lm-eval have stands only there.
+    What only some measurements have, those of tasks of lm-eval for one, stands only
+    there.
     """
     return {
         "schema": SCHEMA,
@@ -29,7 +30,7 @@ def measurements_document(measurements: Sequence[Measurement]) -> dict[str, Any]
             {
                 name: value
                 for name, value in plain(measurement).items()
-                if value or name not in _OF_TASKS
+                if value or name not in _OF_SOME
             }
             for measurement in measurements
         ],

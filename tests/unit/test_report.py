@@ -152,6 +152,8 @@ def test_the_document_of_results_has_every_field(tmp_path: Path) -> None:
                 "where": [],
                 "documents": [],
                 "stderr": "",
+                "cached": "",
+                "early": "",
             }
         ],
         "problems": [
