@@ -404,6 +404,8 @@ class EarlyPlan:
     def _why_never(self) -> str:
         """Why these gates and this cap cannot stop early, or should not."""
         pairs = self._allowed.values()
+        if any(pair == (None, None) for pair in pairs) or not pairs:
+            return "there is nothing that it could break"
         if self._cap is None:
             if any(high is None for _, high in pairs):
                 return "without a cap only a regression can be known early"

@@ -557,6 +557,14 @@ def test_without_a_cap_a_gate_must_be_able_to_fail() -> None:
     )
 
 
+def test_a_gate_that_nothing_can_break_needs_all() -> None:
+    """Else it would be known before the first window."""
+    for allowed in ({}, {"token_perplexity": (0.0, None)}):
+        refused = plan(allowed)
+        assert refused.start(measured()) is None
+        assert refused.remark == "there is nothing that it could break"
+
+
 def test_an_estimate_moves_the_baseline() -> None:
     chosen = plan(bounds_of("token_perplexity", Tolerance(rel=0.02)))
     test = chosen.start(measured())
