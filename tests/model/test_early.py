@@ -87,8 +87,8 @@ def plan_for(
     )
 
 
-class Watched:
-    """A store over one model, which counts the windows that the scorer reads."""
+class Gated:
+    """A store over one model, as a gate uses it."""
 
     def __init__(
         self,
@@ -96,21 +96,15 @@ class Watched:
         journals: Path | None = None,
         *,
         batch_size: int = 1,
-        stop_after: int | None = None,
     ) -> None:
-        self.told: list[int] = []
-        self._stop_after = stop_after
         self.store = Store(
             {"it": Target("it", "demo")},
             load=lambda _: loaded,
             open_corpus=lambda name: open_corpus(name, {}),
-            watch=self._watch,
+            watch=lambda label, **_: watch_lines(label, lambda line: None),
             batch_size=batch_size,
             journals=None if journals is None else Journals(journals),
         )
-
-    def _watch(self, label: str, **_: Any) -> Any:
-        return watch_lines(label, lambda line: None)
 
     def measure(self, key: Key, plan: EarlyPlan | None = None) -> Measurement:
         return self.store.measurement("it", key, early=plan)
@@ -136,8 +130,8 @@ def test_an_unchanged_checkpoint(
 ) -> None:
     baseline = full[method]
     plan = plan_for(method, baseline)
-    watched = Watched(loaded)
-    early = watched.measure(KEYS[method], plan)
+    gated = Gated(loaded)
+    early = gated.measure(KEYS[method], plan)
     assert early.early is not None
     assert early.early.decided == {METRIC[method]: "within"}
     assert early.early.cap == CAP
@@ -148,14 +142,14 @@ def test_an_unchanged_checkpoint(
     assert early.evidence == tuple(baseline.evidence[i] for i in plan.order[:seen])
     for metric, value in baseline.metrics.items():
         assert early.metrics[metric] == pytest.approx(value, rel=1e-9)
-    assert watched.measure(KEYS[method], plan) is early
+    assert gated.measure(KEYS[method], plan) is early
 
     # Whoever asks without a plan gets all windows.
-    again = watched.measure(KEYS[method])
+    again = gated.measure(KEYS[method])
     assert again.early is None
     assert again.evidence == baseline.evidence
     assert again.metrics == baseline.metrics
-    assert watched.measure(KEYS[method], plan) is again
+    assert gated.measure(KEYS[method], plan) is again
 
 
 @pytest.mark.parametrize("method", KEYS)
@@ -166,7 +160,7 @@ def test_all_windows_give_what_they_give_without(
     baseline = full[method]
     for journals in (None, tmp_path):
         plan = plan_for(method, baseline, cap=1000.0)
-        now = Watched(loaded, journals).measure(KEYS[method], plan)
+        now = Gated(loaded, journals).measure(KEYS[method], plan)
         assert now.early is None
         assert now.evidence == baseline.evidence
         assert now.metrics == baseline.metrics
@@ -203,10 +197,10 @@ def test_verdicts_are_those_of_full_runs(
     stopped = []
     for size in (0.003, 0.03, 0.5):
         model = damaged(loaded, add_noise(size))
-        whole = Watched(model).measure(key).metrics[metric]
+        whole = Gated(model).measure(key).metrics[metric]
         for cap in (CAP, None):
             plan = plan_for(method, baseline, cap=cap)
-            now = Watched(model).measure(key, plan)
+            now = Gated(model).measure(key, plan)
             if now.early is None:
                 assert now.metrics[metric] == whole
                 continue
@@ -241,7 +235,7 @@ def test_a_defect_in_the_last_tenth_of_the_text(
             embedding[token] = -8 * embedding[token]
 
     model = damaged(loaded, change)
-    whole = Watched(model).measure(WANDA)
+    whole = Gated(model).measure(WANDA)
     moved = [
         (now.nll_sum - then.nll_sum) / then.scored
         for now, then in zip(whole.evidence, baseline.evidence, strict=True)
@@ -257,72 +251,86 @@ def test_a_defect_in_the_last_tenth_of_the_text(
     assert math.log1p(rel) < cap
     for bound in (cap, 0.3 * cap, None):
         plan = plan_for("wanda", baseline, rel=rel, cap=bound)
-        now = Watched(model).measure(WANDA, plan)
+        now = Gated(model).measure(WANDA, plan)
         if now.early is None:
             assert now.metrics == whole.metrics
         else:
             assert now.early.decided["token_perplexity"] != "within"
 
 
+Kill = Callable[..., None]
+
+
+@pytest.fixture
+def kill(
+    loaded: Loaded, reads: Counter[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Kill:
+    """Have a run end after its ninth window; its journal stays."""
+
+    def start(plan: EarlyPlan | None = None) -> None:
+        score = Scorer._score
+
+        def failing(self: Scorer, batch: Any, windows: Any) -> list[float]:
+            if sum(reads.values()) == 9:
+                raise KeyboardInterrupt
+            return score(self, batch, windows)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Scorer, "_score", failing)
+            with pytest.raises(KeyboardInterrupt):
+                Gated(loaded, tmp_path).measure(WANDA, plan)
+        assert sum(reads.values()) == 9
+
+    return start
+
+
 def test_a_run_that_was_killed_goes_on(
     loaded: Loaded,
     full: dict[str, Measurement],
     reads: Counter[int],
+    kill: Kill,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    baseline = full["wanda"]
-    calls = 0
-    score = Scorer._score
-
-    def failing(self: Scorer, batch: Any, windows: Any) -> list[float]:
-        nonlocal calls
-        calls += 1
-        if calls > 9:
-            raise KeyboardInterrupt
-        return score(self, batch, windows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "_score", failing)
-        with pytest.raises(KeyboardInterrupt):
-            Watched(loaded, tmp_path).measure(WANDA, plan_for("wanda", baseline))
-    plan = plan_for("wanda", baseline)
+    kill(plan_for("wanda", full["wanda"]))
+    plan = plan_for("wanda", full["wanda"])
     assert list(reads) == plan.order[:9]
-    now = Watched(loaded, tmp_path).measure(WANDA, plan)
+    now = Gated(loaded, tmp_path).measure(WANDA, plan)
     assert now.early is not None
     assert "9 of 120 windows were scored already" in now.notices[-1]
     assert list(reads) == plan.order[: now.early.seen]
     assert max(reads.values()) == 1
-    assert now.evidence == Watched(loaded).measure(WANDA, plan).evidence
+    assert now.evidence == tuple(full["wanda"].evidence[i] for i in reads)
 
 
 def test_windows_of_another_order_wait_for_their_turn(
-    loaded: Loaded, full: dict[str, Measurement], reads: Counter[int], tmp_path: Path
+    loaded: Loaded,
+    full: dict[str, Measurement],
+    reads: Counter[int],
+    kill: Kill,
+    tmp_path: Path,
 ) -> None:
     """A run without the option was killed, and one with it goes on."""
-    baseline = full["wanda"]
-    store = Watched(loaded, tmp_path).store
-    opened = store._journal_of(loaded, str(WANDA), "it")
-    assert opened is not None
-    first = Watched(loaded, tmp_path)
-    whole = first.measure(WANDA)  # leaves a complete journal, of all windows
-    assert whole.evidence == baseline.evidence
+    kill()
+    assert list(reads) == [*range(9)]
+    fresh = Gated(loaded).measure(WANDA, plan_for("wanda", full["wanda"]))
     reads.clear()
-    now = Watched(loaded, tmp_path).measure(WANDA, plan_for("wanda", baseline))
-    # All were there: a full run decides.
-    assert now.early is None
-    assert now.evidence == baseline.evidence
-    assert not reads
+    plan = plan_for("wanda", full["wanda"])
+    now = Gated(loaded, tmp_path).measure(WANDA, plan)
+    assert now.early == fresh.early
+    assert now.early is not None
+    assert now.evidence == fresh.evidence
+    # In their turn they count; the others of the nine do not.
+    in_turn = plan.order[: now.early.seen]
+    assert list(reads) == [index for index in in_turn if index >= 9]
+    assert 0 < len(reads) < now.early.seen
 
 
 def test_batches_change_no_verdict(
     loaded: Loaded, full: dict[str, Measurement]
 ) -> None:
     plan = plan_for("wanda", full["wanda"])
-    one = Watched(loaded).measure(WANDA, plan)
-    five = Watched(loaded, batch_size=5).measure(
-        WANDA, plan_for("wanda", full["wanda"])
-    )
+    one = Gated(loaded).measure(WANDA, plan)
+    five = Gated(loaded, batch_size=5).measure(WANDA, plan_for("wanda", full["wanda"]))
     assert one.early == five.early
     assert five.early is not None
     assert len(five.evidence) == five.early.seen
@@ -331,7 +339,7 @@ def test_batches_change_no_verdict(
 def test_strided_windows_are_weighed(loaded: Loaded) -> None:
     whole = measure_loaded(loaded, STRIDED, lambda name: open_corpus(name, {}))
     plan = plan_for("strided", whole, metric="token_perplexity")
-    now = Watched(loaded).measure(STRIDED, plan)
+    now = Gated(loaded).measure(STRIDED, plan)
     assert now.early is None
     assert now.evidence == whole.evidence
     assert plan.remark == "token_perplexity does not follow from the sum of all losses"
@@ -358,7 +366,7 @@ def test_evidence_of_other_windows_needs_all(
         cap=CAP,
         error=0.001,
     )
-    now = Watched(loaded).measure(WANDA, plan)
+    now = Gated(loaded).measure(WANDA, plan)
     assert now.early is None
     assert plan.remark == "its windows are not those of its baseline"
 
