@@ -12,12 +12,14 @@ import pytest
 from benchmarks.early import (
     KINDS,
     USUAL,
+    USUAL_KINDS,
     Kind,
     fewest,
     kinds_table,
     run_case,
     settings,
     simulate,
+    usual_share,
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "early.md"
@@ -72,6 +74,12 @@ def test_no_verdict_under_a_cap_that_holds_is_wrong() -> None:
     assert len(results) == len(KINDS) * 3 * len(list(settings()))
     assert not any(result.wrong for result in results if not result.broke)
     assert f"| all | {len(results)} | 0 of " in kinds_table(results)
+
+
+@pytest.mark.parametrize("kind", USUAL_KINDS)
+def test_a_fifth_of_the_windows_is_enough(kind: str) -> None:
+    """At a cap of 0.1; the orders and the checkpoints are drawn with fixed seeds."""
+    assert usual_share(kind, 0.02, 0.1) <= 0.2
 
 
 def test_the_page_quotes_what_no_rule_needs_less_than() -> None:
