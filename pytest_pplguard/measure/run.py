@@ -141,7 +141,7 @@ class _Run:
         self._key = key
         self._loaded = loaded
         self._scorer = scorer
-        self._finished: dict[int, WindowScore] = {}
+        self._finished: tuple[str, dict[int, WindowScore]] = ("", {})
 
     def measurement(
         self, corpus: Corpus, metrics: dict[str, float], units: dict[str, int]
@@ -189,7 +189,7 @@ class _Run:
         scores = self._until(is_enough, plan.order)
         plan.finish(test)
         if len(scores) == len(windows):
-            self._finished = scores
+            self._finished = self.windows_digest, scores
             return None
         estimate = plan.estimate(test, units)
         assert estimate is not None
@@ -284,8 +284,9 @@ class _Run:
 
     def _score(self, windows: list[Window], *, answers: bool = False) -> None:
         self._take(windows)
-        if self._finished.keys() >= set(range(len(windows))):
-            self.scores = [self._finished[index] for index in range(len(windows))]
+        of, scores = self._finished
+        if of == self.windows_digest:
+            self.scores = [scores[index] for index in range(len(windows))]
             return
         with self._keeping() as kept:
             self.scores = self._scorer(self.windows, kept, answers=answers)
