@@ -77,6 +77,12 @@ def evaluate_wikitext(
     return PagesResult(metrics, units)
 
 
+def units_of_wikitext(pages: Sequence[str]) -> dict[str, int]:
+    """Words and bytes of ``pages``, as :func:`evaluate_wikitext` divides by them."""
+    with quiet():
+        return _units(_pages_task(pages), pages)
+
+
 def _units(task: Any, pages: Sequence[str]) -> dict[str, int]:
     """Words and bytes of all pages, as the task's own ``process_results`` counts."""
     counts = [task.process_results({"page": page}, (0.0,)) for page in pages]

@@ -4,6 +4,7 @@ from .bounds import Bounds, bounds, published_bounds
 from .comparable import differences
 from .defaults import default_sparsity
 from .documents import PairedDocuments, mcnemar_p, paired_documents
+from .early import EarlyPlan, EarlyTest, early_text, scoring_order
 from .judge import (
     DEFAULT_MEASURED,
     DEFAULT_PUBLISHED,
@@ -11,6 +12,7 @@ from .judge import (
     judge_metric,
     judge_relative,
     no_metric,
+    window_bounds,
 )
 from .paired import Paired, Summed, WindowChange, paired
 from .weights import (
@@ -26,6 +28,8 @@ __all__ = [
     "DEFAULT_MEASURED",
     "DEFAULT_PUBLISHED",
     "Bounds",
+    "EarlyPlan",
+    "EarlyTest",
     "MetricGate",
     "Paired",
     "PairedDocuments",
@@ -35,6 +39,7 @@ __all__ = [
     "bounds",
     "default_sparsity",
     "differences",
+    "early_text",
     "holds_fingerprint",
     "judge_against",
     "judge_metric",
@@ -47,4 +52,6 @@ __all__ = [
     "paired",
     "paired_documents",
     "published_bounds",
+    "scoring_order",
+    "window_bounds",
 ]

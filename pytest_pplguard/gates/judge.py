@@ -34,6 +34,7 @@ from .documents import (
     is_share,
     paired_documents,
 )
+from .early import early_text
 from .paired import paired
 
 DEFAULT_MEASURED = Tolerance(rel=0.005)
@@ -150,8 +151,8 @@ def judge_metric(
         verdict = replace(verdict, allowed=(allowed.low, allowed.high))
     if why:
         return replace(verdict, outcome=Outcome.NOT_COMPARABLE, reasons=(why,))
-    outcome, passed = _place(value, allowed, higher_is_better=higher)
-    verdict = replace(verdict, outcome=outcome, passed=passed)
+    verdict = _placed(verdict, measured, allowed)
+    outcome, passed = verdict.outcome, verdict.passed
     if difference is not None:
         verdict = replace(
             verdict,
@@ -187,6 +188,12 @@ def judge_metric(
             verdict, outcome=Outcome.PLAUSIBLE, notes=(remark, *verdict.notes)
         )
     return verdict
+
+
+def window_bounds(tolerance: Tolerance | None, baseline: float) -> Bounds:
+    """The allowed range of a perplexity by a measured baseline."""
+    filled, _ = _filled(tolerance, DEFAULT_MEASURED)
+    return bounds(baseline, filled)
 
 
 def no_metric(key: str, metric: MetricName, known: Iterable[MetricName]) -> str:
@@ -411,17 +418,22 @@ def _without_baseline(
 def _effective(
     gate: MetricGate, baseline: float, measured: Measurement, *, published: bool
 ) -> tuple[Tolerance, str]:
-    tolerance = gate.tolerance
     default = DEFAULT_PUBLISHED if published else DEFAULT_MEASURED
     default = divergence_tolerance(gate.metric, baseline) or default
     if not published:
         default = task_tolerance(gate.metric, measured) or default
+    tolerance, is_default = _filled(gate.tolerance, default)
+    origin = "the default" if is_default else gate.origin
+    return tolerance, f"{describe(tolerance)}, {origin}"
+
+
+def _filled(tolerance: Tolerance | None, default: Tolerance) -> tuple[Tolerance, bool]:
+    """The default where no bound is written, and whether it is that."""
     if tolerance is None or tolerance == Tolerance():
-        return default, f"{describe(default)}, the default"
+        return default, True
     if tolerance == Tolerance(direction=tolerance.direction):
-        filled = replace(default, direction=tolerance.direction)
-        return filled, f"{describe(filled)}, the default"
-    return tolerance, f"{describe(tolerance)}, {gate.origin}"
+        return replace(default, direction=tolerance.direction), True
+    return tolerance, False
 
 
 def describe(tolerance: Tolerance) -> str:
@@ -434,6 +446,27 @@ def describe(tolerance: Tolerance) -> str:
     if tolerance.direction != "both":
         parts.append(tolerance.direction)
     return ", ".join(parts)
+
+
+def _placed(verdict: Verdict, measured: Measurement, allowed: Bounds) -> Verdict:
+    """The verdict, its value held to its bounds."""
+    metric = verdict.metric
+    early = measured.early
+    if early is None:
+        higher = measured.is_higher_better(metric)
+        outcome, passed = _place(
+            measured.metrics[metric], allowed, higher_is_better=higher
+        )
+        return replace(verdict, outcome=outcome, passed=passed)
+    # The value is an estimate, and may lie beyond a bound that all windows keep: what
+    # is known is where the whole run's would be.
+    outcome = Outcome(early.decided[metric])
+    return replace(
+        verdict,
+        outcome=outcome,
+        passed=outcome is Outcome.WITHIN,
+        early=early_text(early, metric),
+    )
 
 
 def _place(

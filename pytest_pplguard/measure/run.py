@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from msgspec.structs import replace
 
 from ..checkpoints import Loaded
 from ..corpora import Corpus
@@ -19,9 +20,10 @@ from ..errors import (
     PplguardError,
     UsageError,
 )
+from ..gates import EarlyPlan
 from ..journal import Journal
 from ..protocols import PROTOCOLS, LmEval, Protocol, check_key, windows_digest
-from ..scoring import BatchSize, Progress, Scorer
+from ..scoring import BatchSize, Kept, Progress, Scorer, Stop
 from ..startup import importing
 from ..values import Key, Measurement, Scalar, Window, WindowScore
 from .environment import environment, kernels, using_threads
@@ -53,6 +55,7 @@ def measure_loaded(
     open_journal: OpenJournal | None = None,
     cut: CutWindows | None = None,
     tasks: TaskSource | None = None,
+    early: EarlyPlan | None = None,
 ) -> Measurement:
     """Measure a loaded checkpoint by ``key``.
 
@@ -67,6 +70,8 @@ def measure_loaded(
         open_journal: gives the journal that keeps finished windows; None: none does.
         cut: gives windows that may be known already; None: they are cut anew.
         tasks: where tasks of lm-eval come from.
+        early: ends the measurement when it knows the verdicts of the key's gates; None
+            for a task of lm-eval.
 
     Raises:
         UsageError: the key's method or task is unknown, cannot do what the key says, or
@@ -100,18 +105,11 @@ def measure_loaded(
         if task is not None:
             return run.of_task(task, started)
         assert corpus is not None
-        metrics, units = run.of(corpus)
-    return Measurement(
-        key=str(key),
-        metrics=metrics,
-        units=units,
-        windows=len(run.windows),
-        windows_digest=run.windows_digest,
-        corpus_digest=corpus.digest,
-        protocol=protocol.properties(corpus, loaded.tokenizer, key)
-        | {"official text": corpus.official},
-        evidence=tuple(run.scores),
-        environment=run.environment,
+        measured = None if early is None else run.early(corpus, early)
+        if measured is None:
+            measured = run.measurement(corpus, *run.of(corpus))
+    return replace(
+        measured,
         seconds=time.perf_counter() - started,
         notices=(*text_notice(corpus), *run.notices),
     )
@@ -155,6 +153,74 @@ class _Run:
         self._key = key
         self._loaded = loaded
         self._scorer = scorer
+        self._finished: tuple[str, dict[int, WindowScore]] = ("", {})
+
+    def measurement(
+        self, corpus: Corpus, metrics: dict[str, float], units: dict[str, int]
+    ) -> Measurement:
+        """Of what was scored: all but the time that it took, and notices."""
+        tokenizer = self._loaded.tokenizer
+        return Measurement(
+            key=str(self._key),
+            metrics=metrics,
+            units=units,
+            windows=len(self.windows),
+            windows_digest=self.windows_digest,
+            corpus_digest=corpus.digest,
+            protocol=self._protocol.properties(corpus, tokenizer, self._key)
+            | {"official text": corpus.official},
+            evidence=tuple(self.scores),
+            environment=self.environment,
+            seconds=0.0,
+        )
+
+    def early(self, corpus: Corpus, plan: EarlyPlan) -> Measurement | None:
+        """A measurement that ends before its last window, if ``plan`` ends it.
+
+        None if not: then :meth:`of` goes on with what was scored.
+        """
+        protocol, key = self._protocol, self._key
+        with _in_words(protocol, key):
+            windows = list(protocol.windows(corpus, self._loaded.tokenizer, key))
+            _check_windows(protocol, key, windows)
+        self._take(windows)
+        if [len(window.targets) for window in windows] != plan.sizes:
+            plan.remark = plan.remark or "its windows are not those of its baseline"
+            return None
+        with _in_words(protocol, key):
+            units = self._units(corpus, plan.windows)
+        # All but the losses is known now: what is not comparable to its baseline must
+        # not pass by some of its windows.
+        test = plan.start(self.measurement(corpus, dict(plan.metrics), units))
+        if test is None:
+            return None
+
+        def is_enough(scores: Mapping[int, WindowScore]) -> bool:
+            return test(scores) and plan.estimate(test, units) is not None
+
+        scores = self._until(is_enough, plan.order)
+        plan.finish(test)
+        if len(scores) == len(windows):
+            self._finished = self.windows_digest, scores
+            return None
+        estimate = plan.estimate(test, units)
+        assert estimate is not None
+        self.scores = [scores[index] for index in plan.order[: test.seen]]
+        measured = self.measurement(corpus, estimate, units)
+        return replace(measured, early=test.stopped())
+
+    def _units(self, corpus: Corpus, scores: Sequence[WindowScore]) -> dict[str, int]:
+        """What a full run would divide by."""
+        if isinstance(self._protocol, LmEval):
+            from ..lm_eval_bridge import units_of_wikitext
+
+            return units_of_wikitext(self._protocol.pages(corpus, self._key))
+        return self._protocol.units(scores, self._key)
+
+    def _until(self, stop: Stop, order: Sequence[int]) -> dict[int, WindowScore]:
+        """Scores of the windows that were cut, in ``order`` until ``stop`` says so."""
+        with self._keeping(order) as kept:
+            return self._scorer.until(self.windows, kept, order=order, stop=stop)
 
     def of(self, corpus: Corpus) -> tuple[dict[str, float], dict[str, int]]:
         """Metrics, and the units that they were divided by."""
@@ -237,6 +303,15 @@ class _Run:
         )
 
     def _score(self, windows: list[Window], *, answers: bool = False) -> None:
+        self._take(windows)
+        of, scores = self._finished
+        if of == self.windows_digest:
+            self.scores = [scores[index] for index in range(len(windows))]
+            return
+        with self._keeping() as kept:
+            self.scores = self._scorer(self.windows, kept, answers=answers)
+
+    def _take(self, windows: list[Window]) -> None:
         if not windows:
             raise CorpusError(
                 f"key {self._key}: the method {self._protocol.name} cuts the text into "
@@ -245,14 +320,21 @@ class _Run:
         self.windows = windows
         self.windows_digest = windows_digest(self.windows)
         check_ids(self._loaded.model, self.windows)
+
+    @contextlib.contextmanager
+    def _keeping(self, order: Sequence[int] | None = None) -> Iterator[Kept | None]:
+        """The journal of the windows, if there is one; what it and the scorer tell."""
         if self._open_journal is None:
-            self.scores = self._scorer(self.windows, answers=answers)
+            yield None
         else:
             deciding = self.environment | kernels(self._loaded)
+            if order is not None and deciding.get("batch_size") != 1:
+                # In another order windows are read beside other windows.
+                deciding["order"] = "drawn"
             with self._open_journal(
                 self.windows_digest, deciding, self.windows
             ) as journal:
-                self.scores = self._scorer(self.windows, journal, answers=answers)
+                yield journal
             self.notices += journal.notices
         self.notices += [n for n in self._scorer.notices if n not in self.notices]
 

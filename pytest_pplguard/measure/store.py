@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..checkpoints import Loaded, model_digest, state_digest
 from ..corpora import Corpus
 from ..errors import MeasurementError, PplguardError
+from ..gates import EarlyPlan
 from ..journal import Identity, Journal, Journals
 from ..options import Target
 from ..protocols import Tokenizer, check_key, get_protocol
@@ -91,6 +92,7 @@ class Store:
         self._corpora: dict[str, Corpus] = {}
         self._lost_corpora: dict[str, PplguardError] = {}
         self._measured: dict[tuple[str, Key], Measurement] = {}
+        self._stopped: dict[tuple[str, Key], Measurement] = {}
         self._failed: dict[tuple[str, Key | None], PplguardError] = {}
         self._heard: tuple[str, Key, Reference] | None = None
 
@@ -166,18 +168,26 @@ class Store:
         return self._digest is None or self._digest == state_digest(model)
 
     def measurement(
-        self, name: str, key: Key, *, reference: str | None = None
+        self,
+        name: str,
+        key: Key,
+        *,
+        reference: str | None = None,
+        early: EarlyPlan | None = None,
     ) -> Measurement:
         """The checkpoint measured by ``key``, now or earlier.
 
         ``reference`` is the checkpoint that it is compared with, by a method that
-        compares; always the same one.
+        compares; always the same one. ``early`` may end the measurement before its
+        last window; also always the same one. Whoever asks without it gets all windows.
 
         Raises:
             PplguardError: it cannot be loaded or measured; the same error every time.
         """
         if (name, key) in self._measured:
             return self._measured[name, key]
+        if early is not None and (name, key) in self._stopped:
+            return self._stopped[name, key]
         if (name, key) in self._failed:
             raise self._failed[name, key]
         try:
@@ -190,11 +200,14 @@ class Store:
                 model = Side(name, lambda: self.loaded(name))
                 measured = self.divergence(model, key, reference)
             else:
-                measured = self._recalled(name, key) or self._measured_now(name, key)
+                measured = self._recalled(name, key) or self._measured_now(
+                    name, key, early
+                )
         except PplguardError as error:
             self._failed[name, key] = _untraced(error)
             raise
-        self._measured[name, key] = measured
+        kept = self._measured if measured.early is None else self._stopped
+        kept[name, key] = measured
         return measured
 
     def _recalled(self, name: str, key: Key) -> Measurement | None:
@@ -206,7 +219,9 @@ class Store:
             self._from_files.add(name)
         return found
 
-    def _measured_now(self, name: str, key: Key) -> Measurement:
+    def _measured_now(
+        self, name: str, key: Key, early: EarlyPlan | None
+    ) -> Measurement:
         loaded = self.loaded(name)
         label = f"{name} {key}"
         journal = self._journal_of(loaded, str(key), label)
@@ -217,6 +232,7 @@ class Store:
             label=label,
             open_journal=journal,
             cut=None if results is None else results.cut(self._targets[name], key),
+            early=early,
         )
         if results is not None:
             results.keep(self._targets[name], key, measured, loaded)
@@ -307,6 +323,7 @@ class Store:
         label: str,
         open_journal: OpenJournal | None = None,
         cut: CutWindows | None = None,
+        early: EarlyPlan | None = None,
     ) -> Measurement:
         """Measure any loaded model; nothing is remembered."""
         from .run import measure_loaded
@@ -325,6 +342,7 @@ class Store:
                 open_journal=open_journal,
                 cut=cut,
                 tasks=self._tasks if runs_task else None,
+                early=early,
             )
 
     def divergence(self, model: Side, key: Key, reference: str) -> Measurement:

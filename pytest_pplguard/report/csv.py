@@ -45,7 +45,7 @@ COLUMNS = (
     "first", "published",
     "windows", "seconds",
     "source", "reference", "gate", "file", "line", "recorded_in",
-    "reasons", "notes", "command", "path", "cached",
+    "reasons", "notes", "command", "path", "cached", "early",
 )  # fmt: skip
 """In this order; a later version only adds columns, at the end."""
 
@@ -68,6 +68,7 @@ def _row(verdict: Verdict) -> dict[str, str]:
         "command": verdict.command,
         "path": verdict.path,
         "cached": verdict.cached,
+        "early": verdict.early,
     }
     # Numbers are spelled out in full, and a negative one is no formula.
     numbers = {name: repr(value) for name, value in figures(verdict).items()}

@@ -14,6 +14,7 @@ from .text import (
     change_text,
     count_line,
     failure_text,
+    measured_text,
     number,
     range_text,
     with_cache,
@@ -91,17 +92,19 @@ def _by_key(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:
-    show = number if _survives_rounding(verdict) else _exact
+    show = number if verdict.early or _survives_rounding(verdict) else _exact
     outcome = verdict.outcome.value
+    early = f" ({verdict.early})" if verdict.early else ""
     return (
         _code(verdict.key),
         _code(verdict.metric),
         _baseline(verdict, show),
-        show(verdict.measured),
+        measured_text(verdict, show),
         change_text(verdict.change),
         range_text(*verdict.allowed, show) or "-",
         with_cache(
-            f"{_GREEN} {outcome}" if verdict.passed else f"{_RED} **{outcome}**",
+            (f"{_GREEN} {outcome}" if verdict.passed else f"{_RED} **{outcome}**")
+            + early,
             verdict,
         ),
     )

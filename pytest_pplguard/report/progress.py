@@ -63,10 +63,11 @@ def watch_lines(
     A measurement that takes hours has fewer: about twenty, so that a log stays short.
     """
     started = last = clock()
-    windows, before = 0, 0
+    windows, before, reached = 0, 0, 0
 
     def progress(done: int, total: int, mean_nll: float) -> None:
-        nonlocal last, windows, before
+        nonlocal last, windows, before, reached
+        reached = done
         if not windows:  # the first call: what an interrupted run has left
             windows, before = total, done
             if done:
@@ -85,8 +86,11 @@ def watch_lines(
 
     yield progress
     if windows:
+        # Fewer where the verdict was known before the last.
+        some = f"{reached} of " if reached < windows else ""
         write(
-            f"pplguard: {label}: {counted(windows, unit)} in {clock() - started:.1f} s"
+            f"pplguard: {label}: {some}{counted(windows, unit)} in "
+            f"{clock() - started:.1f} s"
         )
 
 

@@ -27,6 +27,13 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
 
 
+def measured_text(
+    verdict: Verdict, show: Callable[[float | None], str] = number
+) -> str:
+    """A measured value in tables; ``~5.2031`` is an estimate."""
+    return f"{'~' if verdict.early else ''}{show(verdict.measured)}"
+
+
 def counted(count: int, unit: str) -> str:
     """``2 windows``, ``1 window``."""
     return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
@@ -43,6 +50,7 @@ def failure_text(verdict: Verdict) -> str:
     facts = [
         ("baseline", _baseline(verdict)),
         ("measured", with_cache(_measured(verdict), verdict)),
+        ("early", verdict.early),
         ("allowed", _allowed(verdict)),
         ("gate", _gate(verdict)),
         ("std error", verdict.stderr),
@@ -75,6 +83,7 @@ def _brief(verdict: Verdict) -> str:
     if verdict.outcome in _JUDGED:
         allowed = range_text(*verdict.allowed, _show(verdict))
         facts.insert(0, f"measured {_measured(verdict)}, allowed {allowed}")
+        facts += [verdict.early] if verdict.early else []
     if verdict.cached:
         facts.append(_from_cache(verdict))
     return ": ".join([_headline(verdict), *(["; ".join(facts)] if facts else [])])
@@ -170,8 +179,9 @@ def _rows(verdict: Verdict) -> list[str]:
     outcome = verdict.outcome if verdict.passed else verdict.outcome.upper()
     rows = [
         f"    {verdict.metric:<24} {number(verdict.baseline):>10} "
-        f"{number(verdict.measured):>10} {change_text(verdict.change):>10}  {outcome}"
+        f"{measured_text(verdict):>10} {change_text(verdict.change):>10}  {outcome}"
     ]
+    rows += [f"      early: {verdict.early}"] if verdict.early else []
     if verdict.published is not None:
         change = change_text(_from_published(verdict))
         rows.append(
@@ -242,7 +252,8 @@ def _counts(verdict: Verdict) -> bool:
 
 def _by(verdict: Verdict) -> str:
     change = verdict.change
-    return "" if change is None else f" by {abs(change) * 100:.2f} %"
+    about = "about " if verdict.early else ""
+    return "" if change is None else f" by {about}{abs(change) * 100:.2f} %"
 
 
 def _first_reason(verdict: Verdict) -> tuple[str, ...]:
@@ -270,7 +281,11 @@ def _baseline(verdict: Verdict) -> str:
 
 
 def _measured(verdict: Verdict) -> str:
-    return "" if verdict.measured is None else _show(verdict)(verdict.measured)
+    if verdict.measured is None:
+        return ""
+    if verdict.early:
+        return f"about {number(verdict.measured)}"
+    return _show(verdict)(verdict.measured)
 
 
 def with_cache(text: str, verdict: Verdict) -> str:

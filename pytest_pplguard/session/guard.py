@@ -19,6 +19,7 @@ from ..baselines import split_name
 from ..checkpoints import Loaded, to_record
 from ..errors import CheckpointError, InvalidLossError, PplguardError, UsageError
 from ..gates import (
+    EarlyPlan,
     MetricGate,
     holds_fingerprint,
     judge_metric,
@@ -42,6 +43,7 @@ from ..values import (
     Verdict,
     relative_change,
 )
+from .early import EarlyPlans
 from .files import BaselineFiles, shown_path
 from .localising import Localiser
 from .marker import Request, resolve_key
@@ -76,6 +78,7 @@ class Guard:
         self._told: set[str] = set()
         self._tokenizers: dict[str, Tokenizer | None] = {}
         self.weights = Weights(options, targets, files, self._own_model)
+        self._early = EarlyPlans(options, targets, files, self._tell)
         # Tests may change the folder; places are told from where the run began.
         self._start = Path.cwd()
 
@@ -108,7 +111,7 @@ class Guard:
             recorded_in=self._recorded_in(name, entry, key),
             command=self.command(name, nodeid, key=key),
         )
-        measured = self.measured(name, key)
+        measured = self.measured(name, key, early=self._early.of(name, key))
         return self._settle(
             name,
             key,
@@ -117,6 +120,7 @@ class Guard:
             entry.recorded.get(str(key)),
             from_files=self._files_of(name),
             tokenizer=functools.partial(self._tokenizer, name, measured),
+            note=self._early.tell(name, key),
         )
 
     def judge_relative(self, name: str, gate: RelativeGate) -> Verdict:
@@ -331,8 +335,12 @@ class Guard:
 
     # ----------------------------------------------------------------------- measuring
 
-    def measured(self, name: str, key: Key) -> Measurement | InvalidLossError:
+    def measured(
+        self, name: str, key: Key, *, early: EarlyPlan | None = None
+    ) -> Measurement | InvalidLossError:
         """The measurement, or the invalid loss that stands in its place.
+
+        ``early`` may end it before its last window.
 
         Raises:
             PplguardError: anything else that went wrong.
@@ -345,7 +353,9 @@ class Guard:
         reference = self._reference(name, key)
         self.reclaim()
         try:
-            measured = self.store.measurement(name, key, reference=reference)
+            measured = self.store.measurement(
+                name, key, reference=reference, early=early
+            )
         except InvalidLossError as error:
             return error
         self.outbox.journals += map(str, self.store.take_complete_journals())
@@ -470,6 +480,7 @@ class Guard:
         from_files: FromFiles | None,
         tokenizer: Callable[[], Tokenizer | None],
         window_asked: int | None = None,
+        note: str = "",
     ) -> Verdict:
         """Judge one metric, or record it if that is what the run is for."""
         if isinstance(measured, InvalidLossError):
@@ -507,6 +518,8 @@ class Guard:
             recorded_documents=evidence.documents if evidence is not None else (),
             published=self.options.published,
         )
+        if note:
+            verdict = replace(verdict, notes=(*verdict.notes, note))
         if verdict.outcome is Outcome.MISSING and window_asked is not None:
             verdict = self._other_window(name, verdict, key)
         moved = verdict.outcome in (

@@ -62,6 +62,8 @@ class Localiser:
         key: Key,
         tokenizer: Tokenizer | None,
     ) -> tuple[str, ...]:
+        if measured.early is not None:
+            return ()
         if _is_of_task(key):  # its documents tell, see :mod:`..gates.documents`
             return ()
         try:

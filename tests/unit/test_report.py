@@ -296,6 +296,14 @@ def test_a_task_has_answers_and_no_perplexity() -> None:
     ]
 
 
+def test_a_measurement_that_ends_early_says_how_far_it_came() -> None:
+    lines: list[str] = []
+    with watch_lines("m/x wanda", lines.append, clock=lambda: 0.0) as progress:
+        for done in range(4):
+            progress(done, 10, math.log(6.0))
+    assert lines == ["pplguard: m/x wanda: 3 of 10 windows in 0.0 s"]
+
+
 def test_one_window_is_no_windows() -> None:
     now = iter([0.0, 0.0, 1.0, 1.0])
     lines: list[str] = []

@@ -40,7 +40,7 @@ def test_the_file(tmp_path: Path) -> None:
     assert path.read_bytes().decode() == (
         "checkpoint,key,metric,outcome,passed,baseline,measured,change,allowed_low,"
         "allowed_high,first,published,windows,seconds,source,reference,gate,file,line,"
-        "recorded_in,reasons,notes,command,path,cached\n"
+        "recorded_in,reasons,notes,command,path,cached,early\n"
         "llama/w50,wanda/wikitext2:4096,token_perplexity,regressed,false,6.3062154,"
         "6.5017081,0.031,6.274841,6.3377465,6.3062154,6.42,83,61.25,measured,"
         'a paper,"rel 0.005, baselines/llama.yaml:7",baselines/llama.yaml,7,'
