@@ -13,6 +13,16 @@ import torch
 from ..checkpoints import is_out_of_memory
 from ..errors import MeasurementError
 
+OWN_ERRORS = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What models raise that cannot be run in some way."""
+
 Forward = Callable[..., Any]
 """A module, or what torch.compile makes of it."""
 
@@ -101,14 +111,30 @@ def logits(
     accepted = inspect.signature(model.forward).parameters
     if "use_cache" in accepted:
         options["use_cache"] = False
-    keep = positions is not None and "logits_to_keep" in accepted
-    if keep:
-        options["logits_to_keep"] = positions
     called = model if run is None else run
+    if positions is not None and "logits_to_keep" in accepted:
+        some = _of_positions(called, ids, positions, options)
+        if some is not None:
+            return some
     found: torch.Tensor = called(input_ids=ids, **options).logits
-    if positions is None:
-        return found
-    return found[0] if keep else found[0, positions]
+    return found if positions is None else found[0, positions]
+
+
+def _of_positions(
+    called: Forward, ids: torch.Tensor, positions: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor | None:
+    """Logits of some positions [n x vocabulary]; None where a model gives others.
+
+    Some take a number only, and some take it and give them all.
+    """
+    try:
+        found = called(input_ids=ids, logits_to_keep=positions, **options).logits
+    except OWN_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    kept: torch.Tensor = found[0]
+    return kept if len(kept) == len(positions) < ids.shape[1] else None
 
 
 def output_head(model: torch.nn.Module) -> torch.nn.Module | None:
@@ -144,10 +170,23 @@ def rotates_by_length(model: torch.nn.Module) -> bool:
     Of transformers' rotary embeddings ``longrope`` (Phi-3 with 128k) takes other
     factors beyond a length and ``dynamic`` another base. What is read of a short
     context is not what a longer input has there, and a proof on a short one shows none
-    of it.
+    of it. Code that comes with a checkpoint has modules of its own, but its config
+    mostly says so by the same words.
     """
-    types: set[str] = set()
+    types = _rope_types(getattr(model, "config", None))
     for module in model.modules():
         kind = getattr(module, "rope_type", None)  # a layer type's each, or one
         types |= {*kind.values()} if isinstance(kind, dict) else {str(kind)}
     return any(kind == "longrope" or "dynamic" in kind for kind in types)
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Of a config: of what it is called, now and before, and Qwen's own switch."""
+    types = {"dynamic"} if getattr(config, "use_dynamic_ntk", None) is True else set()
+    for name in ("rope_scaling", "rope_parameters"):
+        found = getattr(config, name, None)
+        if isinstance(found, dict):
+            for each in (found, *found.values()):  # one, or a layer type's each
+                if isinstance(each, dict):
+                    types |= {str(each.get(key)) for key in ("type", "rope_type")}
+    return types

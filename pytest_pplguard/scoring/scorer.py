@@ -59,15 +59,10 @@ class Kept(Protocol):
 
 _PROOF_POSITIONS = 128
 
-_NO_CACHE = (
-    AttributeError,
-    IndexError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
+_EQUAL_ONLY = (
+    "only windows of equal length are read together: padding changes this model's "
+    "losses (slower, same numbers)"
 )
-"""What models raise that cannot go on from a context that they have read."""
 
 _TOO_MUCH = "a document's answers together are too much for its memory"
 
@@ -108,7 +103,9 @@ class Scorer:
         self._proven = False
         self._compiled_proven = False
         self._shares: bool | None = None
+        self._together: bool | None = None
         self._packs: bool | None = None
+        self._packed: tuple[int, int] | None = None  # lengths, shortest and longest
         # Positions may depend on all that was read before: nothing changes its place.
         self._rotates = models.rotates_by_length(model)
 
@@ -165,10 +162,11 @@ class Scorer:
                     index: _window_score(value, index, windows)
                     for index, value in zip(batch, values, strict=True)
                 }
+                known = scores.keys() & new
                 scores |= new
                 if kept is not None:
                     kept.add(new)
-                tell(new)
+                tell({index: new[index] for index in new if index not in known})
         return scores
 
     def _scored(
@@ -280,22 +278,38 @@ class Scorer:
         """
         chosen = [windows[index] for index in batch]
         with self.failing(batch, windows):
+            if len(chosen) > 1 and self._together is None:
+                self._prove_together(chosen)
+            parts = [[window] for window in chosen]
             return [
                 row[window.start : window.start + len(window.targets)].clone()
-                for row, window in zip(self._run(chosen), chosen, strict=True)
+                for part in (parts if self._together is False else [chosen])
+                for row, window in zip(self._run(part), part, strict=True)
             ]
 
     def _score(self, batch: Sequence[int], windows: Sequence[Window]) -> list[float]:
         chosen = [windows[index] for index in batch]
         with self.failing(batch, windows):
-            if len({len(window.ids) for window in chosen}) == 1:
+            if len(chosen) == 1:
                 return self._nlls(chosen)
-            if self._packs is None:
+            if self._together is False:
+                return [self._nlls([window])[0] for window in chosen]
+            if len({len(window.ids) for window in chosen}) == 1:
+                if self._together is None:
+                    return self._prove_together(chosen)
+                return self._nlls(chosen)
+            if self._packs is False:
+                return self._unpacked(chosen)
+            if self._packs is None or self._is_new(chosen):
                 return self._prove_packing(chosen)
-            return self._nlls(chosen) if self._packs else self._unpacked(chosen)
+            return self._nlls(chosen)
 
     def _nlls(self, windows: Sequence[Window]) -> list[float]:
         """Nats of each of some windows that are read at once."""
+        return [part.sum().item() for part in self._each_nll(windows)]
+
+    def _each_nll(self, windows: Sequence[Window]) -> Sequence[torch.Tensor]:
+        """As :meth:`_nlls`, of each token: [scored] for each window, in float64."""
         rows = self._run(windows)
         width = rows.shape[1]
         counts = [len(window.targets) for window in windows]
@@ -310,8 +324,7 @@ class Scorer:
         targets = _send([t for window in windows for t in window.targets], rows.device)
         found = losses(rows.flatten(0, 1), positions, targets, self.head)
         # Once a batch: whoever asks an accelerator for a number waits for it.
-        parts = torch.split(found.to("cpu").double(), counts)
-        return [part.sum().item() for part in parts]
+        return torch.split(found.to("cpu").double(), counts)
 
     def _unpacked(self, windows: Sequence[Window]) -> list[float]:
         """As :meth:`_nlls`, those of each length apart."""
@@ -320,44 +333,109 @@ class Scorer:
             by_length.setdefault(len(window.ids), []).append(number)
         found: dict[int, float] = {}
         for numbers in by_length.values():
-            values = self._nlls([windows[number] for number in numbers])
+            same = [windows[number] for number in numbers]
+            if len(same) > 1 and self._together is None:
+                values = self._prove_together(same)
+            elif self._together is False:
+                values = [self._nlls([window])[0] for window in same]
+            else:
+                values = self._nlls(same)
             found |= dict(zip(numbers, values, strict=True))
         return [found[number] for number in range(len(windows))]
+
+    def _is_new(self, windows: Sequence[Window]) -> bool:
+        """Whether padding was not proven for windows as short, or as long, as these.
+
+        What a model sees of it may be lost in the losses of long windows.
+        """
+        assert self._packed is not None
+        lengths = [len(window.ids) for window in windows]
+        shortest, longest = self._packed
+        return 2 * min(lengths) <= shortest or max(lengths) >= 2 * longest
+
+    def _prove_together(self, windows: Sequence[Window]) -> list[float]:
+        """Read windows of equal length at once only if that gives the same losses.
+
+        It does not where a token's way depends on the others of the batch, as with
+        experts that take so many tokens and no more.
+        """
+        together = self._each_nll(windows)
+        found = [part.sum().item() for part in together]
+        same = self._are_alone(together, windows, (0, len(windows) - 1))
+        if same is None:
+            return found  # the scoring itself reports the window
+        self._together = same
+        if same:
+            return found
+        if _EQUAL_ONLY in self.notices:  # not even those
+            self.notices.remove(_EQUAL_ONLY)
+        self.notices.append(
+            "windows are read one by one: reading several at once changes this model's "
+            "losses (slower, same numbers)"
+        )
+        return [self._nlls([window])[0] for window in windows]
 
     def _prove_packing(self, windows: Sequence[Window]) -> list[float]:
         """Pad windows only if that gives the losses of reading them alone.
 
-        Of the first batch, the windows with most and with least padding.
+        Of a batch, the windows with most and with least padding.
         """
-        together = self._nlls(windows)
-        by_length = sorted(range(len(windows)), key=lambda n: len(windows[n].ids))
-        chosen = (by_length[0], by_length[-1])
-        alone = [self._nlls([windows[number]])[0] for number in chosen]
-        if not all(map(math.isfinite, alone)):
+        together = self._each_nll(windows)
+        lengths = [len(window.ids) for window in windows]
+        chosen = (lengths.index(min(lengths)), lengths.index(max(lengths)))
+        same = self._are_alone(together, windows, chosen)
+        if same is None:
             return self._unpacked(windows)  # the scoring itself reports the window
-        apart = max(
-            abs(together[number] - nats) / max(nats, 1e-12)
-            for number, nats in zip(chosen, alone, strict=True)
-        )
-        if not apart <= self._rounding():
+        if not same:
             self._packs = False
-            self.notices.append(
-                "only windows of equal length are read together: padding changes this "
-                "model's losses (slower, same numbers)"
-            )
+            self.notices.append(_EQUAL_ONLY)
             return self._unpacked(windows)
+        known = (min(lengths), max(lengths)) if self._packed is None else self._packed
+        self._packed = min(known[0], *lengths), max(known[1], *lengths)
         self._packs = True
-        return together
+        return [part.sum().item() for part in together]
 
-    def _rounding(self) -> float:
+    def _are_alone(
+        self,
+        together: Sequence[torch.Tensor],
+        windows: Sequence[Window],
+        chosen: Sequence[int],
+    ) -> bool | None:
+        """Whether chosen windows have the losses of reading each of them alone.
+
+        None where those are not finite.
+        """
+        for number in chosen:
+            alone = self._each_nll([windows[number]])[0]
+            if not torch.isfinite(alone).all():
+                return None
+            if not self._are_same(together[number], alone):
+                return False
+        return True
+
+    def _are_same(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether losses of tokens are apart by rounding only.
+
+        By their sum, where rounding has random signs; and each, so that a change which
+        the sum hides is seen.
+        """
+        apart = found - expected
+        # Few tokens' rounding does not cancel out.
+        allowed = self._rounding(2e-6) * max(expected.sum().item(), 32.0)
+        return (
+            abs(apart.sum().item()) <= allowed
+            and apart.abs().sum().item() <= 10 * allowed
+        )
+
+    def _rounding(self, single_precision: float) -> float:
         """By what share losses may be apart that other shapes have rounded.
 
         Half precision rounds each product to 8 bits.
         """
-        single = is_single_or_better(models.dtype(self._model))
+        is_single = is_single_or_better(models.dtype(self._model))
         device = models.device(self._model)
-        if single and not torch.is_autocast_enabled(device.type):
-            return 1e-5
+        if is_single and not torch.is_autocast_enabled(device.type):
+            return single_precision
         return 2e-2
 
     def _score_answers(
@@ -375,10 +453,12 @@ class Scorer:
             if self._shares:
                 try:
                     return self._losses(self._continued(chosen, shared), chosen)
-                except torch.OutOfMemoryError:
-                    self._read_alone(_TOO_MUCH)
-                except _NO_CACHE as error:
-                    self._read_alone(f"its cache fails ({type(error).__name__})")
+                except (*models.OWN_ERRORS, MemoryError) as error:
+                    self._read_alone(
+                        _TOO_MUCH
+                        if is_out_of_memory(error)
+                        else f"its cache fails ({type(error).__name__})"
+                    )
             return self._losses(self._each(chosen), chosen)
 
     def _losses(
@@ -442,17 +522,18 @@ class Scorer:
             return alone  # the scoring itself reports the window
         try:
             rows = self._continued(windows, shared)
-        except torch.OutOfMemoryError:
-            self._read_alone(_TOO_MUCH)
-            return alone
-        except _NO_CACHE as error:
-            self._read_alone(f"it has no cache to go on from ({type(error).__name__})")
+        except (*models.OWN_ERRORS, MemoryError) as error:
+            self._read_alone(
+                _TOO_MUCH
+                if is_out_of_memory(error)
+                else f"it has no cache to go on from ({type(error).__name__})"
+            )
             return alone
         together = self._losses(rows, windows)
         apart = math.fsum(
             abs(one.nll - other.nll) for one, other in zip(alone, together, strict=True)
         ) / max(math.fsum(loss.nll for loss in alone), 1e-12)
-        if apart > self._rounding():
+        if apart > self._rounding(1e-5):  # sums of few tokens
             self._read_alone("going on from its cache gives other losses")
             return alone
         self._shares = True
@@ -518,7 +599,7 @@ class Scorer:
                 raise OutOfMemory(
                     self._out_of_memory(error, batch, windows, length, answers)
                 ) from error
-            if not isinstance(error, (IndexError, RuntimeError, ValueError)):
+            if not isinstance(error, models.OWN_ERRORS):
                 raise
             raise MeasurementError(
                 f"the model failed on {place(batch[0], windows)} "
@@ -569,7 +650,7 @@ class Scorer:
                 hidden, torch.arange(len(hidden), device=hidden.device), targets,
                 self._head,
             ).to("cpu").double()  # fmt: skip
-        except (AttributeError, TypeError, RuntimeError) as error:
+        except models.OWN_ERRORS as error:
             if is_out_of_memory(error):
                 raise
             self._fall_back(f"its body cannot be run alone ({type(error).__name__})")
@@ -584,7 +665,35 @@ class Scorer:
         if apart > allowed:
             self._fall_back("it changes the logits behind the output head")
             return
+        if not self._head_reads_rows_apart(hidden, targets, fast, allowed):
+            self._fall_back("its output head looks at several positions at once")
+            return
         self._proven = True
+
+    def _head_reads_rows_apart(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        found: torch.Tensor,
+        allowed: float,
+    ) -> bool:
+        """Whether single positions have the losses that they have among others.
+
+        Not so in a head that quantises what it reads by the largest number in it: that
+        may happen to be among the positions of the first window that are compared.
+        """
+        if type(self._head) is torch.nn.Linear:
+            return True
+        some = torch.linspace(0, len(targets) - 1, min(len(targets), 8)).long()
+        alone = torch.cat(
+            [
+                losses(hidden, one[None], targets[one][None], self._head)
+                for one in some.to(hidden.device)
+            ]
+        )
+        expected = found[some]
+        apart = (alone.to("cpu").double() - expected).abs().sum().item()
+        return apart <= allowed * max(expected.abs().sum().item(), 32.0)
 
     def _spread(
         self, rows: torch.Tensor, window: Window
@@ -602,20 +711,20 @@ class Scorer:
         Raises:
             MeasurementError: they are apart by more than rounding.
         """
-        sums = []
+        both = []
         for compiler in (None, self._compiler):
             rows = self._forward(ids, compiler)[0]
             positions, targets = self._spread(rows, window)
             found = losses(rows, positions, targets, self.head)
-            sums.append(found.to("cpu").double().sum().item())
-        itself, compiled = sums
-        if not math.isfinite(itself):
+            both.append(found.to("cpu").double())
+        itself, compiled = both
+        if not torch.isfinite(itself).all():
             return  # the scoring itself reports the window
-        if not abs(compiled - itself) <= self._rounding() * max(itself, 1e-12):
+        if not self._are_same(compiled, itself):
             raise MeasurementError(
-                f"torch.compile changes this model's losses, from {itself:.6g} to "
-                f"{compiled:.6g} nats over {len(targets)} tokens: leave --ppl-compile "
-                "out"
+                "torch.compile changes this model's losses, from "
+                f"{itself.sum().item():.6g} to {compiled.sum().item():.6g} nats over "
+                f"{len(targets)} tokens: leave --ppl-compile out"
             )
         self._compiled_proven = True
 

@@ -277,7 +277,7 @@ def test_auto_grows_backs_off_and_loses_no_window(clock: Clock) -> None:
     cut = windows((10,) * 60)
     scores = Scorer(model, batch_size="auto")(cut, kept)
     assert [count for count, _ in model.shapes] == [
-        *(1, 1, 2, 2, 4, 4),
+        *(1, 1, 2, 1, 1, 2, 4, 4),  # the first two together are also read alone
         *(8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 2),
     ]
     assert [index for batch in kept.batches for index in batch] == list(range(60))
@@ -288,16 +288,16 @@ def test_auto_stops_growing_where_time_gains_nothing(clock: Clock) -> None:
     clock.each = 0.0
     model = Small(10**9, clock=clock)
     Scorer(model, batch_size="auto")(windows((10,) * 9))
-    assert [count for count, _ in model.shapes] == [1, 1, 2, 2, 1, 1, 1]
+    assert [count for count, _ in model.shapes] == [1, 1, 2, 1, 1, 2, 1, 1, 1]
 
 
 def test_auto_asks_for_room_where_memory_has_no_error(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Small(10**9, clock=clock)
-    monkeypatch.setattr(memory, "has_room", lambda taken: len(model.shapes) < 4)
+    monkeypatch.setattr(memory, "has_room", lambda taken: len(model.shapes) < 6)
     Scorer(model, batch_size="auto")(windows((10,) * 10))
-    assert [count for count, _ in model.shapes] == [1, 1, 2, 2, 2, 2]
+    assert [count for count, _ in model.shapes] == [1, 1, 2, 1, 1, 2, 2, 2]
 
 
 def test_auto_shrinks_down_to_one_short_window(clock: Clock) -> None:
