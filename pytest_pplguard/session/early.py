@@ -9,7 +9,14 @@ from ..gates import EarlyPlan, window_bounds
 from ..gates.early import Range
 from ..options import Options, Target
 from ..protocols import PROTOCOLS
-from ..values import CheckpointEntry, Key, MetricName, Recorded, Tolerance
+from ..values import (
+    CheckpointEntry,
+    Key,
+    Measurement,
+    MetricName,
+    Recorded,
+    Tolerance,
+)
 from .files import BaselineFiles
 
 
@@ -30,7 +37,7 @@ class EarlyPlans:
         self._targets = targets
         self._files = files
         self._tell = tell
-        self._plans: dict[tuple[str, Key], EarlyPlan | None] = {}
+        self._plans: dict[tuple[str, Key], EarlyPlan | str] = {}
 
     def of(self, name: str, key: Key) -> EarlyPlan | None:
         """From all gates of the key; None where every window must be scored.
@@ -41,25 +48,23 @@ class EarlyPlans:
         if self._options.early is None or self._options.update != "no":
             return None
         if (name, key) not in self._plans:
-            made = self._make(name, key)
-            if isinstance(made, str):
-                self._say(name, key, made)
-            self._plans[name, key] = made if isinstance(made, EarlyPlan) else None
-        return self._plans[name, key]
+            self._plans[name, key] = self._make(name, key)
+        plan = self._plans[name, key]
+        return plan if isinstance(plan, EarlyPlan) else None
 
-    def tell(self, name: str, key: Key) -> str:
+    def tell(self, name: str, key: Key, measured: Measurement) -> str:
         """After the measurement: the notice, and what its verdicts must say of it."""
         plan = self._plans.get((name, key))
         if plan is None:
             return ""
-        if plan.remark:
-            self._say(name, key, plan.remark)
+        why = plan if isinstance(plan, str) else plan.remark
+        if why and not measured.cached:  # else no window was needed
+            self._tell(f"{name} {key}: --ppl-early: every window is needed: {why}")
+        if isinstance(plan, str):
+            return ""
         if plan.breach:
             self._tell(f"{name} {key}: --ppl-early: {plan.breach}")
         return plan.breach
-
-    def _say(self, name: str, key: Key, why: str) -> None:
-        self._tell(f"{name} {key}: --ppl-early: every window is needed: {why}")
 
     def _make(self, name: str, key: Key) -> EarlyPlan | str:
         early = self._options.early

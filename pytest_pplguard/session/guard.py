@@ -120,7 +120,7 @@ class Guard:
             entry.recorded.get(str(key)),
             from_files=self._files_of(name),
             tokenizer=functools.partial(self._tokenizer, name, measured),
-            note=self._early.tell(name, key),
+            note=self._early.tell(name, key, measured),
         )
 
     def judge_relative(self, name: str, gate: RelativeGate) -> Verdict:

@@ -104,6 +104,11 @@ def _make_guard(config: pytest.Config) -> Guard:
     guard = Guard(options, targets, files, make_store)
     if targets:
         guard.tell(*_not_in_ci(config))
+    if targets and options.early is not None and options.early.cap is None:
+        guard.tell(
+            "--ppl-early without --ppl-early-cap: only a regression can be known "
+            "early, a pass takes every window"
+        )
     return guard
 
 

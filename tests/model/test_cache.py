@@ -734,3 +734,12 @@ def test_a_hit_imports_nothing_heavy(gates: Gates) -> None:
     output, modules = run()
     assert len(re.findall(FROM_CACHE, output)) == 2
     assert modules.isdisjoint({"torch", "transformers", "datasets", "lm_eval"})
+
+
+def test_a_result_from_the_cache_needed_no_window_however_early(gates: Gates) -> None:
+    early = ("--ppl-early", "--ppl-early-cap=0.001")
+    gates.cached(*early)
+    assert any("--ppl-early: every window is needed" in note for note in gates.notes)
+    verdicts = gates.cached(*early)
+    assert all(verdict["cached"] for verdict in verdicts.values())
+    assert gates.notes == []

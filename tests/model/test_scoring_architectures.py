@@ -131,7 +131,6 @@ def test_both_originals_own_code_gives_the_numbers_of_a_family_in_batches(
     arch: str, batch_size: Any, tmp_path: Path
 ) -> None:
     model: Any = build(arch)
-    model.generation_config = None  # made-up settings are not worth saving
     save(model, tmp_path)
     save_tokenizer(build_tokenizer(VOCAB), tmp_path)
     loaded = load(locate(str(tmp_path)), device="cpu", dtype="float32")
