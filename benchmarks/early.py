@@ -23,7 +23,7 @@ from pathlib import Path
 from pytest_pplguard.gates import EarlyTest, scoring_order
 from pytest_pplguard.values import WindowScore
 
-from .run import Figure
+from .figures import Figure
 
 ERROR = 0.001
 TOLERANCES = (0.005, 0.01, 0.02, 0.03)

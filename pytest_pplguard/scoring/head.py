@@ -150,7 +150,9 @@ def _is_plain(head: torch.nn.Module, rows: torch.Tensor) -> TypeGuard[torch.nn.L
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     if not is_single_or_better(logits.dtype):
-        logits = logits.float()
+        # Accelerators widen in the same kernel: no second copy of all logits.
+        wide = torch.log_softmax(logits, -1, dtype=torch.float32)
+        return wide.gather(1, targets[:, None])[:, 0].neg_()
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 

@@ -9,7 +9,7 @@ from ..gates import EarlyPlan, window_bounds
 from ..gates.early import Range
 from ..options import Options, Target
 from ..protocols import PROTOCOLS
-from ..values import CheckpointEntry, Key, MetricName, Recorded, Tolerance
+from ..values import CheckpointEntry, Key, MetricName, Recorded
 from .files import BaselineFiles
 
 
@@ -44,6 +44,11 @@ class EarlyPlans:
             made = self._make(name, key)
             if isinstance(made, str):
                 self._say(name, key, made)
+            elif made.only_failing:
+                self._tell(
+                    f"{name} {key}: --ppl-early: only a failure can be known early: "
+                    f"{made.only_failing[0]} is held to drift"
+                )
             self._plans[name, key] = made if isinstance(made, EarlyPlan) else None
         return self._plans[name, key]
 
@@ -89,6 +94,11 @@ class EarlyPlans:
             recompute=protocol.recompute,
             cap=early.cap,
             error=early.error,
+            only_failing=[
+                metric
+                for metric, tolerance in entry.gates.metrics[str(key)].items()
+                if tolerance.drift is not None
+            ],
         )
 
     def _needed_by(self, name: str, key: Key) -> str:
@@ -111,14 +121,8 @@ def _allowed(
     for metric, tolerance in entry.gates.metrics.get(str(key), {}).items():
         if metric not in recorded.metrics:
             return f"the baseline has no {metric}"
-        if missing := _needs_all(tolerance):
-            return f"{metric} is held to {missing}"
+        if tolerance.sigma is not None:
+            return f"{metric} is held to sigma"
         bounds = window_bounds(tolerance, recorded.metrics[metric])
         allowed[metric] = (bounds.low, bounds.high)
     return allowed
-
-
-def _needs_all(tolerance: Tolerance) -> str:
-    """The bound that only all windows can be held to."""
-    names = ("drift", "sigma")
-    return next((n for n in names if getattr(tolerance, n) is not None), "")
