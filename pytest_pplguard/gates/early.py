@@ -27,9 +27,11 @@ Ramdas, *Confidence sequences for sampling without replacement*, NeurIPS 2020;
 
 **What bounds a change.** A loss is never negative, so that no window can fall by more
 than its recorded loss: that makes an early failure valid without any assumption. No
-rise is impossible, so that an early pass needs a cap that the user sets. Where the
-worst (or best) that unseen windows could do does not matter any more, the verdict is
-known without an error.
+rise is impossible, so that an early pass needs a cap that the user sets. It is two
+assumptions: S can be seen to be above a bound if nothing falls by more, and to be below
+one if nothing rises by more. A window that breaks one of them leaves the other.
+Where the worst (or best) that unseen windows could do does not matter any more, the
+verdict is known without an error.
 
 **Error.** For two hypotheses of one direction, "at least s" and "at least t > s", the
 second one's wealth is always the larger. So among all bounds of a key's gates only the
@@ -43,7 +45,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -148,26 +150,33 @@ class _Bound:
         self._free_rise = _Bets(-total - slack, tokens)
         self._fall = _Bets(total - slack, tokens)
 
-    def see(self, window: _Seen, cap: float | None) -> None:
-        """A window; ``cap`` is None where none is set, or where it was broken."""
-        if cap is None:
-            self.below = False
-            self.above = "free" if self.above == "free" else ""
+    def see(
+        self, window: _Seen, *, most_fall: float | None, most_rise: float | None
+    ) -> None:
+        """A window, and by how much, a token, none is assumed to fall or to rise.
+
+        None where nothing is assumed, or where a window has broken it.
+        """
         self._free_rise.see(-window.change, window.tokens, window.floor)
         free = self._free_rise.wealth * (1 - WITH_CAP if self._capped else 1)
         wanted_above, wanted_below = (1 / chance for chance in self._chances)
         if free >= wanted_above or self._free_rise.is_dead(window.fall_left):
             self.above = "free"
-        if cap is None:
-            return
-        self._rise.see(-window.change, window.tokens, cap)
-        self._fall.see(window.change, window.tokens, cap)
-        most = cap * window.tokens_left
-        risen = free + WITH_CAP * self._rise.wealth >= wanted_above
-        if not self.above and (risen or self._rise.is_dead(most)):
-            self.above = "capped"
-        if self._fall.wealth >= wanted_below or self._fall.is_dead(most):
-            self.below = True
+        if most_fall is None:
+            self.above = "free" if self.above == "free" else ""
+        else:
+            self._rise.see(-window.change, window.tokens, most_fall)
+            risen = free + WITH_CAP * self._rise.wealth >= wanted_above
+            dead = self._rise.is_dead(most_fall * window.tokens_left)
+            if not self.above and (risen or dead):
+                self.above = "capped"
+        if most_rise is None:
+            self.below = False
+        else:
+            self._fall.see(window.change, window.tokens, most_rise)
+            dead = self._fall.is_dead(most_rise * window.tokens_left)
+            if self._fall.wealth >= wanted_below or dead:
+                self.below = True
 
 
 class _Seen(Struct, frozen=True):
@@ -194,6 +203,7 @@ class EarlyTest:
         cap: nats a token that no window is assumed to have moved by; None: nothing is.
         error: largest probability that any verdict is not the full run's.
         slack: by how much (nats) the bounds may be off.
+        only_failing: metrics that only all windows can let pass.
     """
 
     def __init__(
@@ -205,6 +215,7 @@ class EarlyTest:
         cap: float | None,
         error: float,
         slack: float = 0.0,
+        only_failing: Collection[MetricName] = (),
     ) -> None:
         self.seen = 0
         self.change = 0.0
@@ -214,7 +225,9 @@ class EarlyTest:
         self._order = order
         self._allowed = allowed
         self._cap = cap
+        self._most_fall = self._most_rise = cap
         self._error = error
+        self._only_failing = frozenset(only_failing)
         losses = [recorded[index].nll_sum for index in order]
         sizes = [recorded[index].scored for index in order]
         self._all_tokens = sum(sizes)
@@ -254,8 +267,12 @@ class EarlyTest:
         self.change += change
         self.tokens += score.scored
         moved = change / score.scored
-        if self._cap is not None and self.broken_by is None and abs(moved) > self._cap:
-            self.broken_by = (index, moved)
+        if self._cap is not None and abs(moved) > self._cap:
+            self.broken_by = self.broken_by or (index, moved)
+            if moved > 0:
+                self._most_rise = None
+            else:
+                self._most_fall = None
         window = _Seen(
             change=change,
             tokens=score.scored,
@@ -264,27 +281,31 @@ class EarlyTest:
             tokens_left=self._all_tokens - self.tokens,
         )
         for bound in self._bounds.values():
-            bound.see(window, self._cap if self.broken_by is None else None)
+            bound.see(window, most_fall=self._most_fall, most_rise=self._most_rise)
 
     @property
     def decided(self) -> dict[MetricName, Decided]:
         """The outcomes that are known."""
-        found = {name: self._outcome(pair) for name, pair in self._allowed.items()}
+        found = {name: self._outcome(name) for name in self._allowed}
         return {name: outcome for name, outcome in found.items() if outcome is not None}
 
     @property
     def is_known(self) -> bool:
         """Whether every gate's outcome is."""
-        return all(self._outcome(pair) is not None for pair in self._allowed.values())
+        return all(self._outcome(name) is not None for name in self._allowed)
 
-    def _outcome(self, allowed: Range) -> Decided | None:
-        low, high = (None if s is None else self._bounds[s] for s in allowed)
+    def _outcome(self, metric: MetricName) -> Decided | None:
+        low, high = (
+            None if s is None else self._bounds[s] for s in self._allowed[metric]
+        )
         if high is not None and high.above:
             return "regressed"
         if high is not None and not high.below:
             return None
         if low is not None and low.below:
             return "improved"
+        if metric in self._only_failing:
+            return None
         return "within" if low is None or low.above else None
 
     def stopped(self) -> EarlyStop:
@@ -359,7 +380,8 @@ class EarlyPlan:
     """All that may end the measurement of one key early; it is asked before and during.
 
     ``remark`` says why all windows are needed, ``breach`` which of them broke the cap;
-    empty where that is not so.
+    empty where that is not so. ``only_failing`` are metrics that only all windows can
+    let pass.
 
     Args:
         recorded: the baseline.
@@ -369,6 +391,7 @@ class EarlyPlan:
         recompute: the metrics of the key's method from windows and units.
         cap: nats a token that no window is assumed to have moved by; None: nothing is.
         error: largest probability that any verdict is not the full run's.
+        only_failing: metrics that only all windows can let pass.
     """
 
     def __init__(
@@ -381,6 +404,7 @@ class EarlyPlan:
         recompute: Recompute,
         cap: float | None,
         error: float,
+        only_failing: Collection[MetricName] = (),
     ) -> None:
         self.remark = ""
         self.breach = ""
@@ -390,6 +414,7 @@ class EarlyPlan:
         self._recompute = recompute
         self._cap = cap
         self._error = error
+        self.only_failing = tuple(only_failing)
         self._allowed: dict[MetricName, Range] = {}
         self._slack = 0.0
         for metric, pair in allowed.items():
@@ -448,6 +473,7 @@ class EarlyPlan:
             cap=self._cap,
             error=self._error,
             slack=self._slack,
+            only_failing=self.only_failing,
         )
 
     @property
@@ -501,10 +527,13 @@ class EarlyPlan:
 def early_text(stop: EarlyStop, metric: MetricName) -> str:
     """On what a verdict rests that was known before the last window."""
     windows = f"{stop.seen} of {stop.windows} windows"
+    # A failure holds if the others do not make up for what was seen.
+    moved = {"within": "moved", "regressed": "fell", "improved": "rose"}
     assumed = (
         ""
         if stop.cap is None
-        else f", if no unseen window moved by more than {stop.cap:g} nats a token"
+        else f", if no unseen window {moved[stop.decided[metric]]} by more than "
+        f"{stop.cap:g} nats a token"
     )
     return (
         f"{stop.decided[metric]} after {windows}{assumed}; {100 * stop.error:g} % error"

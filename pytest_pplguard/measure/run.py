@@ -23,7 +23,14 @@ from ..errors import (
 from ..gates import EarlyPlan
 from ..journal import Journal
 from ..protocols import PROTOCOLS, LmEval, Protocol, check_key, windows_digest
-from ..scoring import BatchSize, Kept, Progress, Scorer, Stop
+from ..scoring import (
+    BatchSize,
+    Kept,
+    Progress,
+    Scorer,
+    Stop,
+    rotates_by_length,
+)
 from ..startup import importing
 from ..values import Key, Measurement, Scalar, Window, WindowScore
 from .environment import environment, kernels, using_threads
@@ -184,6 +191,11 @@ class _Run:
             windows = list(protocol.windows(corpus, self._loaded.tokenizer, key))
             _check_windows(protocol, key, windows)
         self._take(windows)
+        if rotates_by_length(self._loaded.model):
+            plan.remark = plan.remark or (
+                "the model's rotary positions depend on what it has read before"
+            )
+            return None
         if [len(window.targets) for window in windows] != plan.sizes:
             plan.remark = plan.remark or "its windows are not those of its baseline"
             return None

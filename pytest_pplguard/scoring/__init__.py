@@ -2,6 +2,7 @@
 
 from .batching import BatchSize, batches, groups, shared_context
 from .head import chunk_size, nll
+from .models import rotates_by_length
 from .scorer import Kept, Progress, Scorer, Stop, place
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "groups",
     "nll",
     "place",
+    "rotates_by_length",
     "shared_context",
 ]

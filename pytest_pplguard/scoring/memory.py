@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import re
@@ -65,7 +66,11 @@ def _left(device: torch.device) -> tuple[int, int] | None:
 
 
 def give_back(device: torch.device) -> None:
-    """Have the allocator return what nobody uses."""
+    """Have the allocator return what nobody uses.
+
+    An error's frames hold the tensors of the batch that failed, in a cycle.
+    """
+    gc.collect()
     if device.type != "cpu":
         torch.accelerator.empty_cache()
 

@@ -354,6 +354,7 @@ def add_properties(item: pytest.Item, verdicts: Iterable[Verdict]) -> None:
             "outcome": verdict.outcome.value,
             **figures(verdict),
             **({"cached": verdict.cached} if verdict.cached else {}),
+            **({"early": verdict.early} if verdict.early else {}),
         }.items()
     ]
 

@@ -9,14 +9,7 @@ from ..gates import EarlyPlan, window_bounds
 from ..gates.early import Range
 from ..options import Options, Target
 from ..protocols import PROTOCOLS
-from ..values import (
-    CheckpointEntry,
-    Key,
-    Measurement,
-    MetricName,
-    Recorded,
-    Tolerance,
-)
+from ..values import CheckpointEntry, Key, Measurement, MetricName, Recorded
 from .files import BaselineFiles
 
 
@@ -62,6 +55,11 @@ class EarlyPlans:
             self._tell(f"{name} {key}: --ppl-early: every window is needed: {why}")
         if isinstance(plan, str):
             return ""
+        if plan.only_failing and not measured.cached:
+            self._tell(
+                f"{name} {key}: --ppl-early: only a failure can be known early: "
+                f"{plan.only_failing[0]} is held to drift"
+            )
         if plan.breach:
             self._tell(f"{name} {key}: --ppl-early: {plan.breach}")
         return plan.breach
@@ -94,6 +92,11 @@ class EarlyPlans:
             recompute=protocol.recompute,
             cap=early.cap,
             error=early.error,
+            only_failing=[
+                metric
+                for metric, tolerance in entry.gates.metrics[str(key)].items()
+                if tolerance.drift is not None
+            ],
         )
 
     def _needed_by(self, name: str, key: Key) -> str:
@@ -116,14 +119,8 @@ def _allowed(
     for metric, tolerance in entry.gates.metrics.get(str(key), {}).items():
         if metric not in recorded.metrics:
             return f"the baseline has no {metric}"
-        if missing := _needs_all(tolerance):
-            return f"{metric} is held to {missing}"
+        if tolerance.sigma is not None:
+            return f"{metric} is held to sigma"
         bounds = window_bounds(tolerance, recorded.metrics[metric])
         allowed[metric] = (bounds.low, bounds.high)
     return allowed
-
-
-def _needs_all(tolerance: Tolerance) -> str:
-    """The bound that only all windows can be held to."""
-    names = ("drift", "sigma")
-    return next((n for n in names if getattr(tolerance, n) is not None), "")

@@ -361,7 +361,7 @@ def test_evidence_of_other_windows_needs_all(
         good._recorded,
         baseline.protocol,
         windows,
-        {},
+        {METRIC["wanda"]: (1.0, 100.0)},
         recompute=PROTOCOLS["wanda"].recompute,
         cap=CAP,
         error=0.001,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -312,6 +314,36 @@ def test_auto_shrinks_down_to_one_short_window(clock: Clock) -> None:
     scores = Scorer(model, batch_size="auto")(cut)
     assert [score.nll_sum for score in scores] == pytest.approx(nats(Small(12), cut))
     assert [count for count, _ in model.shapes] == [1, 4, 2, 1, 1, 1, 1]
+
+
+def test_what_did_not_fit_is_let_go_of_before_less_is_tried(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without waiting for Python to look for it: an allocator cannot."""
+
+    class Holding(Small):
+        def forward(self, input_ids: torch.Tensor) -> Any:
+            states = torch.zeros(len(input_ids), 100)
+            held.append(weakref.ref(states))
+            return super().forward(input_ids)
+
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    give_back = memory.give_back
+    monkeypatch.setattr(
+        memory.torch.accelerator,
+        "empty_cache",
+        lambda: alive.append(held[-1]() is not None),
+    )
+    monkeypatch.setattr(
+        memory, "give_back", lambda device: give_back(torch.device("cuda"))
+    )
+    gc.disable()
+    try:
+        Scorer(Holding(25, clock=clock), batch_size="auto")(windows((10,) * 16))
+    finally:
+        gc.enable()
+    assert alive == [False]
 
 
 def test_auto_goes_on_with_what_is_left_and_asks_to_stop(clock: Clock) -> None:

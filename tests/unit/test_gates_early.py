@@ -314,7 +314,7 @@ def test_scores_in_one_batch_or_one_by_one_give_the_same(
     assert (test.seen, test.decided) == (at_once.seen, at_once.decided)
 
 
-def test_a_window_beyond_the_cap_leaves_failures_alone() -> None:
+def test_a_window_beyond_the_cap_breaks_what_it_says_and_no_more() -> None:
     allowed: dict[str, Range] = {"m": (-2.0, 2.0)}
     calm = run([0.0] * 40, range(40), allowed, error=0.1)
     assert calm.decided == {"m": "within"}
@@ -326,13 +326,44 @@ def test_a_window_beyond_the_cap_leaves_failures_alone() -> None:
     assert one.broken_by[0] == 1
     assert one.broken_by[1] == pytest.approx(0.11)
 
-    better = run([-0.11] * 40, range(40), allowed, error=0.1)
-    assert (better.seen, better.decided) == (40, {})
+    # That others do not fall by more is not broken by windows that rise, and
+    # failures need no more than that; nor the other way round.
+    for sign, outcome in ((1, "regressed"), (-1, "improved")):
+        beyond = run([sign * 0.5] * 40, range(40), allowed, error=0.1)
+        assert beyond.decided == {"m": outcome}
+        assert beyond.seen < 15
+        assert beyond.stopped().cap == CAP
 
-    worse = run([0.5] * 40, range(40), allowed, error=0.1)
-    assert worse.decided == {"m": "regressed"}
-    assert worse.seen < 40
-    assert worse.stopped().cap is None
+        below_it = run([sign * 0.09] * 40, range(40), allowed, error=0.1)
+        assert below_it.decided == {"m": outcome}
+        against = run(
+            [-sign * 0.11] + [sign * 0.09] * 39, range(40), allowed, error=0.1
+        )
+        assert against.seen > 1.5 * below_it.seen
+        assert not against.decided or against.stopped().cap is None
+
+
+def test_what_only_all_windows_can_let_pass_may_fail_before() -> None:
+    allowed: dict[str, Range] = {"m": (-2.0, 2.0)}
+    recorded = scores_of([10] * 40)
+
+    def seen(change: float) -> tuple[int, dict[str, str]]:
+        test = EarlyTest(
+            recorded, range(40), allowed, cap=CAP, error=0.1, only_failing=["m"]
+        )
+        test(
+            {
+                i: replace(score, nll_sum=score.nll_sum + 10 * change)
+                for i, score in enumerate(recorded)
+            }
+        )
+        return test.seen, dict(test.decided)
+
+    assert seen(0.0) == (40, {})
+    for change, outcome in ((0.08, "regressed"), (-0.08, "improved")):
+        windows, decided = seen(change)
+        assert windows < 15
+        assert decided == {"m": outcome}
 
 
 def test_what_was_decided_under_the_cap_is_taken_back() -> None:
@@ -675,7 +706,7 @@ def test_texts_mark_an_estimate() -> None:
         "1 within tolerance",
     ]
     header, row = csv_report([verdict]).splitlines()
-    assert header.endswith(",path,early")
+    assert header.endswith(",path,cached,early")
     assert row.endswith(",regressed after 27 of 40 windows; 0.1 % error")
 
 
@@ -684,6 +715,11 @@ def test_the_error_is_told_as_it_is() -> None:
         seen=3, windows=8, cap=0.05, error=0.025, decided={METRIC: "improved"}
     )
     assert early_text(stop, METRIC) == (
-        "improved after 3 of 8 windows, if no unseen window moved by more than 0.05 "
+        "improved after 3 of 8 windows, if no unseen window rose by more than 0.05 "
+        "nats a token; 2.5 % error"
+    )
+    stop = replace(stop, decided={METRIC: "regressed"})
+    assert early_text(stop, METRIC) == (
+        "regressed after 3 of 8 windows, if no unseen window fell by more than 0.05 "
         "nats a token; 2.5 % error"
     )
