@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,7 +55,10 @@ class Compiler:
             MeasurementError: there is no compiler here, or not for this model.
         """
         try:
-            yield
+            with warnings.catch_warnings():
+                # Of the compiler's own code; an error where the user's tests say so.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                yield
         except Exception as error:
             if is_out_of_memory(error) or not _is_compilers(error):
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..baselines import split_name
+from ..errors import InvalidLossError
 from ..gates import EarlyPlan, window_bounds
 from ..gates.early import Range
 from ..options import Options, Target
@@ -45,17 +46,21 @@ class EarlyPlans:
         plan = self._plans[name, key]
         return plan if isinstance(plan, EarlyPlan) else None
 
-    def tell(self, name: str, key: Key, measured: Measurement) -> str:
+    def tell(
+        self, name: str, key: Key, measured: Measurement | InvalidLossError
+    ) -> str:
         """After the measurement: the notice, and what its verdicts must say of it."""
         plan = self._plans.get((name, key))
         if plan is None:
             return ""
+        # A result of the cache needed no window.
+        scored = isinstance(measured, InvalidLossError) or not measured.cached
         why = plan if isinstance(plan, str) else plan.remark
-        if why and not measured.cached:  # else no window was needed
+        if why and scored:
             self._tell(f"{name} {key}: --ppl-early: every window is needed: {why}")
         if isinstance(plan, str):
             return ""
-        if plan.only_failing and not measured.cached:
+        if plan.only_failing and scored:
             self._tell(
                 f"{name} {key}: --ppl-early: only a failure can be known early: "
                 f"{plan.only_failing[0]} is held to drift"

@@ -331,7 +331,7 @@ def test_what_did_not_fit_is_let_go_of_before_less_is_tried(
     alive: list[bool] = []
     give_back = memory.give_back
     monkeypatch.setattr(
-        memory.torch.accelerator,
+        torch.accelerator,
         "empty_cache",
         lambda: alive.append(held[-1]() is not None),
     )

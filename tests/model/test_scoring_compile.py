@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from typing import Any
 
@@ -65,6 +66,21 @@ def test_the_model_really_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_with(monkeypatch, backend)
     Scorer(build_model("llama", vocab=VOCAB), compile=True)(windows((20, 20)))
     assert graphs
+
+
+def test_what_the_compiler_deprecates_is_no_error_of_the_users_tests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def backend(graph: Any, example: Any) -> Any:
+        warnings.warn("torch.jit is old", DeprecationWarning, stacklevel=1)
+        return graph.forward
+
+    compile_with(monkeypatch, backend)
+    cut, model = windows((20,)), build_model("llama", vocab=VOCAB)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (score,) = Scorer(model, compile=True)(cut)
+    assert [score.nll_sum] == pytest.approx(nats(model, cut), rel=2e-6)
 
 
 def test_answers_of_tasks_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

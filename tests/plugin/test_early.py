@@ -200,6 +200,18 @@ def test_without_a_cap_only_failures_are_early(early: Project) -> None:
     assert int(match[1]) == read(early) < COUNT
 
 
+def test_an_invalid_loss_where_every_window_is_needed(early: Project) -> None:
+    gates = "    gates:\n      " + KEY + ": {token_perplexity: {min: 1, max: 9}}\n"
+    (early.path / "baselines/llama.yaml").write_text(
+        "schema: 1\nmodel: org/llama\ncheckpoints:\n  w50:\n" + gates
+    )
+    text = section(
+        early.run("baselines/llama.yaml", "--ppl-model=llama/w50=ppl:8,nan:3", *EARLY)
+    )
+    assert "invalid" in text
+    assert "every window is needed: there is no baseline" in text
+
+
 def test_a_full_run_gives_the_very_verdict(early: Project, tmp_path: Path) -> None:
     """Undecided to the end: what is allowed, and what is measured, nearly touch."""
     reports = []
