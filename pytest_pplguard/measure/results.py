@@ -11,6 +11,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,18 @@ class Results:
         self._worker = worker
         self._threads = threads
         self._contents: dict[object, Contents] = {}
+        self._loaded: dict[str, object] = {}
         self._asked: dict[tuple[str, Key], _Asked] = {}
+
+    def loads(self, target: Target) -> None:
+        """Called right before a checkpoint is loaded: notes what its files are.
+
+        A model stays in memory over several keys, and its files may be replaced
+        between two of them: what is measured then is of the files before.
+        """
+        self._loaded.pop(target.name, None)
+        with suppress(PplguardError):  # loading it says so
+            self._loaded[target.name] = files_state(self._locate(target.name))
 
     def recall(
         self, target: Target, key: Key, open_corpus: Callable[[str], Corpus]
@@ -129,7 +141,7 @@ class Results:
                 return known
             found = anew()
             # What others look up must be what the files give, and nothing else.
-            if files_state(self._locate(target.name)) == asked.state:
+            if not self._were_changed(target, asked):
                 self._cache.put(WINDOWS, about, found, label=label)
             return found
 
@@ -202,12 +214,17 @@ class Results:
         text["tokenizer"] = self._contents[target, state].texts
         return _Asked(about, text, place, state, corpus.digest)
 
+    def _were_changed(self, target: Target, asked: _Asked) -> bool:
+        """Whether the files are others than when they were loaded, or asked about."""
+        state = files_state(self._locate(target.name))
+        return not state == asked.state == self._loaded.get(target.name)
+
     def _changed(
         self, target: Target, asked: _Asked, measured: Measurement
     ) -> list[str]:
         """What is not as it was before the checkpoint was loaded."""
         found = []
-        if files_state(self._locate(target.name)) != asked.state:
+        if self._were_changed(target, asked):
             found.append("the checkpoint's files were changed meanwhile")
         kernels: dict[str, Scalar] = asked.identity["kernels"]
         different = [

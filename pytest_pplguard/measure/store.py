@@ -112,6 +112,8 @@ class Store:
         self.evict()
         if (name, None) in self._failed:
             raise self._failed[name, None]
+        if self._results is not None:
+            self._results.loads(self._targets[name])
         try:
             loaded = self.load(self._targets[name])
         except PplguardError as error:

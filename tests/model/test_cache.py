@@ -36,6 +36,7 @@ import pytest_pplguard.plugin
 import pytest_pplguard.session.setup
 import pytest_pplguard.session.xdist  # noqa: F401
 from pytest_pplguard.measure import loading
+from pytest_pplguard.measure.results import Results
 from pytest_pplguard.protocols import CutProtocol, LmEval
 
 from .tiny import save_tiny
@@ -578,6 +579,29 @@ def test_files_that_change_meanwhile_are_not_cached(
         f"llama/it {WANDA}: not cached: the checkpoint's files were changed meanwhile"
     ]
     assert list(gates.cache.glob("*.result.json")) == []
+
+
+def test_files_that_are_replaced_between_two_keys_are_not_cached(
+    gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model in memory is of the files before, whatever is in the folder now."""
+    other = save_tiny(gates.path / "other", seed=7) / "model.safetensors"
+    keep = Results.keep
+
+    def keep_and_replace(self: Results, *args: Any) -> None:
+        keep(self, *args)
+        if other.exists():
+            os.replace(other, gates.checkpoint / other.name)
+
+    monkeypatch.setattr(Results, "keep", keep_and_replace)
+    gates.cached()
+    assert gates.notes == [
+        f"llama/it {LM_EVAL}: not cached: the checkpoint's files were changed meanwhile"
+    ]
+    found = gates.cached()
+    assert from_cache(found) == [False] * 3
+    assert numbers(found) == numbers(gates.run())
+    assert {verdict["outcome"] for verdict in found.values()} != {"within"}
 
 
 def test_switches_that_change_meanwhile_are_not_cached(
