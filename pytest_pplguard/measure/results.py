@@ -254,9 +254,9 @@ def _read(
     """
     measured = msgspec.json.decode(content, type=Measurement)
     try:
-        problem = _problem(measured, key, corpus.digest, place)
-        problem = problem or _wrong_units(measured, key, corpus)
-    except PplguardError as error:
+        problem = _not_the_text(measured, key, corpus)
+        problem = problem or _problem(measured, key, corpus.digest, place)
+    except (PplguardError, ArithmeticError) as error:
         raise Wrong(f"is not sound ({error})") from error
     if problem:
         raise Wrong(f"is not sound ({problem})")
@@ -283,7 +283,8 @@ def _problem(measured: Measurement, key: Key, corpus_digest: str, place: Place) 
     environment = measured.environment
     if measured.key != str(key):
         return f"it is of {measured.key}"
-    if measured.early is not None or measured.cached or measured.documents:
+    of_others = measured.documents or measured.stderr or measured.higher_is_better
+    if measured.early is not None or measured.cached or of_others:
         return "it is no whole measurement of a text"
     if measured.corpus_digest != corpus_digest:
         return "it is of another text"
@@ -325,8 +326,8 @@ def _is_sound(score: WindowScore, key: Key) -> bool:
     )
 
 
-def _wrong_units(measured: Measurement, key: Key, corpus: Corpus) -> str:
-    """Whether words and bytes are those of the text, as lm-eval's wikitext counts."""
+def _not_the_text(measured: Measurement, key: Key, corpus: Corpus) -> str:
+    """Whether words, bytes and pages are the text's, as lm-eval's wikitext counts."""
     protocol = get_protocol(key.method)
     if not isinstance(protocol, LmEval):
         return ""
@@ -335,4 +336,9 @@ def _wrong_units(measured: Measurement, key: Key, corpus: Corpus) -> str:
         "words": sum(len(re.split(r"\s+", page)) for page in pages),
         "bytes": sum(len(page.encode()) for page in pages),
     }
-    return "" if dict(measured.units) == counted else "its units are not the text's"
+    if dict(measured.units) != counted:
+        return "its units are not the text's"
+    found = [-1 if score.page is None else score.page for score in measured.evidence]
+    if found != sorted(found) or not set(found) <= set(range(len(pages))):
+        return "its windows are of pages that the text has not"
+    return ""

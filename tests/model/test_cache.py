@@ -371,6 +371,33 @@ def poison_units(measured: dict[str, Any]) -> None:
     metrics["bits_per_byte"] /= 2
 
 
+def poison_lost_unit(measured: dict[str, Any]) -> None:
+    del measured["units"]["bytes"]
+
+
+def poison_huge_unit(measured: dict[str, Any]) -> None:
+    measured["units"]["words"] = 10**400
+
+
+def poison_huge_loss(measured: dict[str, Any]) -> None:
+    """Each is finite, and their sum is not."""
+    for score in measured["evidence"]:
+        score["nll_sum"] = 1.7e308
+
+
+def poison_direction(measured: dict[str, Any]) -> None:
+    """Under `direction: no-worse` it would pass whatever is worse."""
+    measured["higher_is_better"] = ["word_perplexity"]
+
+
+def poison_error(measured: dict[str, Any]) -> None:
+    measured["stderr"] = {"word_perplexity": 1e9}
+
+
+def poison_page(measured: dict[str, Any]) -> None:
+    measured["evidence"][-1]["page"] = 10**6
+
+
 def poison_negative(measured: dict[str, Any]) -> None:
     measured["evidence"][0]["nll_sum"] *= -1
 
@@ -423,6 +450,12 @@ POISONS: dict[str, Callable[[dict[str, Any]], None]] = {
         poison_number,
         poison_evidence,
         poison_units,
+        poison_lost_unit,
+        poison_huge_unit,
+        poison_huge_loss,
+        poison_direction,
+        poison_error,
+        poison_page,
         poison_negative,
         poison_nan,
         poison_windows,
