@@ -145,6 +145,9 @@ def gates(
     yield Gates(pytester, original, monkeypatch)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
+    torch.backends.cuda.matmul.allow_fp16_accumulation = False
+    torch.backends.cudnn.deterministic = False
+    torch.set_flush_denormal(False)
 
 
 def numbers(verdicts: Verdicts) -> dict[str, float]:
@@ -259,6 +262,18 @@ def change_precision(gates: Gates) -> None:
     torch.set_float32_matmul_precision("medium")
 
 
+def change_accumulation(gates: Gates) -> None:
+    torch.backends.cuda.matmul.allow_fp16_accumulation = True
+
+
+def change_determinism(gates: Gates) -> None:
+    torch.backends.cudnn.deterministic = True
+
+
+def change_denormals(gates: Gates) -> None:
+    assert torch.set_flush_denormal(True)
+
+
 CHANGES: dict[str, Callable[[Gates], None]] = {
     f.__name__: f
     for f in (
@@ -272,6 +287,9 @@ CHANGES: dict[str, Callable[[Gates], None]] = {
         change_allowed_keys,
         change_threads,
         change_precision,
+        change_accumulation,
+        change_determinism,
+        change_denormals,
     )
 }
 
@@ -549,6 +567,27 @@ def test_a_baseline_is_measured(gates: Gates) -> None:
 def test_an_update_fills_the_cache(gates: Gates) -> None:
     gates.cached("--ppl-update")
     assert from_cache(gates.cached()) == [True] * 3
+
+
+@pytest.mark.parametrize(("size", "kept"), [("1", 2), ("2", 0)])
+def test_early_runs_that_needed_all_windows(gates: Gates, size: str, kept: int) -> None:
+    """In batches a window was read beside others than without the option."""
+    options = "--ppl-early", "--ppl-early-cap=1000", f"--ppl-batch-size={size}"
+    found = gates.cached(*options)
+    assert {verdict["early"] for verdict in found.values()} == {""}
+    assert len(list(gates.cache.glob("*.result.json"))) == kept
+
+
+def test_what_was_stopped_early_is_not_cached(gates: Gates) -> None:
+    """And what is cached is of all windows, for early runs too."""
+    options = "--ppl-early", "--ppl-early-cap=0.02"
+    found = gates.cached(*options)
+    assert all(verdict["early"] for verdict in found.values())
+    assert list(gates.cache.glob("*.result.json")) == []
+    expected = numbers(gates.cached())
+    found = gates.cached(*options)
+    assert (numbers(found), from_cache(found)) == (expected, [True] * 3)
+    assert not any(verdict["early"] for verdict in found.values())
 
 
 def test_a_hook_switches_the_cache_off(gates: Gates) -> None:
