@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 _SAME = 1e-12
 """Relative: evidence is exact, and sums of it differ by their order alone."""
 
+_MOST_IDS = 1 << 31
+"""More than any vocabulary; the digest of windows has four bytes for each."""
+
 _OWN = "pytest_pplguard.protocols."
 
 
@@ -136,7 +139,8 @@ class Results:
             texts: Sequence[str], anew: Callable[[], list[Window]]
         ) -> list[Window]:
             about = asked.text | {"texts": rows_digest(texts)}
-            known = self._cache.get(WINDOWS, about, _read_windows, label=label)
+            read = functools.partial(_read_windows, len(texts))
+            known = self._cache.get(WINDOWS, about, read, label=label)
             if known is not None:
                 return known
             found = anew()
@@ -265,11 +269,25 @@ def _read(
     )
 
 
-def _read_windows(content: Raw, _: datetime) -> list[Window]:
+def _read_windows(pages: int, content: Raw, _: datetime) -> list[Window]:
+    """Windows that can be scored; of ``pages`` pages, 0 where they run across them.
+
+    Raises:
+        Wrong: they cannot.
+    """
     windows = msgspec.json.decode(content, type=list[Window])
-    if not windows:
-        raise Wrong("holds no windows")
+    if not windows or not all(_can_be_scored(window, pages) for window in windows):
+        raise Wrong("are none that can be scored")
     return windows
+
+
+def _can_be_scored(window: Window, pages: int) -> bool:
+    end = window.start + len(window.targets)
+    return (
+        0 <= window.start < end <= len(window.ids)
+        and all(0 <= id_ < _MOST_IDS for id_ in (*window.ids, *window.targets))
+        and (pages == 0 or (window.page is not None and 0 <= window.page < pages))
+    )
 
 
 def _problem(measured: Measurement, key: Key, corpus_digest: str, place: Place) -> str:

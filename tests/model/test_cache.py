@@ -781,6 +781,37 @@ def test_damaged_windows_are_cut_again(gates: Gates) -> None:
     assert all(" is damaged: made again" in note for note in gates.notes)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": [-5] * 64},
+        {"ids": [10**25] * 64},
+        {"ids": [], "targets": []},
+        {"targets": [-100]},
+        {"start": -1},
+        {"start": 64},
+        {"page": None},
+        {"page": 10**9},
+    ],
+    ids=str,
+)
+def test_windows_that_cannot_be_are_cut_again(
+    gates: Gates, change: dict[str, Any]
+) -> None:
+    gates.cached("-k", "lm-eval")
+    change_bit(gates)
+    expected = numbers(gates.run("-k", "lm-eval"))
+    (path,) = gates.cache.glob("*.windows.json")
+    document = json.loads(path.read_bytes())
+    document["entry"]["content"][0].update(change)
+    seal(path, document)
+    assert numbers(gates.cached("-k", "lm-eval")) == expected
+    assert gates.notes == [
+        f"llama/it {LM_EVAL}: the cached windows {path} are none that can be "
+        "scored: made again"
+    ]
+
+
 # ---------------------------------------------------------------------------- failures
 
 
