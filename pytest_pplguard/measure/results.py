@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from ..cache import RESULT, WINDOWS, Cache, Wrong
 from ..checkpoints import Contents, Loaded, Located, contents, files_state
 from ..corpora import Corpus, rows_digest
-from ..errors import PplguardError
+from ..errors import PplguardError, printable
 from ..options import Options, Target
 from ..protocols import LmEval, get_protocol
 from ..values import Key, Measurement, Scalar, Window, WindowScore
@@ -174,8 +174,9 @@ class Results:
                 f"{label}: not cached: {', '.join([*changed, problem]).strip(', ')}"
             )
             return
-        # Notices are of the run that measured it: that it went on from a journal, say.
-        content = replace(measured, notices=())
+        # What was remarkable about the checkpoint still will be. Other notices are of
+        # this run: that it went on from a journal, say.
+        content = replace(measured, notices=loaded.notices)
         self._cache.put(
             RESULT, asked.identity, content, label=f"{label} ({target.spec})"
         )
@@ -265,7 +266,9 @@ def _read(
     if problem:
         raise Wrong(f"is not sound ({problem})")
     return replace(
-        measured, cached=f"{made:%Y-%m-%dT%H:%MZ}", notices=text_notice(corpus)
+        measured,
+        cached=f"{made:%Y-%m-%dT%H:%MZ}",
+        notices=(*text_notice(corpus), *map(printable, measured.notices)),
     )
 
 

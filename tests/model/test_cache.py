@@ -172,6 +172,18 @@ def test_the_second_run_loads_no_model(gates: Gates) -> None:
     assert gates.notes == []
 
 
+def test_what_is_remarkable_about_a_checkpoint_is_told_again(gates: Gates) -> None:
+    shutil.rmtree(gates.checkpoint)
+    save_tiny(gates.checkpoint, shard="50KB")
+    index = gates.checkpoint / "model.safetensors.index.json"
+    edit_json(index, metadata={"total_size": 1})
+    gates.cached()
+    (notice,) = gates.notes
+    assert notice.endswith("counts 1: is a shard from another checkpoint?")
+    assert from_cache(gates.cached()) == [True] * 3
+    assert gates.notes == [notice]
+
+
 def test_one_gate_alone_comes_from_the_cache_too(gates: Gates) -> None:
     gates.cached("-k", "wanda")
     verdicts = gates.cached()
