@@ -263,8 +263,8 @@ def _read(
         problem = problem or _problem(measured, key, corpus.digest, place)
     except (PplguardError, ArithmeticError) as error:
         raise Wrong(f"is not sound ({error})") from error
-    if problem:
-        raise Wrong(f"is not sound ({problem})")
+    if problem:  # in words of the file
+        raise Wrong(f"is not sound ({printable(problem)})")
     return replace(
         measured,
         cached=f"{made:%Y-%m-%dT%H:%MZ}",

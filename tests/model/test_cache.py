@@ -448,6 +448,11 @@ def poison_key(measured: dict[str, Any]) -> None:
     measured["key"] = WANDA
 
 
+def poison_terminal(measured: dict[str, Any]) -> None:
+    """Printed as it is it would clear the screen."""
+    measured["key"] = "\x1b[2J"
+
+
 def poison_text(measured: dict[str, Any]) -> None:
     measured["corpus_digest"] = "sha256:" + "0" * 64
 
@@ -491,6 +496,7 @@ POISONS: dict[str, Callable[[dict[str, Any]], None]] = {
         poison_windows,
         poison_scored,
         poison_key,
+        poison_terminal,
         poison_text,
         poison_dtype,
         poison_version,
@@ -513,6 +519,7 @@ def test_a_poisoned_entry_is_measured_again(gates: Gates, poison: str) -> None:
     (note,) = gates.notes
     assert note.startswith(f"llama/it {LM_EVAL}: the cached result {path} is ")
     assert note.endswith(": made again")
+    assert note.isprintable()
     again = gates.cached()
     assert (numbers(again), from_cache(again)) == (expected, [True] * 3)
     assert gates.notes == []
