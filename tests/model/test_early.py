@@ -361,9 +361,9 @@ def test_evidence_of_other_windows_needs_all(
         good._recorded,
         baseline.protocol,
         windows,
-        {},
+        {METRIC["wanda"]: (None, 2 * baseline.metrics[METRIC["wanda"]])},
         recompute=PROTOCOLS["wanda"].recompute,
-        cap=CAP,
+        cap=None,
         error=0.001,
     )
     now = Gated(loaded).measure(WANDA, plan)
