@@ -675,7 +675,7 @@ def test_texts_mark_an_estimate() -> None:
         "1 within tolerance",
     ]
     header, row = csv_report([verdict]).splitlines()
-    assert header.endswith(",path,early")
+    assert header.endswith(",path,cached,early")
     assert row.endswith(",regressed after 27 of 40 windows; 0.1 % error")
 
 

@@ -45,9 +45,9 @@ def test_the_file(tmp_path: Path) -> None:
         "6.5017081,0.031,6.274841,6.3377465,6.3062154,6.42,83,61.25,measured,"
         'a paper,"rel 0.005, baselines/llama.yaml:7",baselines/llama.yaml,7,'
         'baselines/llama.yaml:12,"dtype bfloat16, baseline float16",'
-        '"torch 2, baseline 1; device cuda",pytest x --ppl-update,out/w50,\n'
+        '"torch 2, baseline 1; device cuda",pytest x --ppl-update,out/w50,,\n'
         "llama/dénse,wanda/wikitext2:4096,token_perplexity,missing,false,,"
-        "0.3333333333333333,,,0.1,,,,,,,,,,,,,,,\n"
+        "0.3333333333333333,,,0.1,,,,,,,,,,,,,,,,\n"
     )
 
 
