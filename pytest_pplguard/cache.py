@@ -160,7 +160,7 @@ class Cache:
             _Entry(
                 Raw(canonical(identity)),
                 made.strftime(_TIME),
-                label,
+                label.encode(errors="replace").decode(),
                 Raw(_json(content)),
             )
         )
@@ -218,7 +218,25 @@ def default_folder() -> Path:
 
 def canonical(identity: Identity) -> bytes:
     """The same bytes for equal identities."""
-    return msgspec.json.encode(identity, order="deterministic")
+    try:
+        return msgspec.json.encode(identity, order="deterministic")
+    except UnicodeEncodeError:
+        # Names of files and variables of the environment need be no text.
+        return msgspec.json.encode(_as_text(identity), order="deterministic")
+
+
+def _as_text(value: Any) -> Any:
+    """JSON data, with strings that are no text as the digits of their bytes."""
+    if isinstance(value, Mapping):
+        return {_as_text(name): _as_text(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_text(item) for item in value]
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return f"bytes {value.encode(errors='surrogatepass').hex()}"
+    return value
 
 
 def ours(folder: Path) -> list[tuple[Path, os.stat_result]]:

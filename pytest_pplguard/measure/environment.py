@@ -24,9 +24,14 @@ _SWITCHES = (
     "cuda.matmul.fp32_precision",
     "cuda.matmul.allow_fp16_reduced_precision_reduction",
     "cuda.matmul.allow_bf16_reduced_precision_reduction",
+    "cuda.matmul.allow_fp16_accumulation",
+    "cuda.fp16_bf16_reduction_math_sdp_allowed",
+    "cuda.preferred_blas_library",
     "cudnn.enabled",
     "cudnn.benchmark",
+    "cudnn.deterministic",
     "cudnn.fp32_precision",
+    "mkldnn.deterministic",
     "mkldnn.enabled",
     "mkldnn.fp32_precision",
     "mkldnn.matmul.fp32_precision",
@@ -106,6 +111,9 @@ def switches(device: str) -> dict[str, Scalar]:
     if device == "cpu":
         decides["threads"] = torch.get_num_threads()
         decides["capability"] = torch.backends.cpu.get_cpu_capability()
+        # Torch can set this and not tell it. Of 1e-39 half is a number, or 0.
+        smallest = torch.full((), 1e-39, dtype=torch.float32, device="cpu")
+        decides["flush_denormal"] = (smallest * 0.5).item() == 0
     return decides
 
 

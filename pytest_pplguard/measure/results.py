@@ -11,6 +11,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from msgspec.structs import replace
 from ..cache import RESULT, WINDOWS, Cache, Wrong
 from ..checkpoints import Contents, Loaded, Located, contents, files_state
 from ..corpora import Corpus, rows_digest
-from ..errors import PplguardError
+from ..errors import PplguardError, printable
 from ..options import Options, Target
 from ..protocols import LmEval, get_protocol
 from ..values import Key, Measurement, Scalar, Window, WindowScore
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 _SAME = 1e-12
 """Relative: evidence is exact, and sums of it differ by their order alone."""
+
+_MOST_IDS = 1 << 31
+"""More than any vocabulary; the digest of windows has four bytes for each."""
 
 _OWN = "pytest_pplguard.protocols."
 
@@ -80,7 +84,18 @@ class Results:
         self._worker = worker
         self._threads = threads
         self._contents: dict[object, Contents] = {}
+        self._loaded: dict[str, object] = {}
         self._asked: dict[tuple[str, Key], _Asked] = {}
+
+    def loads(self, target: Target) -> None:
+        """Called right before a checkpoint is loaded: notes what its files are.
+
+        A model stays in memory over several keys, and its files may be replaced
+        between two of them: what is measured then is of the files before.
+        """
+        self._loaded.pop(target.name, None)
+        with suppress(PplguardError):  # loading it says so
+            self._loaded[target.name] = files_state(self._locate(target.name))
 
     def recall(
         self, target: Target, key: Key, open_corpus: Callable[[str], Corpus]
@@ -124,12 +139,13 @@ class Results:
             texts: Sequence[str], anew: Callable[[], list[Window]]
         ) -> list[Window]:
             about = asked.text | {"texts": rows_digest(texts)}
-            known = self._cache.get(WINDOWS, about, _read_windows, label=label)
+            read = functools.partial(_read_windows, len(texts))
+            known = self._cache.get(WINDOWS, about, read, label=label)
             if known is not None:
                 return known
             found = anew()
             # What others look up must be what the files give, and nothing else.
-            if files_state(self._locate(target.name)) == asked.state:
+            if not self._were_changed(target, asked):
                 self._cache.put(WINDOWS, about, found, label=label)
             return found
 
@@ -158,8 +174,9 @@ class Results:
                 f"{label}: not cached: {', '.join([*changed, problem]).strip(', ')}"
             )
             return
-        # Notices are of the run that measured it: that it went on from a journal, say.
-        content = replace(measured, notices=())
+        # What was remarkable about the checkpoint still will be. Other notices are of
+        # this run: that it went on from a journal, say.
+        content = replace(measured, notices=loaded.notices)
         self._cache.put(
             RESULT, asked.identity, content, label=f"{label} ({target.spec})"
         )
@@ -202,12 +219,17 @@ class Results:
         text["tokenizer"] = self._contents[target, state].texts
         return _Asked(about, text, place, state, corpus.digest)
 
+    def _were_changed(self, target: Target, asked: _Asked) -> bool:
+        """Whether the files are others than when they were loaded, or asked about."""
+        state = files_state(self._locate(target.name))
+        return not state == asked.state == self._loaded.get(target.name)
+
     def _changed(
         self, target: Target, asked: _Asked, measured: Measurement
     ) -> list[str]:
         """What is not as it was before the checkpoint was loaded."""
         found = []
-        if files_state(self._locate(target.name)) != asked.state:
+        if self._were_changed(target, asked):
             found.append("the checkpoint's files were changed meanwhile")
         kernels: dict[str, Scalar] = asked.identity["kernels"]
         different = [
@@ -237,22 +259,38 @@ def _read(
     """
     measured = msgspec.json.decode(content, type=Measurement)
     try:
-        problem = _problem(measured, key, corpus.digest, place)
-        problem = problem or _wrong_units(measured, key, corpus)
-    except PplguardError as error:
+        problem = _not_the_text(measured, key, corpus)
+        problem = problem or _problem(measured, key, corpus.digest, place)
+    except (PplguardError, ArithmeticError) as error:
         raise Wrong(f"is not sound ({error})") from error
-    if problem:
-        raise Wrong(f"is not sound ({problem})")
+    if problem:  # in words of the file
+        raise Wrong(f"is not sound ({printable(problem)})")
     return replace(
-        measured, cached=f"{made:%Y-%m-%dT%H:%MZ}", notices=text_notice(corpus)
+        measured,
+        cached=f"{made:%Y-%m-%dT%H:%MZ}",
+        notices=(*text_notice(corpus), *map(printable, measured.notices)),
     )
 
 
-def _read_windows(content: Raw, _: datetime) -> list[Window]:
+def _read_windows(pages: int, content: Raw, _: datetime) -> list[Window]:
+    """Windows that can be scored; of ``pages`` pages, 0 where they run across them.
+
+    Raises:
+        Wrong: they cannot.
+    """
     windows = msgspec.json.decode(content, type=list[Window])
-    if not windows:
-        raise Wrong("holds no windows")
+    if not windows or not all(_can_be_scored(window, pages) for window in windows):
+        raise Wrong("are none that can be scored")
     return windows
+
+
+def _can_be_scored(window: Window, pages: int) -> bool:
+    end = window.start + len(window.targets)
+    return (
+        0 <= window.start < end <= len(window.ids)
+        and all(0 <= id_ < _MOST_IDS for id_ in (*window.ids, *window.targets))
+        and (pages == 0 or (window.page is not None and 0 <= window.page < pages))
+    )
 
 
 def _problem(measured: Measurement, key: Key, corpus_digest: str, place: Place) -> str:
@@ -266,7 +304,8 @@ def _problem(measured: Measurement, key: Key, corpus_digest: str, place: Place) 
     environment = measured.environment
     if measured.key != str(key):
         return f"it is of {measured.key}"
-    if measured.early is not None or measured.cached or measured.documents:
+    of_others = measured.documents or measured.stderr or measured.higher_is_better
+    if measured.early is not None or measured.cached or of_others:
         return "it is no whole measurement of a text"
     if measured.corpus_digest != corpus_digest:
         return "it is of another text"
@@ -308,8 +347,8 @@ def _is_sound(score: WindowScore, key: Key) -> bool:
     )
 
 
-def _wrong_units(measured: Measurement, key: Key, corpus: Corpus) -> str:
-    """Whether words and bytes are those of the text, as lm-eval's wikitext counts."""
+def _not_the_text(measured: Measurement, key: Key, corpus: Corpus) -> str:
+    """Whether words, bytes and pages are the text's, as lm-eval's wikitext counts."""
     protocol = get_protocol(key.method)
     if not isinstance(protocol, LmEval):
         return ""
@@ -318,4 +357,9 @@ def _wrong_units(measured: Measurement, key: Key, corpus: Corpus) -> str:
         "words": sum(len(re.split(r"\s+", page)) for page in pages),
         "bytes": sum(len(page.encode()) for page in pages),
     }
-    return "" if dict(measured.units) == counted else "its units are not the text's"
+    if dict(measured.units) != counted:
+        return "its units are not the text's"
+    found = [-1 if score.page is None else score.page for score in measured.evidence]
+    if found != sorted(found) or not set(found) <= set(range(len(pages))):
+        return "its windows are of pages that the text has not"
+    return ""

@@ -112,6 +112,8 @@ class Store:
         self.evict()
         if (name, None) in self._failed:
             raise self._failed[name, None]
+        if self._results is not None:
+            self._results.loads(self._targets[name])
         try:
             loaded = self.load(self._targets[name])
         except PplguardError as error:
@@ -234,7 +236,9 @@ class Store:
             cut=None if results is None else results.cut(self._targets[name], key),
             early=early,
         )
-        if results is not None:
+        # In another order a window was read beside others than usual.
+        drawn = early is not None and not early.remark and self._batch_size != 1
+        if results is not None and not drawn:
             results.keep(self._targets[name], key, measured, loaded)
         return measured
 

@@ -5,6 +5,7 @@ Expected numbers are those of runs without a cache.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -36,6 +37,7 @@ import pytest_pplguard.plugin
 import pytest_pplguard.session.setup
 import pytest_pplguard.session.xdist  # noqa: F401
 from pytest_pplguard.measure import loading
+from pytest_pplguard.measure.results import Results
 from pytest_pplguard.protocols import CutProtocol, LmEval
 
 from .tiny import save_tiny
@@ -144,6 +146,9 @@ def gates(
     yield Gates(pytester, original, monkeypatch)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
+    torch.backends.cuda.matmul.allow_fp16_accumulation = False
+    torch.backends.cudnn.deterministic = False
+    torch.set_flush_denormal(False)
 
 
 def numbers(verdicts: Verdicts) -> dict[str, float]:
@@ -168,6 +173,18 @@ def test_the_second_run_loads_no_model(gates: Gates) -> None:
     assert gates.notes == []
 
 
+def test_what_is_remarkable_about_a_checkpoint_is_told_again(gates: Gates) -> None:
+    shutil.rmtree(gates.checkpoint)
+    save_tiny(gates.checkpoint, shard="50KB")
+    index = gates.checkpoint / "model.safetensors.index.json"
+    edit_json(index, metadata={"total_size": 1})
+    gates.cached()
+    (notice,) = gates.notes
+    assert notice.endswith("counts 1: is a shard from another checkpoint?")
+    assert from_cache(gates.cached()) == [True] * 3
+    assert gates.notes == [notice]
+
+
 def test_one_gate_alone_comes_from_the_cache_too(gates: Gates) -> None:
     gates.cached("-k", "wanda")
     verdicts = gates.cached()
@@ -185,9 +202,9 @@ def test_reports_say_when_it_was_measured(gates: Gates) -> None:
     )
     when = verdicts["token_perplexity"]["cached"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\dZ", when)
-    header, *rows = (gates.path / "r.csv").read_text().splitlines()
-    assert header.endswith(",cached")
-    assert all(row.endswith(f",{when[:10]}{row[-7:]}") for row in rows)
+    with (gates.path / "r.csv").open(newline="") as stream:
+        rows = [*csv.DictReader(stream)]
+    assert [row["cached"] for row in rows] == [v["cached"] for v in verdicts.values()]
     markdown = (gates.path / "r.md").read_text()
     assert len(re.findall(rf"within \({FROM_CACHE}\)", markdown)) == 3
     name = f"ppl.llama/it.{WANDA}.token_perplexity.cached"
@@ -258,6 +275,18 @@ def change_precision(gates: Gates) -> None:
     torch.set_float32_matmul_precision("medium")
 
 
+def change_accumulation(gates: Gates) -> None:
+    torch.backends.cuda.matmul.allow_fp16_accumulation = True
+
+
+def change_determinism(gates: Gates) -> None:
+    torch.backends.cudnn.deterministic = True
+
+
+def change_denormals(gates: Gates) -> None:
+    assert torch.set_flush_denormal(True)
+
+
 CHANGES: dict[str, Callable[[Gates], None]] = {
     f.__name__: f
     for f in (
@@ -271,6 +300,9 @@ CHANGES: dict[str, Callable[[Gates], None]] = {
         change_allowed_keys,
         change_threads,
         change_precision,
+        change_accumulation,
+        change_determinism,
+        change_denormals,
     )
 }
 
@@ -370,6 +402,33 @@ def poison_units(measured: dict[str, Any]) -> None:
     metrics["bits_per_byte"] /= 2
 
 
+def poison_lost_unit(measured: dict[str, Any]) -> None:
+    del measured["units"]["bytes"]
+
+
+def poison_huge_unit(measured: dict[str, Any]) -> None:
+    measured["units"]["words"] = 10**400
+
+
+def poison_huge_loss(measured: dict[str, Any]) -> None:
+    """Each is finite, and their sum is not."""
+    for score in measured["evidence"]:
+        score["nll_sum"] = 1.7e308
+
+
+def poison_direction(measured: dict[str, Any]) -> None:
+    """Under `direction: no-worse` it would pass whatever is worse."""
+    measured["higher_is_better"] = ["word_perplexity"]
+
+
+def poison_error(measured: dict[str, Any]) -> None:
+    measured["stderr"] = {"word_perplexity": 1e9}
+
+
+def poison_page(measured: dict[str, Any]) -> None:
+    measured["evidence"][-1]["page"] = 10**6
+
+
 def poison_negative(measured: dict[str, Any]) -> None:
     measured["evidence"][0]["nll_sum"] *= -1
 
@@ -388,6 +447,11 @@ def poison_scored(measured: dict[str, Any]) -> None:
 
 def poison_key(measured: dict[str, Any]) -> None:
     measured["key"] = WANDA
+
+
+def poison_terminal(measured: dict[str, Any]) -> None:
+    """Printed as it is it would clear the screen."""
+    measured["key"] = "\x1b[2J"
 
 
 def poison_text(measured: dict[str, Any]) -> None:
@@ -422,11 +486,18 @@ POISONS: dict[str, Callable[[dict[str, Any]], None]] = {
         poison_number,
         poison_evidence,
         poison_units,
+        poison_lost_unit,
+        poison_huge_unit,
+        poison_huge_loss,
+        poison_direction,
+        poison_error,
+        poison_page,
         poison_negative,
         poison_nan,
         poison_windows,
         poison_scored,
         poison_key,
+        poison_terminal,
         poison_text,
         poison_dtype,
         poison_version,
@@ -449,6 +520,7 @@ def test_a_poisoned_entry_is_measured_again(gates: Gates, poison: str) -> None:
     (note,) = gates.notes
     assert note.startswith(f"llama/it {LM_EVAL}: the cached result {path} is ")
     assert note.endswith(": made again")
+    assert note.isprintable()
     again = gates.cached()
     assert (numbers(again), from_cache(again)) == (expected, [True] * 3)
     assert gates.notes == []
@@ -517,6 +589,27 @@ def test_an_update_fills_the_cache(gates: Gates) -> None:
     assert from_cache(gates.cached()) == [True] * 3
 
 
+@pytest.mark.parametrize(("size", "kept"), [("1", 2), ("2", 0)])
+def test_early_runs_that_needed_all_windows(gates: Gates, size: str, kept: int) -> None:
+    """In batches a window was read beside others than without the option."""
+    options = "--ppl-early", "--ppl-early-cap=1000", f"--ppl-batch-size={size}"
+    found = gates.cached(*options)
+    assert {verdict["early"] for verdict in found.values()} == {""}
+    assert len(list(gates.cache.glob("*.result.json"))) == kept
+
+
+def test_what_was_stopped_early_is_not_cached(gates: Gates) -> None:
+    """And what is cached is of all windows, for early runs too."""
+    options = "--ppl-early", "--ppl-early-cap=0.02"
+    found = gates.cached(*options)
+    assert all(verdict["early"] for verdict in found.values())
+    assert list(gates.cache.glob("*.result.json")) == []
+    expected = numbers(gates.cached())
+    found = gates.cached(*options)
+    assert (numbers(found), from_cache(found)) == (expected, [True] * 3)
+    assert not any(verdict["early"] for verdict in found.values())
+
+
 def test_a_hook_switches_the_cache_off(gates: Gates) -> None:
     gates.cached()
     gates.pytester.makeconftest("def pytest_pplguard_load_model(checkpoint): pass\n")
@@ -578,6 +671,29 @@ def test_files_that_change_meanwhile_are_not_cached(
         f"llama/it {WANDA}: not cached: the checkpoint's files were changed meanwhile"
     ]
     assert list(gates.cache.glob("*.result.json")) == []
+
+
+def test_files_that_are_replaced_between_two_keys_are_not_cached(
+    gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model in memory is of the files before, whatever is in the folder now."""
+    other = save_tiny(gates.path / "other", seed=7) / "model.safetensors"
+    keep = Results.keep
+
+    def keep_and_replace(self: Results, *args: Any) -> None:
+        keep(self, *args)
+        if other.exists():
+            os.replace(other, gates.checkpoint / other.name)
+
+    monkeypatch.setattr(Results, "keep", keep_and_replace)
+    gates.cached()
+    assert gates.notes == [
+        f"llama/it {LM_EVAL}: not cached: the checkpoint's files were changed meanwhile"
+    ]
+    found = gates.cached()
+    assert from_cache(found) == [False] * 3
+    assert numbers(found) == numbers(gates.run())
+    assert {verdict["outcome"] for verdict in found.values()} != {"within"}
 
 
 def test_switches_that_change_meanwhile_are_not_cached(
@@ -683,6 +799,37 @@ def test_damaged_windows_are_cut_again(gates: Gates) -> None:
     assert numbers(gates.cached()) == expected
     assert len(gates.notes) == 2
     assert all(" is damaged: made again" in note for note in gates.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": [-5] * 64},
+        {"ids": [10**25] * 64},
+        {"ids": [], "targets": []},
+        {"targets": [-100]},
+        {"start": -1},
+        {"start": 64},
+        {"page": None},
+        {"page": 10**9},
+    ],
+    ids=str,
+)
+def test_windows_that_cannot_be_are_cut_again(
+    gates: Gates, change: dict[str, Any]
+) -> None:
+    gates.cached("-k", "lm-eval")
+    change_bit(gates)
+    expected = numbers(gates.run("-k", "lm-eval"))
+    (path,) = gates.cache.glob("*.windows.json")
+    document = json.loads(path.read_bytes())
+    document["entry"]["content"][0].update(change)
+    seal(path, document)
+    assert numbers(gates.cached("-k", "lm-eval")) == expected
+    assert gates.notes == [
+        f"llama/it {LM_EVAL}: the cached windows {path} are none that can be "
+        "scored: made again"
+    ]
 
 
 # ---------------------------------------------------------------------------- failures

@@ -106,6 +106,18 @@ def test_another_identity_is_another_entry(folder: Folder, name: str) -> None:
     assert folder.told == []
 
 
+def test_what_is_no_text_can_be_looked_up(folder: Folder) -> None:
+    """File names and variables of the environment are bytes."""
+    one, other = (os.fsdecode(b"/opt/" + byte) for byte in (b"\xff", b"\xfe"))
+    about = {"files": {one: "a"}, "variables": {"LD_LIBRARY_PATH": one}}
+    folder.cache.put("result", about, CONTENT, label=one)
+    assert folder.get(about)[0] == CONTENT
+    assert folder.told == []
+    assert folder.get({"files": {other: "a"}, "variables": {}}) is None
+    assert folder.get(about | {"variables": {"LD_LIBRARY_PATH": other}}) is None
+    assert [entry.label for entry in kept(folder.path)] == ["/opt/?"]
+
+
 def test_files_are_for_their_user_alone(folder: Folder) -> None:
     old = os.umask(0)
     try:
