@@ -371,7 +371,7 @@ def test_evidence_of_other_windows_needs_all(
     )
     now = Gated(loaded).measure(WANDA, plan)
     assert now.early is None
-    assert plan.remark == "token_perplexity does not follow from the sum of all losses"
+    assert plan.remark == "its windows are not those of its baseline"
 
 
 def test_the_whole_command(tmp_path: Path) -> None:
