@@ -8,8 +8,8 @@ from typing import Any, TypeGuard
 
 import torch
 
-_CHUNK_ELEMENTS = {"cpu": 2**24, "accelerator": 2**26}
-"""Logits that exist at once, as many float32 ones: 64 MB on a CPU, 256 MB on an
+_CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "accelerator": 2**26}
+"""Logits that exist at once, as many float32 ones: 48 MB on a CPU, 256 MB on an
 accelerator. About what the body of a small model, and of a large one, takes; fewer rows
 make a matrix product slower."""
 
