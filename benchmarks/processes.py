@@ -46,23 +46,17 @@ def timed(
 ) -> tuple[float, str]:
     """Seconds of a command from start to exit, and what it prints; it must succeed."""
     started = time.perf_counter()
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment(extra),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _done(command, cwd, extra)
     took = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     return took, done.stdout
 
 
-def must_be_killed(command: Sequence[str], cwd: Path, extra: Environment) -> None:
-    """Run a command that ends itself by SIGKILL."""
-    done = subprocess.run(
+def _done(
+    command: Sequence[str], cwd: Path, extra: Environment | None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         command,
         cwd=cwd,
         env=environment(extra),
@@ -70,6 +64,11 @@ def must_be_killed(command: Sequence[str], cwd: Path, extra: Environment) -> Non
         text=True,
         check=False,
     )
+
+
+def must_be_killed(command: Sequence[str], cwd: Path, extra: Environment) -> None:
+    """Run a command that ends itself by SIGKILL."""
+    done = _done(command, cwd, extra)
     if done.returncode != -signal.SIGKILL:
         raise SystemExit(
             f"{' '.join(command)} was to be killed:\n{done.stdout}{done.stderr}"

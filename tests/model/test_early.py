@@ -19,6 +19,7 @@ from pytest_pplguard.corpora import open_corpus
 from pytest_pplguard.gates import EarlyPlan, window_bounds
 from pytest_pplguard.journal import Journals
 from pytest_pplguard.measure import Store, measure_loaded
+from pytest_pplguard.measure import run as measuring
 from pytest_pplguard.options import Target
 from pytest_pplguard.protocols import PROTOCOLS
 from pytest_pplguard.report import watch_lines
@@ -372,6 +373,20 @@ def test_evidence_of_other_windows_needs_all(
     now = Gated(loaded).measure(WANDA, plan)
     assert now.early is None
     assert plan.remark == "its windows are not those of its baseline"
+
+
+def test_positions_by_length_need_all(
+    loaded: Loaded, full: dict[str, Measurement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another order would give other losses."""
+    monkeypatch.setattr(measuring, "rotates_by_length", lambda model: True)
+    plan = plan_for("wanda", full["wanda"])
+    now = Gated(loaded).measure(WANDA, plan)
+    assert now.early is None
+    assert now.evidence == full["wanda"].evidence
+    assert plan.remark == (
+        "the model's rotary positions depend on what it has read before"
+    )
 
 
 def test_the_whole_command(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -448,3 +449,12 @@ def test_reports_say_it(early: Project) -> None:
     assert f"within ({words})" in markdown
     assert "| ~8 |" in markdown
     assert words in (early.path / "x.csv").read_text()
+
+
+def test_junit_has_on_what_the_verdict_rests(early: Project) -> None:
+    early.run(*spoilt(8), *EARLY, "--junitxml=junit.xml").assert_outcomes(passed=1)
+    tree = ElementTree.parse(early.path / "junit.xml")
+    values = {p.get("name"): p.get("value") or "" for p in tree.iter("property")}
+    text = values["ppl.llama/w50.wanda/tiny:16.token_perplexity.early"]
+    assert text.startswith("within after ")
+    assert "if no unseen window moved by more than 0.1 nats a token" in text
