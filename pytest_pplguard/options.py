@@ -9,7 +9,7 @@ from typing import Literal
 from msgspec import Struct
 
 from .errors import UsageError
-from .values import near_matches
+from .values import LadderDetail, near_matches
 
 DEMO = "demo"
 DEMO_CHECKPOINTS = ("demo/dense", "demo/wanda-50")
@@ -49,7 +49,9 @@ class Options(Struct, frozen=True):
     :data:`JOURNAL_OFF`, or None for the usual folder. ``cache`` is the folder of
     results, None where none are kept. ``early`` is None where every window is scored.
     ``threads`` of torch are left as they are where it is None. ``include_path`` are
-    folders of YAML that defines tasks of lm-eval.
+    folders of YAML that defines tasks of lm-eval. ``ladders`` are what
+    ``pplguard explain --json`` had measured, for reports. ``history`` is the address
+    of a database, None where results are not added to any.
     """
 
     models: tuple[str, ...] = ()
@@ -66,6 +68,8 @@ class Options(Struct, frozen=True):
     include_path: tuple[str, ...] = ()
     update: Literal["no", "new", "all"] = "no"
     reports: tuple[str, ...] = ()
+    ladders: tuple[LadderDetail, ...] = ()
+    history: str | None = None
     journal: str | None = None
     cache: str | None = None
     early: Early | None = None

@@ -121,7 +121,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--ppl-report",
         action="append",
         metavar="PATH",
-        help="Write all verdicts to this .json, .md or .csv file (repeatable)",
+        help="Write all verdicts to this .html, .json, .md or .csv file (repeatable)",
+    )
+    group.addoption(
+        "--ppl-ladder",
+        action="append",
+        metavar="FILE",
+        help="Show in .html reports what `pplguard explain --json FILE` measured "
+        "(repeatable)",
+    )
+    group.addoption(
+        "--ppl-history",
+        metavar="URL",
+        help="Add all verdicts to this database, sqlite:///FILE, for `pplguard "
+        "history` (ini: ppl_history)",
     )
     group.addoption(
         "--ppl-journal",
@@ -185,6 +198,7 @@ _INI: dict[str, tuple[Any, Any, str]] = {
     "ppl_attention": ("string", "", "Twin of --ppl-attention"),
     "ppl_threads": ("string", "", "Twin of --ppl-threads"),
     "ppl_compile": ("bool", False, "Twin of --ppl-compile"),
+    "ppl_history": ("string", "", "Twin of --ppl-history"),
     "ppl_journal": ("string", "", "Twin of --ppl-journal"),
     "ppl_cache": ("bool", False, "Twin of --ppl-cache"),
     "ppl_cache_dir": ("string", "", "Twin of --ppl-cache-dir"),

@@ -705,6 +705,105 @@ class Results(Struct, frozen=True):
         )
 
 
+class LossDetail(Struct, frozen=True, kw_only=True):
+    """One measurement window by window, beside its baseline; for reports.
+
+    ``of`` says what :class:`WindowScore` field ``measured`` and ``baseline`` hold, in
+    nats summed over a window's ``scored`` tokens: ``nll_sum``, or ``kl_sum`` of a
+    divergence. ``windows`` are their indices in the text, from 0: all of them in order,
+    or those that an early verdict rests on, as they were drawn; ``total`` counts those
+    of the whole text. ``measured`` has None for a loss that is not finite, ``baseline``
+    is empty where there is no evidence, or of other windows. ``places`` is empty where
+    the text is not known, and ``problem`` says why something is missing.
+    ``seconds`` is what measuring took, ``cached`` as in :class:`Measurement`.
+    """
+
+    checkpoint: str
+    key: str
+    of: Literal["nll_sum", "kl_sum"]
+    total: int
+    windows: tuple[int, ...]
+    scored: tuple[int, ...]
+    measured: tuple[float | None, ...]
+    baseline: tuple[float, ...] = ()
+    places: tuple[WindowPlace, ...] = ()
+    metrics: dict[MetricName, float] = {}
+    recorded: dict[MetricName, float] = {}
+    windows_digest: str = ""
+    protocol: dict[str, Scalar] = {}
+    environment: dict[str, Scalar] = {}
+    baseline_environment: dict[str, Scalar] = {}
+    seconds: float = 0.0
+    cached: str = ""
+    problem: str = ""
+
+
+class TensorChange(Struct, frozen=True, kw_only=True):
+    """A tensor that differs from the recorded one; shares are of zeros, 0 to 1.
+
+    ``kind`` and ``looks`` are those of :class:`pytest_pplguard.diff.Change`. ``norm``
+    is Euclidean; None of both where the tensor is not there.
+    """
+
+    name: str
+    kind: str
+    looks: str = ""
+    size: int = 0
+    before_zeros: float | None = None
+    zeros: float | None = None
+    before_norm: float | None = None
+    norm: float | None = None
+
+
+class WeightsDetail(Struct, frozen=True, kw_only=True):
+    """What a checkpoint's weights are, beside the recorded ones; for reports.
+
+    ``zeros`` maps each tensor in which sparsity is counted to its zeros and weights,
+    under the recorded names where there are any; ``recorded_zeros`` likewise. Both
+    digests are :attr:`Fingerprint.digest`, empty where not known. ``changes`` are all
+    tensors that differ, ``lines`` say in words what differs, settings included.
+    ``problem`` says why something is missing.
+    """
+
+    checkpoint: str
+    spec: str
+    digest: str = ""
+    zeros: dict[str, tuple[int, int]] = {}
+    recorded_digest: str = ""
+    recorded_zeros: dict[str, tuple[int, int]] = {}
+    changes: tuple[TensorChange, ...] = ()
+    lines: tuple[str, ...] = ()
+    problem: str = ""
+
+    @property
+    def sparsity(self) -> float | None:
+        """Share of zeros where it is counted; None where nothing is."""
+        counted = sum(size for _, size in self.zeros.values())
+        return (
+            sum(zeros for zeros, _ in self.zeros.values()) / counted
+            if counted
+            else None
+        )
+
+
+class LadderDetail(Struct, frozen=True):
+    """A ladder that was measured of ``model``: the document of ``pplguard explain``."""
+
+    model: str
+    document: dict[str, Any]
+
+
+class Details(Struct, frozen=True):
+    """What is behind verdicts, for the reports that show it.
+
+    It is gathered only where the user asked for such a report.
+    """
+
+    losses: tuple[LossDetail, ...] = ()
+    weights: tuple[WeightsDetail, ...] = ()
+    ladders: tuple[LadderDetail, ...] = ()
+
+
 class Recording(Struct, frozen=True):
     """A measurement on its way into a baseline file.
 

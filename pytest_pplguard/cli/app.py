@@ -554,6 +554,137 @@ def show(
 
 
 @app.command()
+def check(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE|DIR]...", help="Baseline files, or folders of them"
+        ),
+    ] = None,
+    baselines: Baselines = Path("baselines"),
+) -> None:
+    """Check baseline files and their evidence; needs no model.
+
+    The exit status is 1 if anything is wrong.
+    """
+    from .check import check_baselines
+
+    sound = check_baselines(paths or [baselines])
+    raise typer.Exit(0 if sound else 1)
+
+
+@app.command()
+def review(
+    revisions: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[REV[..REV]]",
+            help="What to compare, as for git: A..B, A...B, or one commit with its "
+            "parent (default: what is not committed, else the last commit)",
+        ),
+    ] = None,
+    baselines: Baselines = Path("baselines"),
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="A table for a pull request")
+    ] = False,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Write JSON to a file, or to stdout"),
+    ] = None,
+    fail_if_loosened: Annotated[
+        bool,
+        typer.Option("--fail-if-loosened", help="Exit with 1 if a gate allows more"),
+    ] = False,
+) -> None:
+    """Show what a commit did to baselines and gates."""
+    from .review import review_baselines
+
+    loosened = review_baselines(
+        revisions, folder=baselines, markdown=markdown, json_path=json
+    )
+    raise typer.Exit(int(loosened and fail_if_loosened))
+
+
+@app.command()
+def card(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A checkpoint's folder, which has or gets a README.md"
+        ),
+    ],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE/NAME",
+            help="The baseline with its numbers (default: the one of these weights)",
+        ),
+    ] = None,
+    baselines: Baselines = Path("baselines"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the card, and write nothing")
+    ] = False,
+) -> None:
+    """Write recorded numbers into the model card, each with its method."""
+    from .card import write_card
+
+    write_card(model, checkpoint, folder=baselines, dry_run=dry_run)
+
+
+@app.command()
+def history(
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL", help="The database of --ppl-history, sqlite:///FILE"
+        ),
+    ],
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE/NAME]...", help="Only these (default: all)"),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", metavar="KEY", help="Only this key (repeatable)"),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="METRIC", help="Only this one (repeatable)"),
+    ] = None,
+    last: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Only the last N runs (default: all)"),
+    ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Draw it, as .html, .png, .svg or .pdf"),
+    ] = None,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Write JSON to a file, or to stdout"),
+    ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI", help="Send what is new to this MLflow tracking server"
+        ),
+    ] = None,
+    experiment: Annotated[
+        str, typer.Option(metavar="NAME", help="MLflow's experiment")
+    ] = "pplguard",
+) -> None:
+    """Show perplexity and sparsity over time and commits."""
+    from .history import Wanted, show_history
+
+    wanted = Wanted(
+        tuple(checkpoints or ()), tuple(key or ()), tuple(metric or ()), last
+    )
+    show_history(
+        url, wanted, plot=plot, json_path=json, mlflow=mlflow, experiment=experiment
+    )
+
+
+@app.command()
 def noise(
     model: Model,
     variations: Annotated[

@@ -8,7 +8,7 @@ from .github import annotation_commands, append_step_summary
 from .heatmap import check_plot, write_heatmap
 from .inspection import inspection_document, inspection_lines
 from .json import measurements_document, plain, results_document
-from .ladder import ladder_document, ladder_lines
+from .ladder import ladder_document, ladder_lines, read_ladder
 from .markdown import markdown_blocks
 from .progress import watch_lines, watch_live
 from .text import (
@@ -48,6 +48,7 @@ __all__ = [
     "number",
     "place_line",
     "plain",
+    "read_ladder",
     "results_document",
     "summary_lines",
     "watch_lines",

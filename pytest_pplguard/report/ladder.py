@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from ..values import SCHEMA, Key, Ladder, Rung, Scalar
+from ..values import SCHEMA, Key, Ladder, LadderDetail, Rung, Scalar
 from .json import plain
 from .text import number
 
@@ -195,6 +196,15 @@ def first_pages(count: int) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share * 100:+.1f} %"
+
+
+def read_ladder(path: Path, *, option: str) -> LadderDetail:
+    """What ``pplguard explain --json`` has written to ``path``.
+
+    Raises:
+        UsageError: it cannot be read, or is something else.
+    """
+    raise NotImplementedError
 
 
 def ladder_document(model: str, ladder: Ladder) -> dict[str, Any]:

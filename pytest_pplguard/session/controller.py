@@ -20,10 +20,20 @@ from msgspec.structs import replace
 
 from ..baselines import Change, record, split_name
 from ..errors import PplguardError
+from ..history import add_run, run_origin
 from ..journal import discard
 from ..options import Options, Target
 from ..report import brief, changes_table, figures, summary_lines, write_report
-from ..values import Outcome, Recording, Remark, Results, Verdict
+from ..values import (
+    Details,
+    LossDetail,
+    Outcome,
+    Recording,
+    Remark,
+    Results,
+    Verdict,
+    WeightsDetail,
+)
 from .files import BaselineFiles, shown_path
 from .github import GitHub, others_annotate
 from .outbox import decode_outbox
@@ -63,6 +73,8 @@ class Controller:
         self._notices: dict[str, None] = {}
         self._journals: list[Path] = []
         self._problems: list[str] = []
+        self._losses: dict[tuple[str, str], LossDetail] = {}
+        self._weights: dict[str, WeightsDetail] = {}
         self._changes: list[Change] = []
         self._complete = True
         self._deselected_by_workers = 0
@@ -161,6 +173,10 @@ class Controller:
             key = "" if measured is None else measured.key
             self._recordings[recording.file, recording.checkpoint, key] = recording
         self._journals += map(Path, outbox.journals)
+        for loss in outbox.losses:
+            self._losses[loss.checkpoint, loss.key] = loss
+        for weights in outbox.weights:
+            self._weights[weights.checkpoint] = weights
 
     def _path(self, nodeid: str, verdict: Verdict) -> str:
         """What was given for a gate's checkpoint; a test may have measured another."""
@@ -250,10 +266,25 @@ class Controller:
                 self._notices |= dict.fromkeys(notices)
         for path in self._options.reports:
             with self._collecting_problems():
-                write_report(path, self.results())
+                write_report(path, self.results(), self.details())
+        if self._options.history is not None:
+            with self._collecting_problems():
+                self._add_to_history(self._options.history)
         written = len(self._problems) == problems
         self._tell_github()
         return written
+
+    def _add_to_history(self, url: str) -> None:
+        origin = run_origin(self._start, os.environ)
+        add_run(url, self.results(), self.details(), origin)
+
+    def details(self) -> Details:
+        """What is behind the verdicts, as far as it was gathered."""
+        return Details(
+            losses=tuple(self._losses.values()),
+            weights=tuple(self._weights.values()),
+            ladders=self._options.ladders,
+        )
 
     def _tell_github(self) -> None:
         results = self.results()

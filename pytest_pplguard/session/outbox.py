@@ -9,31 +9,31 @@ import msgspec
 from msgspec import Struct
 
 from ..report import plain
-from ..values import Recording, Verdict
+from ..values import LossDetail, Recording, Verdict, WeightsDetail
 
 
 class Outbox(Struct):
     """What one test produced, in wire form as soon as it leaves the process.
 
     ``journals`` are the files of complete measurements, which may go when the run ends.
+    ``losses`` and ``weights`` are what is behind the verdicts, for reports.
     """
 
     verdicts: list[Verdict] = []
     recordings: list[Recording] = []
     notices: list[str] = []
     journals: list[str] = []
+    losses: list[LossDetail] = []
+    weights: list[WeightsDetail] = []
 
     def drain(self) -> dict[str, Any] | None:
         """Everything as plain JSON data, and the box is empty; None if it was."""
-        if not (self.verdicts or self.recordings or self.notices or self.journals):
+        boxes = {name: getattr(self, name) for name in self.__struct_fields__}
+        if not any(boxes.values()):
             return None
-        wire = {
-            "verdicts": plain(self.verdicts),
-            "recordings": plain(self.recordings),
-            "notices": list(self.notices),
-            "journals": list(self.journals),
-        }
-        self.verdicts, self.recordings, self.notices, self.journals = [], [], [], []
+        for name in boxes:
+            setattr(self, name, [])
+        wire: dict[str, Any] = plain(boxes)
         return wire
 
 

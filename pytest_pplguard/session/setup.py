@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from ..cache import default_folder as default_cache_folder
 from ..checkpoints import Hardware, Loaded, choose_device, choose_dtype
 from ..corpora import Corpus, open_corpus
 from ..errors import DeviceError, UsageError
+from ..history import checked_url
 from ..options import (
     DEMO_CHECKPOINTS,
     JOURNAL_OFF,
@@ -34,8 +35,9 @@ from ..options import (
     parse_targets,
     parse_threads,
 )
-from ..report import check_report_path
+from ..report import check_report_path, read_ladder
 from ..startup import importing
+from ..values import LadderDetail
 from .controller import PLUGIN_NAME, Controller
 from .files import BaselineFiles
 from .guard import Guard
@@ -186,6 +188,7 @@ def read_options(config: pytest.Config) -> Options:
     )
     for path in reports:
         check_report_path(path, option="--ppl-report")
+    history = _history(config)
     batch_size, origin = _either(config, "batch_size")
     threads, threads_origin = _either(config, "threads")
     device = _either(config, "device")[0] or "auto"
@@ -206,6 +209,8 @@ def read_options(config: pytest.Config) -> Options:
         include_path=_include_path(config),
         update="all" if option.ppl_update else "new" if option.ppl_update_new else "no",
         reports=reports,
+        ladders=_ladders(config, reports),
+        history=history,
         journal=_journal(config),
         cache=_cache(config),
         early=early,
@@ -215,6 +220,31 @@ def read_options(config: pytest.Config) -> Options:
         require=bool(config.getini("ppl_require")),
         typed=tuple(_typed_words(config)),
     )
+
+
+def _ladders(config: pytest.Config, reports: Sequence[str]) -> tuple[LadderDetail, ...]:
+    """What ``pplguard explain`` had measured, for the reports that show it."""
+    typed = config.option.ppl_ladder or ()
+    if typed and not any(path.endswith(".html") for path in reports):
+        raise UsageError(
+            "--ppl-ladder is for a report that shows it: add --ppl-report=PATH.html, "
+            "or leave it out"
+        )
+    return tuple(
+        read_ladder(config.invocation_params.dir / path, option="--ppl-ladder")
+        for path in typed
+    )
+
+
+def _history(config: pytest.Config) -> str | None:
+    """The address of a database with an absolute path."""
+    for url, base, origin in (
+        (config.option.ppl_history, config.invocation_params.dir, "--ppl-history"),
+        (config.getini("ppl_history"), config.rootpath, "ini ppl_history"),
+    ):
+        if url:
+            return checked_url(url, base=base, option=origin)
+    return None
 
 
 def _typed_words(config: pytest.Config) -> Iterator[str]:

@@ -511,6 +511,10 @@ def test_help_in_full(tmp_path: Path) -> None:
         "  inspect  Say what lm-eval will really do with a task; nothing is measured.\n"
         "  doctor   Look a checkpoint over without running it.\n"
         "  show     List recorded baselines.\n"
+        "  check    Check baseline files and their evidence; needs no model.\n"
+        "  review   Show what a commit did to baselines and gates.\n"
+        "  card     Write recorded numbers into the model card, each with its method.\n"
+        "  history  Show perplexity and sparsity over time and commits.\n"
         "  noise    Measure how numbers move without any change; propose a tolerance.\n"
         "  cache    Look at the results that --ppl-cache keeps, or remove them.\n"
     )

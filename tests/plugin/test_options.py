@@ -181,7 +181,7 @@ def test_two_values_for_one_name(
         ),
         (
             ["--ppl-report=r.xml"],
-            "--ppl-report: HERE/r.xml must end in .json, .md or .csv",
+            "--ppl-report: HERE/r.xml must end in .html, .json, .md or .csv",
         ),
         (
             ["--ppl-report=nowhere/r.json"],
@@ -304,8 +304,12 @@ def test_help(project: Project) -> None:
         "own, shared between xdist's workers) "
         "--ppl-compile Run the model through torch.compile (ini: ppl_compile, default: "
         "false) "
-        "--ppl-report=PATH Write all verdicts to this .json, .md or .csv file "
+        "--ppl-report=PATH Write all verdicts to this .html, .json, .md or .csv file "
         "(repeatable) "
+        "--ppl-ladder=FILE Show in .html reports what `pplguard explain --json FILE` "
+        "measured (repeatable) "
+        "--ppl-history=URL Add all verdicts to this database, sqlite:///FILE, for "
+        "`pplguard history` (ini: ppl_history) "
         "--ppl-journal=DIR Keep finished windows here until the run is over, so that "
         "one that is killed goes on; off keeps none (ini: ppl_journal, default: the "
         "user's cache) "

@@ -127,7 +127,7 @@ def test_another_suffix_is_a_mistake(project: Project) -> None:
     result = project.run("--ppl-report=x.xml")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["ERROR: --ppl-report: */x.xml must end in .json, .md or .csv"]
+        ["ERROR: --ppl-report: */x.xml must end in .html, .json, .md or .csv"]
     )
 
 

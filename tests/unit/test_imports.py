@@ -26,6 +26,7 @@ LEVELS = (
         "corpora",
         "diff",
         "gates",
+        "history",
         "journal",
         "options",
         "protocols",

@@ -229,8 +229,8 @@ def test_plain_data_has_no_tuples() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("x.yaml", "--ppl-report: x.yaml must end in .json, .md or .csv"),
-        ("json", "--ppl-report: json must end in .json, .md or .csv"),
+        ("x.yaml", "--ppl-report: x.yaml must end in .html, .json, .md or .csv"),
+        ("json", "--ppl-report: json must end in .html, .json, .md or .csv"),
         ("no/such/x.json", "--ppl-report: the folder of no/such/x.json does not exist"),
     ],
 )

@@ -1,0 +1,1 @@
+"""``pplguard check``."""
