@@ -8,6 +8,7 @@ demo's file and ``llama-2-7b``, recorded here by ``pplguard update``. No network
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .blocks import ROOT
+from .blocks import ROOT, blocks_of
 from .zygote import write_programs
 
 DEMO = ROOT / "pytest_pplguard" / "demo"
@@ -195,6 +196,66 @@ def build(folder: Path, environment: dict[str, str]) -> Sandbox:
         done = sandbox.run(command)
         assert done.returncode == 0, done.stdout
     return sandbox
+
+
+def prepare(page: str, sandbox: Sandbox) -> None:
+    """Make what a page takes for granted that is its reader's own."""
+    project = sandbox.project
+    if page == "docs/checkpoints.md":
+        _save_adapter(project / "out" / "lora", base="out/llama-2-7b-wanda-50")
+        done = sandbox.run(
+            "pplguard update out/lora --checkpoint llama-2-7b/tuned "
+            "--method wanda --window 512 --limit 4"
+        )
+        assert done.returncode == 0, done.stdout
+    if page == "docs/tasks.md":
+        (task,) = [
+            block.text
+            for block in blocks_of(ROOT / page)
+            if block.text.startswith("# tasks/piqa_local.yaml\n")
+        ]
+        for folder in ("tasks", "data"):
+            (project / folder).mkdir()
+        (project / "tasks" / "piqa_local.yaml").write_text(task, encoding="utf-8")
+        for name in ("piqa-train", "piqa"):
+            (project / "data" / f"{name}.jsonl").write_text(
+                "".join(
+                    json.dumps(
+                        {"goal": f"Fold {n}.", "sol1": "Fold.", "sol2": "Do not.",
+                         "label": n % 2}
+                    ) + "\n"
+                    for n in range(4)
+                )
+            )  # fmt: skip
+
+
+def _save_adapter(folder: Path, *, base: str) -> None:
+    """A LoRA of the demo's four layers, as peft saves one."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "target_modules": ["q_proj"],
+        "r": 4,
+        "lora_alpha": 8,
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    place = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    seed = torch.Generator().manual_seed(1)
+    save_file(
+        {
+            place.format(layer, side): 0.05 * torch.randn(shape, generator=seed)
+            for layer in range(4)
+            for side, shape in (("A", (4, 128)), ("B", (128, 4)))
+        },
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def _lose_a_mask(place: Path) -> None:

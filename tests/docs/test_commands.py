@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .blocks import PAGES, ROOT, Block, matches, shell_blocks
-from .sandbox import Sandbox, Zygote, build
+from .sandbox import Sandbox, Zygote, build, prepare
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +45,7 @@ PAGES_THAT_RUN = [
     "page", PAGES_THAT_RUN, ids=lambda page: page.relative_to(ROOT).as_posix()
 )
 def test_the_commands_of_a_page(page: Path, sandbox: Sandbox) -> None:
+    prepare(page.relative_to(ROOT).as_posix(), sandbox)
     for block in filter(runs, shell_blocks(page)):
         for command in block.commands():
             done = sandbox.run(
