@@ -1,9 +1,10 @@
 """A folder in which the names of the pages exist: checkpoints, texts, baselines.
 
-Everything is made of the demo. ``out/...`` are its two checkpoints under the names that
-the pages use, one of them spoilt; ``wikitext2`` is the demo's text, one and a half times,
-as a local file and in the cache of the library ``datasets``; ``baselines/`` has the
-demo's file and ``llama-2-7b``, recorded here by ``pplguard update``. No network is used.
+Everything is made of the demo. ``out/...`` are its two checkpoints under the names
+that the pages use, and a spoilt one; ``wikitext2`` is the demo's text and half of it
+again, as a local file and in the cache of the library ``datasets``; ``baselines/`` has
+the demo's file and ``llama-2-7b``, recorded here by ``pplguard update``. No network is
+used.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ CHECKPOINTS = {
 SPOILT = ("out/spoilt", "out/llama-wanda-old")
 """``wanda-50`` with the dense weights in one layer: a lost mask."""
 
-CHECKOUT = ("baselines", "docs", "scripts", "benchmarks", "mkdocs.yml", "README.md",
-            "CONTRIBUTING.md", "CHANGELOG.md", "pyproject.toml", "pytest_pplguard")  # fmt: skip
+CHECKOUT = (
+    *("baselines", "benchmarks", "docs", "pytest_pplguard", "scripts"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "mkdocs.yml", "pyproject.toml"),
+)
 """What of this repository a block "in a checkout" sees: copies, or links."""
 
 

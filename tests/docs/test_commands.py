@@ -26,9 +26,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
 @pytest.fixture
 def sandbox(template: Sandbox, tmp_path: Path) -> Sandbox:
     for name in ("project", "checkout"):
-        shutil.copytree(
-            template.project.parent / name, tmp_path / name, symlinks=True
-        )
+        shutil.copytree(template.project.parent / name, tmp_path / name, symlinks=True)
     return Sandbox(tmp_path / "project", tmp_path / "checkout", template.environment)
 
 

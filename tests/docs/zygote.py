@@ -40,7 +40,8 @@ LARGE = (
 # What stands in PATH. -I: nothing of the command's folder is imported here.
 _CLIENT = """#!{python} -IS
 import json, os, socket, sys
-asked = {{"name": {name!r}, "argv": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ)}}
+asked = {{"name": {name!r}, "argv": sys.argv[1:]}}
+asked |= {{"cwd": os.getcwd(), "env": dict(os.environ)}}
 with socket.socket(socket.AF_UNIX) as line:
     line.connect({address!r})
     socket.send_fds(line, [b"x"], [0, 1, 2])
@@ -110,9 +111,9 @@ def _run(name: str, argv: list[str], cwd: str, env: dict[str, str]) -> int:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.stdin = open(0, closefd=False)
-    sys.stdout = open(1, "w", closefd=False, encoding="utf-8")
-    sys.stderr = open(2, "w", closefd=False, encoding="utf-8")
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False, encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", closefd=False, encoding="utf-8")
     sys.argv = [name, *argv]
     try:
         _main(name, argv)
