@@ -63,9 +63,9 @@ _INTERNAL = {
 _TEXT = {
     "BaselineFile": "`model` is the base model's name; `checkpoints` maps names to "
     "entries.\n",
-    "CheckpointEntry": "`path` is where the checkpoint usually is. `allow_keys` excuses "
-    "weight keys\nthat the model does not know. `reference` names the entry that "
-    "`kl` compares with:\nthe one that is written, else one called `dense`.\n",
+    "CheckpointEntry": "`path` is where the checkpoint usually is. `allow_keys` "
+    "excuses weight keys\nthat the model does not know. `reference` names the entry "
+    "that `kl` compares with:\nthe one that is written, else one called `dense`.\n",
 }
 """Instead of docstrings that are about the fields above."""
 

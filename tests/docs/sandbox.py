@@ -125,7 +125,7 @@ def _environment(folder: Path, programs: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "NO_COLOR": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTEST_ADDOPTS": "-p no:cacheprovider",
+        "PYTEST_ADDOPTS": "-p no:cacheprovider -p no:asyncio",
         # A commit has an author, whoever runs this.
         **{
             f"GIT_{who}_{what}": text
