@@ -14,7 +14,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = "checkout"
 
 _LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
@@ -24,11 +24,11 @@ _FENCE = re.compile(r"^( *)```.*?^\1```$", re.S | re.M)
 def on_files(files: Files, *, config: Any) -> Files:
     """Add every file that a page links to and docs/ does not have."""
     waiting = [
-        (file.src_uri, Path(str(file.abs_src_path)))
+        (file.src_uri, Path(str(file.abs_src_path)).resolve())
         for file in files.documentation_pages()
     ]
-    waiting.append(("", ROOT / "CHANGELOG.md"))
-    waiting.append(("", ROOT / "CONTRIBUTING.md"))
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md"):
+        waiting.append(("", ROOT / name))
     seen: set[Path] = set()
     while waiting:
         uri, path = waiting.pop()
@@ -49,7 +49,7 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Lead links to where the site has what they mean."""
-    path = Path(str(page.file.abs_src_path))
+    path = Path(str(page.file.abs_src_path)).resolve()
 
     def lead(found: re.Match[str]) -> str:
         linked = (path.parent / found[2]).resolve()

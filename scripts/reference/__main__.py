@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from . import commands, errors, formats, options
+from . import badges, commands, errors, formats, options
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ def generated() -> dict[str, str]:
         for part, make in parts.items():
             text = _replaced(text, part, make(), name)
         files[name] = text
-    return files
+    return files | badges.badges(ROOT)
 
 
 def _replaced(text: str, part: str, body: str, name: str) -> str:

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest_pplguard
 from pytest_pplguard import errors
@@ -71,20 +72,30 @@ class Message:
 
 def messages() -> list[Message]:
     """All of them, in the order of the source, each once a room."""
+    trees = {
+        path: ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+    functions = {
+        node.name: node
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
     found: dict[Message, None] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path, tree in trees.items():
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        tree = ast.parse(path.read_text(encoding="utf-8"))
         helpers = "BaselineError" if room == "baselines" else ""
-        for kind, text in _calls(tree):
-            # A message that is made elsewhere is found there.
-            template = _template(text)
+        for kind, text in _texts(tree, functions):
             if any(letter.isalpha() for letter in _literal(text)):
-                found[Message(room, kind or helpers, template)] = None
+                found[Message(room, kind or helpers, _template(text))] = None
     return list(found)
 
 
-def _calls(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+def _texts(
+    tree: ast.AST, functions: dict[str, ast.FunctionDef]
+) -> Iterator[tuple[str, ast.expr]]:
+    """The class and the text of each error that is made."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not node.args:
             continue
@@ -92,13 +103,22 @@ def _calls(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
         while isinstance(name, ast.Attribute) and name.attr == "at":
             name = name.value
         called = getattr(name, "id", getattr(name, "attr", ""))
-        if called in CLASSES or called in _HELPERS:
-            texts = [argument for argument in node.args if _is_text(argument)]
-            if texts:
-                yield (called if called in CLASSES else ""), texts[-1]
+        if called not in CLASSES and called not in _HELPERS:
+            continue
+        kind = called if called in CLASSES else ""
+        texts = [argument for argument in node.args if _is_text(argument)]
+        if texts:
+            yield kind, texts[-1]
+        # A function of the package that only puts the text together.
+        for argument in node.args:
+            if isinstance(argument, ast.Call):
+                maker = functions.get(getattr(argument.func, "id", ""))
+                for inner in ast.walk(maker) if maker else ():
+                    if isinstance(inner, ast.Return) and _is_text(inner.value):
+                        yield kind, inner.value
 
 
-def _is_text(node: ast.expr) -> bool:
+def _is_text(node: ast.expr | None) -> TypeGuard[ast.expr]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _is_text(node.left) or _is_text(node.right)
     return isinstance(node, ast.JoinedStr) or (
