@@ -23,7 +23,8 @@ NOT_RUN = {
         "tests/unit/test_zoo_rules.py tests its rules"
     ],
     "docs/performance.md": [
-        "it measures for an hour on a GPU; tests/unit/test_benchmarks.py tests its parts"
+        "it measures for an hour on a GPU; tests/unit/test_benchmarks.py tests its "
+        "parts"
     ],
     "docs/protocols.md": [
         "it needs the package of this page; tests/model/test_docs_protocols.py makes "
@@ -153,6 +154,7 @@ def test_blocks_of_a_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         ("a\n...\nc", "a\nb\nb\nc", True),
         ("a\n...\nc", "a\nc", True),
         ("...\nb\n...", "a\nb", True),
+        ("a +0.00 %", "a -0.00 %", True),
         ("a.c", "abc", False),
         ("a\n...\nc", "a\nc\nd", False),
         ("a\nb", "a\n\nb", False),

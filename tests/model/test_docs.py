@@ -49,7 +49,8 @@ def test_the_readmes_summary_is_what_the_demo_prints(tmp_path: Path) -> None:
     printed = done.stdout[done.stdout.index("= perplexity =") :]
     shown = re.search(r"```text\n=+ perplexity =+\n(.*?)```", read("README.md"), re.S)
     assert shown is not None
-    assert shown[1] in printed
+    # Another number of threads moves the last digits, and the sign of nothing.
+    assert shown[1] in printed.replace("-0.00 %", "+0.00 %")
 
 
 @functools.cache
