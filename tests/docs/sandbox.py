@@ -114,7 +114,6 @@ def _environment(folder: Path, programs: Path) -> dict[str, str]:
     return {name: os.environ[name] for name in kept if name in os.environ} | {
         "PATH": os.pathsep.join(path),
         "PYTHONPATH": str(ROOT),
-        "COLUMNS": "80",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HOME": str(folder / "hf"),
