@@ -252,9 +252,10 @@ def check_database(path: Path) -> None:
 
 @contextmanager
 def _connected(
-    path: Path, mode: str, what: str, *, patience: float = _PATIENCE
+    path: Path, mode: str, what: str, *, patience: float | None = None
 ) -> Iterator[sqlite3.Connection]:
     """A connection; what was not committed when it closes never happened."""
+    patience = _PATIENCE if patience is None else patience
     try:
         address = f"file:{quote(str(path))}?mode={mode}"
         with closing(
@@ -271,7 +272,7 @@ def _why(error: sqlite3.Error, what: str, patience: float) -> str:
         return "is not a history: it is no database of SQLite; name another file"
     if _is_busy(error):
         return (
-            f"cannot {what}: another process has held it for {patience:.0f} s; try "
+            f"cannot {what}: another process has held it for {patience:g} s; try "
             "again, or look for a program that has it open"
         )
     return f"cannot {what}: {error}"
@@ -317,4 +318,4 @@ def _create_tables(connection: sqlite3.Connection) -> None:
 
 def _statements(script: str) -> Iterable[str]:
     # ``executescript`` would commit first.
-    return (part for part in script.split(";") if part.strip())
+    return (part.strip() for part in script.split(";") if part.strip())

@@ -194,18 +194,19 @@ def _tags(run: HistoryRun, points: Sequence[Point]) -> dict[str, str]:
 def _metrics(
     run: HistoryRun, checkpoint: str, points: Sequence[Point]
 ) -> Iterator[tuple[str, float]]:
+    """Names and values; no name is a folder of another, for stores of files."""
     for point in points:
         name = f"{point.key}/{point.metric}"
         for suffix, value in (
             ("", point.measured),
-            ("/baseline", point.baseline),
-            ("/change", point.change),
+            (".baseline", point.baseline),
+            (".change", point.change),
         ):
             if value is not None:
                 yield name + suffix, value
     sparsity = run.sparsity(checkpoint)
     if sparsity is not None:
-        yield "sparsity", sparsity
+        yield "sparsity.total", sparsity
 
 
 def _params(

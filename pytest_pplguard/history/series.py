@@ -78,16 +78,11 @@ def all_series(
             found.append((run, points))
     if last is not None:
         found = found[-last:]
-    names = dict.fromkeys(name for _, points in found for name in points)
-    by_checkpoint = list(dict.fromkeys(checkpoint for checkpoint, _, _ in names))
+    names = list(dict.fromkeys(name for _, points in found for name in points))
+    order = list(dict.fromkeys(checkpoint for checkpoint, _, _ in names))
     return [
-        Series(
-            *name,
-            tuple(
-                _walk((run, points[name]) for run, points in found if name in points)
-            ),
-        )
-        for name in sorted(names, key=lambda name: by_checkpoint.index(name[0]))
+        Series(*name, tuple(_walk((run, p[name]) for run, p in found if name in p)))
+        for name in sorted(names, key=lambda name: order.index(name[0]))
     ]
 
 
@@ -101,16 +96,15 @@ def _one_each(points: Iterable[Point]) -> dict[tuple[str, str, str], Point]:
 
 
 def _walk(points: Iterable[tuple[HistoryRun, Point]]) -> Iterator[SeriesPoint]:
-    digest, before = "", None
+    digest = ""
+    before: list[float] = []  # of the windows of ``digest``
     for run, point in points:
-        breaks = bool(
-            digest and point.windows_digest and digest != point.windows_digest
-        )
-        if breaks:
-            before = None
+        now = point.windows_digest or digest
+        breaks = digest not in ("", now)
+        before = [] if breaks else before
         since = None
-        if before is not None and point.measured is not None:
-            since = relative_change(point.measured, before)
+        if before and point.measured is not None:
+            since = relative_change(point.measured, before[-1])
         yield SeriesPoint(run, point, run.sparsity(point.checkpoint), since, breaks)
-        digest = point.windows_digest or digest
-        before = before if point.measured is None else point.measured
+        digest = now
+        before += [] if point.measured is None else [point.measured]

@@ -16,7 +16,7 @@ WIDTH = 80
 _BARS = "▁▂▃▄▅▆▇█"
 _MOST_BARS = 40
 _HEAD = (
-    f"  {'UTC':<16}  {'commit':<8}  {'measured':>10}  {'to last':>9}  {'to base':>9}  "
+    f"  {'UTC':<16} {'commit':<8} {'measured':>10} {'to last':>8} {'to base':>8} "
     f"{'zeros':>7}  outcome"
 )
 BREAK = "other windows from here on: not comparable"
@@ -56,19 +56,18 @@ def _row(one: SeriesPoint) -> str:
     estimate = "~" if point.early else ""
     outcome = one_line(point.outcome)
     return (
-        f"  {run.time[:16].replace('T', ' '):<16}  {commit_text(run):<8}"
-        f"{'' if run.dirty and run.commit else ' '} "
-        f"{estimate + number(point.measured):>10}  {change_text(one.since_last):>9}  "
-        f"{change_text(point.change):>9}  {zeros:>7}  "
+        f"  {run.time[:16].replace('T', ' '):<16} {commit_text(run):<8} "
+        f"{estimate + number(point.measured):>10} {change_text(one.since_last):>8} "
+        f"{change_text(point.change):>8} {zeros:>7}  "
         f"{outcome if point.passed else outcome.upper()}"
     )
 
 
 def commit_text(run: HistoryRun) -> str:
-    """A commit in eight digits, and ``*`` if there were changes to it."""
+    """A commit in seven digits, and ``*`` if there were changes to it."""
     if not run.commit:
         return "-"
-    return one_line(run.commit)[:8] + ("*" if run.dirty else "")
+    return one_line(run.commit)[:7] + ("*" if run.dirty else "")
 
 
 def trend_text(values: Sequence[float]) -> str:
@@ -88,7 +87,7 @@ def one_line(text: str) -> str:
 
 
 def history_document(series: Sequence[Series]) -> dict[str, Any]:
-    """``{"schema": 1, "series": [...]}`` with every number and the run that it is of."""
+    """``{"schema": 1, "series": [...]}`` with every number and its run."""
     return {
         "schema": SCHEMA,
         "series": [

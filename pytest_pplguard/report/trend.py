@@ -83,16 +83,16 @@ def panels_of(series: Sequence[Series]) -> Iterator[Panel]:
             shares |= {p.run.id: p for p in one.points if p.sparsity is not None}
         if shares:
             points = sorted(shares.values(), key=lambda p: p.run.time)
+            zeros = [p.sparsity or 0.0 for p in points]
+            texts = [f"{100 * share:.4g} % zeros" for share in zeros]
             yield Panel(
                 checkpoint,
                 "share of zeros",
                 "share",
                 tuple(p.run.time for p in points),
-                tuple(p.sparsity for p in points),
+                tuple(zeros),
                 (True,) * len(points),
-                tuple(
-                    _hover(p, f"{100 * (p.sparsity or 0):.4g} % zeros") for p in points
-                ),
+                tuple(map(_hover, points, texts)),
             )
 
 
@@ -110,8 +110,9 @@ def _panel(one: Series) -> Panel:
             hover.append(BREAK)
             baseline.append(None)
         measured = point.point.measured
+        change = change_text(point.point.change)
         text = (
-            f"{number(measured)} ({change_text(point.point.change)} from the baseline), "
+            f"{number(measured)} ({change} from the baseline), "
             f"{one_line(point.point.outcome)}"
         )
         times.append(point.run.time)

@@ -1,4 +1,4 @@
-"""The trend as one page for a browser: it holds all that it needs, and fetches nothing."""
+"""The trend as one page for a browser: it holds all it needs, and fetches nothing."""
 
 from __future__ import annotations
 
@@ -57,9 +57,11 @@ function draw() {
     traces.push({
       x: panel.times, y: panel.values, name: "measured", mode: "lines+markers",
       text: panel.hover, hoverinfo: "text", line: {color: blue, width: 2},
-      marker: {color: panel.passed.map(passed => passed ? blue : red),
-        size: panel.passed.map(passed => passed ? 7 : 12),
-        symbol: panel.passed.map(passed => passed ? "circle" : "x")}});
+      marker: {color: blue, size: 7}});
+    if (panel.passed.includes(false)) traces.push({
+      x: panel.times, name: "not passed", mode: "markers", hoverinfo: "skip",
+      y: panel.values.map((value, i) => panel.passed[i] ? null : value),
+      marker: {color: red, size: 12, symbol: "x"}});
     const y = {gridcolor: grid, zeroline: false, automargin: true};
     if (panel.kind === "share") Object.assign(y, {range: [-0.03, 1.03],
       tickformat: ".0%"});
