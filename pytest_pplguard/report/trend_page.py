@@ -66,11 +66,11 @@ function draw() {
     if (panel.kind === "share") Object.assign(y, {range: [-0.03, 1.03],
       tickformat: ".0%"});
     Plotly.react("plot" + index, traces, {
-      margin: {l: 60, r: 15, t: 10, b: 40}, font: {color: ink, size: 12},
+      margin: {l: 60, r: 15, t: 34, b: 40}, font: {color: ink, size: 12},
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       xaxis: {type: "date", gridcolor: grid, automargin: true}, yaxis: y,
       showlegend: panel.baseline.length > 0,
-      legend: {orientation: "h", y: 1.12}, hovermode: "closest",
+      legend: {orientation: "h", y: 1.02, yanchor: "bottom"}, hovermode: "closest",
       hoverlabel: {align: "left"}
     }, {responsive: true, displaylogo: false});
   });

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -15,9 +14,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import mlflow
 import pytest
+from playwright.sync_api import sync_playwright
 from safetensors.numpy import load_file, save_file
 
 from pytest_pplguard.errors import PplguardError
@@ -237,7 +238,6 @@ def _sent(client: Any, experiment: str) -> list[Any]:
 def test_a_history_in_mlflow(
     server: str, project: Path, runs: tuple[HistoryRun, ...]
 ) -> None:
-    mlflow = pytest.importorskip("mlflow")
     words = ("history", URL, "--mlflow", server, "--experiment", "demo")
     for sent, there in ((3, 0), (0, 3)):
         done = pplguard(*words, cwd=project)
@@ -284,7 +284,6 @@ def test_an_export_that_was_interrupted_is_completed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever the request at which it ends, the next one sends the rest."""
-    mlflow = pytest.importorskip("mlflow")
     client = mlflow.MlflowClient(tracking_uri=server)
     steps = ("create_run", "log_batch", "set_terminated")
     for step in steps:
@@ -329,13 +328,12 @@ def _id(client: Any) -> str:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_in_a_browser(project: Path, scheme: str) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
+def test_the_page_in_a_browser(project: Path, scheme: Literal["light", "dark"]) -> None:
     done = pplguard("history", URL, "--plot", "trend.html", cwd=project)
     assert done.returncode == 0, done.stderr
     said: list[str] = []
     fetched: list[str] = []
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
@@ -346,15 +344,17 @@ def test_the_page_in_a_browser(project: Path, scheme: str) -> None:
         page.goto((project / "trend.html").as_uri())
         page.wait_for_selector("#plot1 .main-svg")
         assert page.locator("#plot0 .scatterlayer .points path").count() >= 3
-        assert page.locator("#plot0 .legend").inner_text().split("\n") == [
+        assert page.locator("#plot0 .legendtext").all_text_contents() == [
             "baseline", "measured", "not passed"
         ]  # fmt: skip
-        page.locator("#plot0 .nsewdrag").hover(position={"x": 5, "y": 5})
+        page.locator("#plot0").scroll_into_view_if_needed()
         point = page.locator("#plot0 .points path").nth(1).bounding_box()
+        assert point is not None
         page.mouse.move(point["x"] + 3, point["y"] + 3)
         page.wait_for_selector("#plot0 .hovertext")
-        shown = page.locator("#plot0 .hovertext").inner_text()
-        assert re.search(rf"commit {commits(project)[1][:7]}", shown)
+        shown = page.locator("#plot0 .hovertext").text_content()
+        assert shown is not None
+        assert f"commit {commits(project)[1][:7]} of trunk" in shown
         page.locator("summary").press("Enter")
         cells = page.locator("td").all_inner_texts()
         assert "regressed" in cells

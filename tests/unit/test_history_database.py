@@ -263,7 +263,7 @@ def _die(path: Path, statement: str) -> None:
         connection.execute("PRAGMA cache_size = 1")  # what is written goes to the file
         return connection
 
-    database.sqlite3.connect = connecting  # type: ignore[assignment]
+    pytest.MonkeyPatch().setattr(sqlite3, "connect", connecting)
     verdicts = tuple(replace(VERDICT, metric=f"dead {i}" * 50) for i in range(999))
     add_run(f"sqlite:///{path}", Results(verdicts), DETAILS, ORIGIN)
 

@@ -22,7 +22,7 @@ def run(number: int, *points: Point, zeros: float | None = None) -> HistoryRun:
 
 
 def point(measured: float | None, digest: str = "sha256:a", **changes: Any) -> Point:
-    fields = {
+    fields: dict[str, Any] = {
         "checkpoint": "m/w50", "key": KEY, "metric": "token_perplexity",
         "outcome": "within", "passed": True,
     }  # fmt: skip

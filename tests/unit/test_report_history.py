@@ -24,7 +24,7 @@ HOSTILE = "</script><script>alert(1)</script>\x1b[31m\n'\"&lt;" + "x" * 4000
 
 
 def point(measured: float | None, **changes: Any) -> Point:
-    fields = {
+    fields: dict[str, Any] = {
         "checkpoint": "m/w50", "key": KEY, "metric": "token_perplexity",
         "outcome": "within", "passed": True, "baseline": 5.0,
         "change": None if measured is None else measured / 5 - 1,
@@ -34,7 +34,7 @@ def point(measured: float | None, **changes: Any) -> Point:
 
 
 def run(day: int, *points: Point, **changes: Any) -> HistoryRun:
-    fields = {
+    fields: dict[str, Any] = {
         "id": f"run{day}", "time": f"2026-11-{day:02}T08:30:00.000Z",
         "commit": f"{day}abcdef0123456789", "branch": "main", "version": "0.1.0",
         "job": "https://ci/1", "points": points,
