@@ -17,7 +17,7 @@ from ..protocols import USUAL_METHODS, check_key, get_protocol
 from ..report import comparison_document, comparison_lines
 from ..values import USUAL_REFERENCE, CheckpointEntry, Key, Scalar, near_matches
 from .diff import named_entry
-from .output import say, write_json
+from .output import say, show_table, text_width, write_json
 
 if TYPE_CHECKING:
     from ..checkpoints import Located
@@ -145,7 +145,7 @@ def compare_models(
     comparison = Comparison.of([rows[side.name] for side in sides])
     write_json(comparison_document(comparison), json_path)
     if json_path != "-":
-        print("\n".join(comparison_lines(comparison)))
+        show_table(comparison_lines(comparison, width=text_width()))
     if measured is not None:
         measured.discard_journals()
     return comparison.complete

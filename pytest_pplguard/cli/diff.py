@@ -24,7 +24,7 @@ from ..diff import Change, Difference, Exact, compare, lines
 from ..errors import PplguardError, UsageError
 from ..options import Options, Target
 from ..values import Fingerprint
-from .output import say, write_json
+from .output import say, show, show_prose, write_json
 
 SCREEN = 20
 """Lines that are printed without ``--all``."""
@@ -60,17 +60,21 @@ def diff(
     words = ["pplguard", "diff", one, other, "--all"]
     if folder != Path("baselines"):
         words += ["--baselines", str(folder)]
+    command = shlex.join(words)
     texts = lines(
         difference,
         limit=None if everything else SCREEN,
-        command=shlex.join(words),
+        command=command,
         before=one,
     )
     write_json(_document(difference, one, other), json_path)
     if json_path != "-":
-        print(f"{one} -> {other}")
+        show(f"{one} -> {other}", style="bold")
         for line in texts:
-            print(f"  {line}")
+            if line.endswith(f": {command}"):  # to be copied
+                show(f"  {line}")
+            else:
+                show_prose(line, first="  ", rest="    ")
     return difference.matters
 
 

@@ -9,7 +9,7 @@ from ..errors import UsageError
 from ..options import DEMO, DEMO_CHECKPOINTS, Options
 from ..report import check_plot, ladder_document, ladder_lines, write_waterfall
 from .measure import Checkpoint, Wanted
-from .output import write_json
+from .output import show_table, text_width, write_json
 
 
 def explain_model(
@@ -38,7 +38,7 @@ def explain_model(
     if picture is not None:
         write_waterfall(picture, ladder, spec)
     if json_path != "-":
-        print("\n".join(ladder_lines(spec, ladder)))
+        show_table(ladder_lines(spec, ladder, width=text_width()))
     checkpoint.discard_journals()
 
 

@@ -22,9 +22,10 @@ from msgspec.structs import replace
 from ..cache import RESULT, WINDOWS, Cache, Wrong
 from ..checkpoints import Contents, Loaded, Located, contents, files_state
 from ..corpora import Corpus, rows_digest
-from ..errors import PplguardError, printable
+from ..errors import PplguardError
 from ..options import Options, Target
 from ..protocols import LmEval, get_protocol
+from ..safetext import printable
 from ..values import Key, Measurement, Scalar, Window, WindowScore
 from .environment import device_name
 from .identity import Place, identity, now, place_of, variables, versions

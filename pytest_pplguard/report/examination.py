@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -11,16 +11,15 @@ from msgspec import to_builtins
 
 from ..checkpoints import Examination, Finding, ZeroTable
 from ..checkpoints.examine import Grade
+from ..safetext import one_line, printable
 from ..values import SCHEMA
+from .terminal import Style, unstyled, wrapped
 
 _MOST_ROWS = 24
 """Rows of the table that leave room on a screen for what is above it."""
 _MOST_FILES = 4
 _WIDEST = 15
 _STYLES: dict[Grade, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-
-Style = Callable[[str, str], str]
-"""Gives a text a style of rich's."""
 
 
 def examination_document(examined: Examination) -> dict[str, Any]:
@@ -56,28 +55,40 @@ def examination_lines(
     examined: Examination,
     *,
     everything: bool = False,
-    style: Style = lambda text, _: text,
+    style: Style = unstyled,
+    width: int | None = None,
 ) -> list[str]:
-    """The examination as text; the table is cut at a screen unless ``everything``."""
+    """The examination as text; the table is cut at a screen unless ``everything``.
+
+    Findings are broken at ``width``, if there is one.
+    """
     layers = f", {examined.layers} layers" if examined.layers else ""
-    lines = [
-        f"{examined.model}: {examined.architecture or 'unknown architecture'}{layers}",
-        f"  form     {examined.form}",
-        f"  weights  {examined.parameters:,}{_dtypes(examined)}",
-        f"  files    {_files(examined.files)}",
-        "",
-        *(_finding(examined.model, found, style) for found in examined.findings),
-        _summary(examined, style),
-    ]
+    model = one_line(examined.model)
+    title = f"{model}: {examined.architecture or 'unknown architecture'}{layers}"
+    facts = (
+        f"form     {examined.form}",
+        f"weights  {examined.parameters:,}{_dtypes(examined)}",
+        f"files    {_files(examined.files)}",
+    )
+    lines = [style(printable(title), "bold")]
+    for fact in facts:
+        lines += wrapped(printable(fact), width, first="  ", rest=" " * 11)
+    lines.append("")
+    for found in examined.findings:
+        lines += _finding(examined.model, found, style, width)
+    lines.append(_summary(examined, style))
     if examined.zeros is not None:
         lines += ["", *_table(examined.zeros, everything=everything)]
     return lines
 
 
-def _finding(model: str, finding: Finding, style: Style) -> str:
-    grade = style(f"{finding.grade:<8}", _STYLES[finding.grade])
-    text = finding.text.removeprefix(f"{model}: ")
-    return f"{grade} {text} ({finding.code})"
+def _finding(
+    model: str, finding: Finding, style: Style, width: int | None
+) -> list[str]:
+    text = printable(f"{finding.text.removeprefix(f'{model}: ')} ({finding.code})")
+    grade = f"{finding.grade:<8}"
+    first, *more = wrapped(text, width, first=f"{grade} ", rest=" " * 9)
+    return [style(grade, _STYLES[finding.grade]) + first.removeprefix(grade), *more]
 
 
 def _summary(examined: Examination, style: Style) -> str:

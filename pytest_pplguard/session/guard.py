@@ -359,7 +359,7 @@ class Guard:
         except InvalidLossError as error:
             return error
         self.outbox.journals += map(str, self.store.take_complete_journals())
-        return self._told_of(measured, reference)
+        return self._told_of(name, measured, reference)
 
     def _measured_now(
         self, loaded: Loaded, key: Key, name: str
@@ -378,11 +378,16 @@ class Guard:
                 measured = self.store.divergence(model, key, reference)
         except InvalidLossError as error:
             return error
-        return self._told_of(measured, reference)
+        return self._told_of(name, measured, reference)
 
-    def _told_of(self, measured: Measurement, reference: str | None) -> Measurement:
+    def _told_of(
+        self, name: str, measured: Measurement, reference: str | None
+    ) -> Measurement:
         """A measurement whose notices were told, its reference on record."""
         self._tell(*measured.notices)
+        self.outbox.environments[f"{name} {measured.key}"] = ", ".join(
+            f"{fact} {value}" for fact, value in measured.environment.items()
+        )
         if reference is None:
             return measured
         from ..measure import naming_reference
