@@ -118,12 +118,16 @@ class Results:
         self._asked[target.name, key] = asked
         if self._options.update != "no":
             return None
-        return self._cache.get(
+        found = self._cache.get(
             RESULT,
             asked.identity,
             functools.partial(_read, key, corpus, asked.place),
             label=f"{target.name} {key}",
         )
+        if found is not None:  # as loading would have
+            for notice in asked.place.notices:
+                self._tell(notice)
+        return found
 
     def cut(self, target: Target, key: Key) -> CutWindows | None:
         """Gives the windows of what :meth:`recall` did not have, cut once for all runs.

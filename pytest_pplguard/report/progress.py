@@ -117,13 +117,17 @@ class Pace:
         return f"{'at most' if self._early else 'about'} {duration(left)} left"
 
     def rate(self) -> str:
-        """``2.5 windows/s``, or where that is less than one: ``4 s a window``."""
+        """``2.5 windows/s``, or where that is less than one: ``4 s a window``.
+
+        Nothing in the first second, of which little can be told.
+        """
         new, elapsed = self.done - self.before, self.elapsed
-        if new <= 0 or elapsed <= 0:
+        if new <= 0 or elapsed < 1:
             return ""
         if new >= elapsed:
             return f"{new / elapsed:.3g} {self._unit}/s"
-        return f"{elapsed / new:.3g} s a {self._unit.removesuffix('s')}"
+        one = counted(1, self._unit).removeprefix("1 ")
+        return f"{elapsed / new:.3g} s {'an' if one[0] in 'aeiou' else 'a'} {one}"
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,8 @@ FACT = 12
 COMMANDS = ("to accept", "to record")
 """Names of facts that are commands: to be copied, and so never broken."""
 
-_SPAN = re.compile(r"`[^`\n]+`")
+_SPAN = re.compile(r"`[^`\n]+`|\S+ \+- \S+|\d %")
+"""What is not broken: commands, a number and its error, a number of percent."""
 _FACT = re.compile(rf"  (?P<name>[a-z ]{{{FACT}}}) (?P<text>\S.*)")
 _MORE = " " * (FACT + 3)
 _LONG_REASON = 160

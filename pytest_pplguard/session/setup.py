@@ -151,7 +151,13 @@ def _targets(
     except UsageError as error:
         # A checkpoint may be unknown only because its file cannot be read.
         broken = files.broken()
-        if any(_may_mean(model, stem) for model in options.models for stem in broken):
+        # Then the file's own fault is all that there is to mend.
+        if broken and (
+            not files.names()
+            or any(
+                _may_mean(model, stem) for model in options.models for stem in broken
+            )
+        ):
             raise UsageError("\n".join(broken.values())) from error
         reasons = "".join(f"{reason}\n" for reason in broken.values())
         raise UsageError(f"{reasons}{error}{_elsewhere(config, files)}") from error
