@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -164,10 +165,10 @@ def _sides(spec: str, folder: Path, options: Options) -> Iterator[Side]:
             yield _model(name, options)
         return
     path = Path(spec).expanduser()
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
         yield from _entries(path)
         return
-    if path.exists() or spec.startswith(f"{DEMO}/"):
+    if os.path.exists(path) or spec.startswith(f"{DEMO}/"):
         yield _model(spec, options)
         return
     stems = {file.stem: file for file in baseline_paths(folder)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from functools import cached_property
 from pathlib import Path
@@ -132,7 +133,7 @@ class _Checkpoint:
 def _side(spec: str, options: Options, folder: Path) -> _Recorded | _Checkpoint:
     """A path that exists or a name of the demo is a checkpoint, else a baseline."""
     found = named_entry(spec, folder)
-    is_path = Path(spec).expanduser().exists() or spec.startswith("demo/")
+    is_path = os.path.exists(Path(spec).expanduser()) or spec.startswith("demo/")
     if found is None or (is_path and found[0].parent == folder):
         return _Checkpoint(spec, options)
     path, name = found
@@ -155,10 +156,10 @@ def named_entry(spec: str, folder: Path) -> tuple[Path, str] | None:
     before, _, name = spec.rpartition("/")
     if not before:
         return None
-    if before.endswith((".yaml", ".yml")) and Path(before).is_file():
+    if before.endswith((".yaml", ".yml")) and os.path.isfile(before):
         return Path(before), name
     path = folder / f"{before}.yaml"
-    return (path, name) if path.is_file() else None
+    return (path, name) if os.path.isfile(path) else None
 
 
 def _refuse_two_kinds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..baselines import baseline_paths, read_baseline
@@ -44,7 +45,7 @@ def explain_model(
 
 def _refuse_baseline(spec: str, folder: Path) -> None:
     """A name that is recorded, and no checkpoint that is there."""
-    if spec in DEMO_CHECKPOINTS or Path(spec).expanduser().exists():
+    if spec in DEMO_CHECKPOINTS or os.path.exists(Path(spec).expanduser()):
         return
     if spec == DEMO:
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -209,7 +210,7 @@ class _Reference(Struct, frozen=True):
                 return cls(target, other, gated, entry.allow_keys)
         if given is None:
             return None
-        if Path(given).name in others and not Path(given).exists():
+        if Path(given).name in others and not os.path.exists(given):
             raise UsageError(
                 f"--reference {given}: that entry has no path; give where it is"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def weights_size(spec: str) -> str:
     Of a Hub id it is known only when it is here.
     """
     whole = Path(spec).expanduser()
-    parts = [whole] if whole.exists() else [*map(_path, spec.split("+"))]
+    parts = [whole] if os.path.exists(whole) else [*map(_path, spec.split("+"))]
     try:
         size = sum(file.stat().st_size for part in parts for file in _weights(part))
     except OSError:  # whoever loads it will say so
@@ -65,7 +66,7 @@ def _path(spec: str) -> Path:
 
 
 def _weights(path: Path) -> list[Path]:
-    if path.is_file():
+    if os.path.isfile(path):
         return [path]
     return sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
 

@@ -42,6 +42,7 @@ from ..values import (
     Recording,
     Remark,
     Results,
+    Scalar,
     Verdict,
     WeightsDetail,
 )
@@ -92,7 +93,7 @@ class Controller:
         self._weights: dict[str, WeightsDetail] = {}
         self._changes: list[Change] = []
         self._asides: dict[str, None] = {}
-        self._environments: dict[str, str] = {}
+        self._environments: dict[str, dict[str, Scalar]] = {}
         self._complete = True
         self._deselected_by_workers = 0
         self.deselected = 0
@@ -428,12 +429,22 @@ class Controller:
                 yield style(line, "red")
 
 
-def _environments(of: Mapping[str, str]) -> Iterator[str]:
+def _environments(of: Mapping[str, Mapping[str, Scalar]]) -> Iterator[str]:
     """What the measurements ran in; which of them, where it was not the same."""
-    for environment in dict.fromkeys(of.values()):
-        measured = [name for name, its in of.items() if its == environment]
-        whose = "" if len(measured) == len(of) else f" of {', '.join(measured)}"
-        yield f"environment{whose}: {environment}"
+    groups: list[tuple[dict[str, Scalar], list[str]]] = []
+    for name, environment in of.items():
+        for common, names in groups:
+            # Another method names another library beside the same ones.
+            if all(common.get(fact, it) == it for fact, it in environment.items()):
+                common.update(environment)
+                names.append(name)
+                break
+        else:
+            groups.append((dict(environment), [name]))
+    for common, names in groups:
+        whose = f" of {', '.join(names)}" if len(groups) > 1 else ""
+        facts = ", ".join(f"{fact} {value}" for fact, value in common.items())
+        yield f"environment{whose}: {facts}"
 
 
 def deselected_text(count: int) -> str:

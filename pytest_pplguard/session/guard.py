@@ -385,9 +385,7 @@ class Guard:
     ) -> Measurement:
         """A measurement whose notices were told, its reference on record."""
         self._tell(*measured.notices)
-        self.outbox.environments[f"{name} {measured.key}"] = ", ".join(
-            f"{fact} {value}" for fact, value in measured.environment.items()
-        )
+        self.outbox.environments[f"{name} {measured.key}"] = measured.environment
         if reference is None:
             return measured
         from ..measure import naming_reference

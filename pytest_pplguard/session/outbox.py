@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from ..report import plain
-from ..values import LossDetail, Recording, Verdict, WeightsDetail
+from ..values import LossDetail, Recording, Scalar, Verdict, WeightsDetail
 
 
 class Outbox(Struct):
@@ -17,7 +17,7 @@ class Outbox(Struct):
 
     ``journals`` are the files of complete measurements, which may go when the run ends.
     ``losses`` and ``weights`` are what is behind the verdicts, for reports. ``asides``
-    are for those who ask for more (``-v``), and so are ``environments``, in words by
+    are for those who ask for more (``-v``), and so are ``environments``, each by its
     checkpoint and key.
     """
 
@@ -28,7 +28,7 @@ class Outbox(Struct):
     losses: list[LossDetail] = []
     weights: list[WeightsDetail] = []
     asides: list[str] = []
-    environments: dict[str, str] = {}
+    environments: dict[str, dict[str, Scalar]] = {}
 
     def drain(self) -> dict[str, Any] | None:
         """Everything as plain JSON data, and the box is empty; None if it was."""

@@ -301,7 +301,7 @@ def _corpora(config: pytest.Config) -> dict[str, str]:
     here = {name: config.invocation_params.dir / path for name, path in typed.items()}
     for origin, paths in (("ini ppl_corpus", rooted), ("--ppl-corpus", here)):
         for name, path in paths.items():
-            if not path.exists():
+            if not os.path.exists(path):
                 raise UsageError(f"{origin}: {name}: {path} does not exist")
     return {name: str(path) for name, path in (rooted | here).items()}
 
@@ -316,7 +316,7 @@ def _include_path(config: pytest.Config) -> tuple[str, ...]:
         ("--ppl-include-path", here),
     ):
         for path in paths:
-            if not path.is_dir():
+            if not os.path.isdir(path):
                 raise UsageError(f"{origin}: {path} is no folder")
     return tuple(map(str, [*rooted, *here]))
 
@@ -452,7 +452,7 @@ def _known(config: pytest.Config, files: BaselineFiles) -> Known:
     return Known(
         paths=paths,
         candidates=tuple(name for name in paths if name.partition("/")[0] in stems),
-        exists=lambda text: (base / text).exists(),
+        exists=lambda text: os.path.exists(base / text),
         same_path=same_path,
         folder=str(files.folder),
     )
