@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import codecs
 import re
+import shlex
+from collections.abc import Iterable
 
 # Control characters, ends of lines that are none, marks that turn the direction of what
 # follows, halves of characters (bytes of file names), and tags, which nothing shows.
@@ -56,6 +58,29 @@ def one_line(text: str, *, most: int | None = None) -> str:
         return line
     half = (most - 5) // 2
     return f"{line[:half]}[...]{line[-half:]}"
+
+
+def shell_join(words: Iterable[str]) -> str:
+    r"""A command line of ``words`` that can be copied from where it is printed.
+
+    A word with anything unseen is written as ``$'\x1b'``, which bash and zsh read.
+    """
+    return " ".join(map(_shell_word, words))
+
+
+def _shell_word(word: str) -> str:
+    if one_line(word) == word:
+        return shlex.quote(word)
+    text = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(map(_shell_character, text)) + "'"
+
+
+def _shell_character(character: str) -> str:
+    if one_line(character) == character:
+        return character
+    is_byte = "\udc80" <= character <= "\udcff"  # of a file's name, as Python has it
+    data = character.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def encodable(text: str, encoding: str | None) -> str:

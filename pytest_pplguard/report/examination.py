@@ -18,7 +18,8 @@ from .terminal import Style, unstyled, wrapped
 _MOST_ROWS = 24
 """Rows of the table that leave room on a screen for what is above it."""
 _MOST_FILES = 4
-_WIDEST = 15
+_WIDEST, _NARROWEST = 15, 7
+"""Characters of a projection's name above its column."""
 _STYLES: dict[Grade, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -78,7 +79,7 @@ def examination_lines(
         lines += _finding(examined.model, found, style, width)
     lines.append(_summary(examined, style))
     if examined.zeros is not None:
-        lines += ["", *_table(examined.zeros, everything=everything)]
+        lines += ["", *_table(examined.zeros, everything=everything, columns=width)]
     return lines
 
 
@@ -134,7 +135,9 @@ def _bytes(count: int) -> str:
 # ------------------------------------------------------------------------------ table
 
 
-def _table(table: ZeroTable, *, everything: bool) -> Iterator[str]:
+def _table(
+    table: ZeroTable, *, everything: bool, columns: int | None = None
+) -> Iterator[str]:
     rows = list(_rows(table))
     cut = None if everything or len(rows) <= _MOST_ROWS else _MOST_ROWS
     total: dict[str, tuple[int, int]] = {}
@@ -143,15 +146,21 @@ def _table(table: ZeroTable, *, everything: bool) -> Iterator[str]:
             known = total.get(name, (0, 0))
             total[name] = (known[0] + zeros, known[1] + count)
     last = ("all", _cells(table, total))
-    heads = [_short(name) for name in (*table.projections, "all")]
-    widths = [max(6, len(head)) for head in heads]
     first = max(len("zeros in %"), *(len(label) for label, _ in rows))
+    names = (*table.projections, "all")
+    widest, gap = _WIDEST, "  "
+    while True:
+        heads = [_short(name, widest) for name in names]
+        widths = [max(6, len(head)) for head in heads]
+        needed = first + sum(widths) + len(gap) * len(widths)
+        if columns is None or needed <= columns or widest == _NARROWEST:
+            break
+        # Less air first, then less of the names.
+        widest, gap = (widest, " ") if gap == "  " else (widest - 1, gap)
 
     def line(label: str, cells: tuple[str, ...]) -> str:
-        columns = (
-            f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)
-        )
-        return "  ".join([f"{label:<{first}}", *columns])
+        shown = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        return gap.join([f"{label:<{first}}", *shown])
 
     yield line("zeros in %", tuple(heads))
     for label, cells in rows[:cut]:
@@ -190,5 +199,7 @@ def _percent(cell: tuple[int, int] | None) -> str:
     return "<100" if cell[0] < cell[1] and share > 99.9 else f"{share:.1f}"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _WIDEST else f"…{name[1 - _WIDEST :]}"
+def _short(name: str, widest: int) -> str:
+    """The end of a long name, which says most."""
+    dots = "\N{HORIZONTAL ELLIPSIS}"
+    return name if len(name) <= widest else f"{dots}{name[1 - widest :]}"

@@ -34,7 +34,7 @@ from ..report import (
     wrapped,
     write_report,
 )
-from ..safetext import encodable, one_line, printable
+from ..safetext import encodable, one_line, printable, shell_join
 from ..values import (
     Details,
     LossDetail,
@@ -247,7 +247,7 @@ class Controller:
         for name, target in self._targets.items():
             if name in judged:
                 continue
-            given = shlex.quote(f"{name}={target.spec}")
+            given = shell_join([f"{name}={target.spec}"])
             if name in lost:
                 why = "its gates ended without a verdict"
             elif self._has_gates(name):
@@ -259,7 +259,7 @@ class Controller:
             else:
                 why = (
                     f"{self._files.path(name).name} has no gate for it; "
-                    f"record one with `pplguard update {shlex.quote(target.spec)} "
+                    f"record one with `pplguard update {shell_join([target.spec])} "
                     f"--checkpoint {name}`"
                 )
             self._problems.append(f"--ppl-model {given}: no gate was measured ({why})")

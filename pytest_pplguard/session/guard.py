@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from ..gates import (
 )
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, Tokenizer, check_key, get_protocol
+from ..safetext import shell_join
 from ..values import (
     HIGHER_IS_BETTER,
     CheckpointEntry,
@@ -654,7 +654,7 @@ class Guard:
                 words += ["--ppl-model", spec]
         words += ["--ppl-model", other] if other else []
         words += self.options.typed
-        return shlex.join(words if other else [*words, "--ppl-update"])
+        return shell_join(words if other else [*words, "--ppl-update"])
 
 
 def check_metric(key: Key, metric: MetricName) -> None:
