@@ -9,7 +9,7 @@ from pathlib import Path
 from ..cache import RESULT, Kept, clear, default_folder, kept
 from ..errors import UsageError
 from ..report import counted
-from ..safetext import printable
+from ..safetext import one_line
 from .output import show
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -82,15 +82,16 @@ def _lines(folder: Path, entries: Sequence[Kept]) -> Iterator[str]:
         groups.setdefault(_checkpoint(entry), []).append(entry)
     for checkpoint, group in groups.items():
         used = max(entry.used for entry in group)
+        yield checkpoint
         yield (
-            f"{checkpoint:<40} {counted(len(group), 'results'):>12} "
-            f"{_size(group):>10}  last used {_time(used)} UTC"
+            f"  {counted(len(group), 'results')}, {_size(group)}, last used "
+            f"{_time(used)} UTC"
         )
 
 
 def _checkpoint(entry: Kept) -> str:
     """``FILE/NAME (PATH)`` of a label, which has the key between them."""
-    name, _, rest = printable(entry.label).partition(" ")
+    name, _, rest = one_line(entry.label).partition(" ")
     place = rest.partition(" ")[2]
     return f"{name} {place}".strip() if name else _UNREADABLE
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ..checkpoints import (
 from ..diff import Change, Difference, Exact, compare, lines
 from ..errors import PplguardError, UsageError
 from ..options import Options, Target
+from ..safetext import shell_join
 from ..values import Fingerprint
 from .output import say, show, show_prose, write_json
 
@@ -61,7 +61,7 @@ def diff(
     words = ["pplguard", "diff", one, other, "--all"]
     if folder != Path("baselines"):
         words += ["--baselines", str(folder)]
-    command = shlex.join(words)
+    command = shell_join(words)
     texts = lines(
         difference,
         limit=None if everything else SCREEN,

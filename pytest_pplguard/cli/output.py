@@ -50,9 +50,13 @@ def show(*lines: str, style: str = "") -> None:
 
 
 def show_table(lines: Sequence[str]) -> None:
-    """Results whose first line is a heading."""
+    """Results whose first line is a heading; on a terminal long ones are broken."""
     show(*lines[:1], style="bold")
-    show(*lines[1:])
+    width = terminal_width(sys.stdout)
+    for line in map(printable, lines[1:]):
+        text = line.lstrip()
+        indent = line[: len(line) - len(text)]
+        show(*wrapped(text, width, first=indent, rest=f"{indent}  "))
 
 
 def show_prose(text: str, *, first: str = "", rest: str = "  ") -> None:

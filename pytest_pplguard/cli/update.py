@@ -20,6 +20,7 @@ from ..measure import naming_reference
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, Kl, get_protocol
 from ..report import changes_table
+from ..safetext import shell_join
 from ..values import (
     USUAL_REFERENCE,
     CheckpointEntry,
@@ -122,7 +123,7 @@ def update_checkpoint(
         words += ["--ppl-corpus", f"{corpus}={file}"]
     for tasks in options.include_path:
         words += ["--ppl-include-path", tasks]
-    show(f"  {shlex.join(words)}")
+    show(f"  {shell_join(words)}")
     if reference is not None and compared:
         for line in reference.advice(path, name):
             show(line)

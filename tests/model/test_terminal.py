@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import sys
 import sysconfig
+import unicodedata
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
+
+from pytest_pplguard.checkpoints.locate import DEMO
+from pytest_pplguard.cli.app import app
+from pytest_pplguard.errors import PplguardError
 
 from .commands import pplguard
 
@@ -146,3 +154,53 @@ def test_commands_on_a_terminal(folder: Path) -> None:
     told, status = run([script, "compare", "demo", "--limit", "2"], folder)
     assert status == 0
     assert max(map(len, Screen(told).text.splitlines())) <= COLUMNS
+
+
+EVIL = "<b>|`\x1b[31m\x9b\u202e\r\x07\n::error::" + "w" * 4096
+
+
+def unseen(text: str) -> str:
+    """What no reader would see in a text of several lines."""
+    hidden = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    return "".join(c for c in text if unicodedata.category(c) in hidden and c != "\n")
+
+
+def test_evil_tensors_configs_and_baselines_in_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "m"
+    shutil.copytree(DEMO / "dense", model)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config |= {"architectures": [EVIL], "rope_theta": EVIL, EVIL: EVIL}
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tensors = load_file(model / "model.safetensors")
+    first = next(iter(tensors))
+    tensors[EVIL] = tensors.pop(first)
+    save_file(tensors, model / "model.safetensors")
+    baselines = tmp_path / "baselines"
+    baselines.mkdir()
+    (baselines / "llama.yaml").write_text(
+        "schema: 1\nmodel: org/llama\ncheckpoints:\n  w50:\n    recorded:\n"
+        "      wanda/wikitext2:4096:\n        token_perplexity: 6.42\n"
+        f"        source: {{kind: published, reference: {json.dumps(EVIL[:60])}}}\n",
+        encoding="utf-8",
+    )
+    commands: list[list[str]] = [
+        ["diff", "demo/dense", str(model), "--all"],
+        ["doctor", str(model), "--all"],
+        ["measure", str(model), "--corpus", "demo", "--window", "256"],
+        ["show", "--baselines", str(baselines)],
+        ["inspect", "wikitext", str(model), "--corpus", "demo", "--window", "256"],
+        ["cache", "info", "--cache-dir", str(tmp_path / EVIL[:30])],
+    ]
+    for words in commands:
+        try:
+            app(words, standalone_mode=False)
+            told = ""
+        except PplguardError as error:
+            told = str(error)
+        out, err = capsys.readouterr()
+        said = out + err + told
+        assert unseen(said) == "", words
+        assert "::error::" not in {line[:9] for line in said.splitlines()}, words
+        assert r"\x1b[31m" in said, words
