@@ -11,7 +11,7 @@ from msgspec import to_builtins
 
 from ..checkpoints import Examination, Finding, ZeroTable
 from ..checkpoints.examine import Grade
-from ..safetext import one_line, printable
+from ..safetext import one_line
 from ..values import SCHEMA
 from .terminal import Style, unstyled, wrapped
 
@@ -71,9 +71,9 @@ def examination_lines(
         f"weights  {examined.parameters:,}{_dtypes(examined)}",
         f"files    {_files(examined.files)}",
     )
-    lines = [style(printable(title), "bold")]
+    lines = [style(one_line(title), "bold")]
     for fact in facts:
-        lines += wrapped(printable(fact), width, first="  ", rest=" " * 11)
+        lines += wrapped(one_line(fact), width, first="  ", rest=" " * 11)
     lines.append("")
     for found in examined.findings:
         lines += _finding(examined.model, found, style, width)
@@ -86,7 +86,7 @@ def examination_lines(
 def _finding(
     model: str, finding: Finding, style: Style, width: int | None
 ) -> list[str]:
-    text = printable(f"{finding.text.removeprefix(f'{model}: ')} ({finding.code})")
+    text = one_line(f"{finding.text.removeprefix(f'{model}: ')} ({finding.code})")
     grade = f"{finding.grade:<8}"
     first, *more = wrapped(text, width, first=f"{grade} ", rest=" " * 9)
     return [style(grade, _STYLES[finding.grade]) + first.removeprefix(grade), *more]

@@ -182,7 +182,8 @@ def test_evil_tensors_configs_and_baselines_in_commands(
     (baselines / "llama.yaml").write_text(
         "schema: 1\nmodel: org/llama\ncheckpoints:\n  w50:\n    recorded:\n"
         "      wanda/wikitext2:4096:\n        token_perplexity: 6.42\n"
-        f"        source: {{kind: published, reference: {json.dumps(EVIL[:60])}}}\n",
+        f"        source: {{kind: published, reference: {json.dumps(EVIL[:60])}, "
+        "digits: 2}\n",
         encoding="utf-8",
     )
     commands: list[list[str]] = [
@@ -190,7 +191,6 @@ def test_evil_tensors_configs_and_baselines_in_commands(
         ["doctor", str(model), "--all"],
         ["measure", str(model), "--corpus", "demo", "--window", "256"],
         ["show", "--baselines", str(baselines)],
-        ["inspect", "wikitext", str(model), "--corpus", "demo", "--window", "256"],
         ["cache", "info", "--cache-dir", str(tmp_path / EVIL[:30])],
     ]
     for words in commands:

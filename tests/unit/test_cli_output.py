@@ -38,18 +38,6 @@ class Stream(io.TextIOWrapper):
         return self.raw_bytes.getvalue().decode(self.encoding)
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Stream:
-    """Stdout is a terminal of 40 columns with colours."""
-    stream = Stream(terminal=True)
-    monkeypatch.setattr(sys, "stdout", stream)
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("TERM", "xterm")
-    for name in ("NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    return stream
-
-
 @pytest.mark.parametrize(
     "path", sorted(FOLDER.glob("*.py")), ids=lambda path: str(path.name)
 )
@@ -72,7 +60,15 @@ def test_results_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == "pplguard: --window\\x1b is wrong\n"
 
 
-def test_a_terminal_has_bold_headings_and_whole_words(terminal: Stream) -> None:
+def test_a_terminal_has_bold_headings_and_whole_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Stream(terminal=True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
     show_table(["head", "  " + "word " * 10])
     show_prose("one two three four five six seven eight nine ten", rest="    ")
     assert terminal.text() == (
