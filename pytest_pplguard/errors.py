@@ -7,25 +7,13 @@ knows about pytest.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-# Control characters, and those that turn the direction of what follows.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)
+from .safetext import printable
 
 _LONGEST = 8000
 """Characters of a message."""
-
-
-def printable(text: str) -> str:
-    """``text`` with what only a terminal would see written out, lines kept.
-
-    Names of tensors and files, and what configs hold, come from whoever made them.
-    """
-    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class PplguardError(Exception):

@@ -10,7 +10,9 @@ def main() -> None:
     """Run the command line; errors of ours are one line on stderr."""
     from ..errors import PplguardError, UsageError
     from .app import app
+    from .output import write_anything
 
+    write_anything()
     try:
         app()
     except UsageError as error:
@@ -31,5 +33,8 @@ def own_options(text: str) -> str:
 
 
 def _complain(error: Exception, *, status: int) -> int:
-    print(f"pplguard: error: {own_options(str(error))}", file=sys.stderr)
+    from .output import style_of
+
+    start = style_of(sys.stderr)("pplguard: error:", "bold red")
+    print(f"{start} {own_options(str(error))}", file=sys.stderr)
     return status

@@ -11,7 +11,8 @@ from .inspection import inspection_document, inspection_lines
 from .json import measurements_document, plain, results_document
 from .ladder import ladder_document, ladder_lines, read_ladder
 from .markdown import markdown_blocks
-from .progress import watch_lines, watch_live
+from .progress import can_be_redrawn, watch_lines, watch_live
+from .terminal import Style, failure_lines, unstyled, wrapped
 from .text import (
     brief,
     change_text,
@@ -26,9 +27,11 @@ from .waterfall import write_waterfall
 from .where import place_line, where_lines
 
 __all__ = [
+    "Style",
     "annotation_commands",
     "append_step_summary",
     "brief",
+    "can_be_redrawn",
     "change_text",
     "changes_table",
     "check_plot",
@@ -40,6 +43,7 @@ __all__ = [
     "counted",
     "examination_document",
     "examination_lines",
+    "failure_lines",
     "failure_text",
     "figures",
     "history_document",
@@ -56,9 +60,11 @@ __all__ = [
     "read_ladder",
     "results_document",
     "summary_lines",
+    "unstyled",
     "watch_lines",
     "watch_live",
     "where_lines",
+    "wrapped",
     "write_heatmap",
     "write_report",
     "write_trend",

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from ..safetext import printable
 from ..values import Verdict
 from .json import plain
 
@@ -76,6 +77,9 @@ def _row(verdict: Verdict) -> dict[str, str]:
 
 
 def _harmless(text: str) -> str:
-    """``text`` on one line, quoted by an apostrophe where it would be a formula."""
-    line = " ".join(text.splitlines())
+    """``text`` on one line, quoted by an apostrophe where it would be a formula.
+
+    What cannot be seen is written out: JSON has the texts as they are.
+    """
+    line = printable(" ".join(text.splitlines()))
     return f"'{line}" if line.startswith(_FORMULA) else line

@@ -13,6 +13,9 @@ from .json import plain
 from .text import number
 
 _WIDTH = 88
+"""Columns where nobody says how many there are."""
+_NUMBERS = 40
+"""Columns of the table beside what changes."""
 """Characters of a line of the conclusion."""
 
 _TITLES = {
@@ -65,15 +68,15 @@ def change_words(rung: Rung, ladder: Ladder) -> str:
     return f"{title}: {before} -> {after}"
 
 
-def ladder_lines(model: str, ladder: Ladder) -> list[str]:
+def ladder_lines(model: str, ladder: Ladder, *, width: int = _WIDTH) -> list[str]:
     """The table of a ladder, and below it what it says."""
-    lines = [*_table(model, ladder), ""]
+    lines = [*_table(model, ladder, width), ""]
     for text in conclusion_lines(ladder):
-        lines += wrap(text, _WIDTH, break_on_hyphens=False, break_long_words=False)
+        lines += wrap(text, width, break_on_hyphens=False, break_long_words=False)
     return lines
 
 
-def _table(model: str, ladder: Ladder) -> Iterator[str]:
+def _table(model: str, ladder: Ladder, columns: int) -> Iterator[str]:
     pages = "" if ladder.limit is None else f"{first_pages(ladder.limit)} of "
     yield f"{model} on {pages}{ladder.corpus}"
     start, goal = Key.parse(ladder.start), Key.parse(ladder.goal)
@@ -98,12 +101,15 @@ def _table(model: str, ladder: Ladder) -> Iterator[str]:
         )
     )
     head = ("step", "what changes", "perplexity", "log change", "share")
-    width = max(len(row[1]) for row in (head, *rows))
+    longest = max(len(row[1]) for row in (head, *rows))
+    width = min(longest, max(20, columns - _NUMBERS))
     for step, change, perplexity, log_change, share in (head, *rows):
+        said, *more = wrap(change, width, break_on_hyphens=False)
         yield (
-            f"{step:>4}  {change:<{width}}  {perplexity:>10}  {log_change:>10}  "
+            f"{step:>4}  {said:<{width}}  {perplexity:>10}  {log_change:>10}  "
             f"{share:>8}"
         ).rstrip()
+        yield from (f"{'':>4}    {line}" for line in more)
 
 
 def conclusion_lines(ladder: Ladder) -> list[str]:

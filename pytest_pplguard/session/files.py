@@ -49,13 +49,13 @@ class BaselineFiles:
                 f"{path.stem}/...: rename one of the two, or give --ppl-baselines"
             )
 
-    def broken(self) -> list[str]:
-        """Why files that look like baselines cannot be read."""
-        return [
-            str(error)
+    def broken(self) -> dict[str, str]:
+        """Why files that look like baselines cannot be read, by their stems."""
+        return {
+            stem: str(error)
             for stem, path in self.paths.items()
             if looks_like_baseline(path) and (error := self._error(stem)) is not None
-        ]
+        }
 
     def _error(self, stem: str) -> BaselineError | None:
         try:

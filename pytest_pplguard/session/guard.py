@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from ..gates import (
 )
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, Tokenizer, check_key, get_protocol
+from ..safetext import shell_join
 from ..values import (
     HIGHER_IS_BETTER,
     CheckpointEntry,
@@ -373,7 +373,7 @@ class Guard:
         except InvalidLossError as error:
             return error
         self.outbox.journals += map(str, self.store.take_complete_journals())
-        return self._told_of(measured, reference)
+        return self._told_of(name, measured, reference)
 
     def _measured_now(
         self, loaded: Loaded, key: Key, name: str
@@ -392,11 +392,14 @@ class Guard:
                 measured = self.store.divergence(model, key, reference)
         except InvalidLossError as error:
             return error
-        return self._told_of(measured, reference)
+        return self._told_of(name, measured, reference)
 
-    def _told_of(self, measured: Measurement, reference: str | None) -> Measurement:
+    def _told_of(
+        self, name: str, measured: Measurement, reference: str | None
+    ) -> Measurement:
         """A measurement whose notices were told, its reference on record."""
         self._tell(*measured.notices)
+        self.outbox.environments[f"{name} {measured.key}"] = measured.environment
         if reference is None:
             return measured
         from ..measure import naming_reference
@@ -681,7 +684,7 @@ class Guard:
                 words += ["--ppl-model", spec]
         words += ["--ppl-model", other] if other else []
         words += self.options.typed
-        return shlex.join(words if other else [*words, "--ppl-update"])
+        return shell_join(words if other else [*words, "--ppl-update"])
 
 
 def check_metric(key: Key, metric: MetricName) -> None:

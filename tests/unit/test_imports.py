@@ -16,6 +16,7 @@ import pytest_pplguard
 PACKAGE = Path(pytest_pplguard.__file__).parent
 
 LEVELS = (
+    ("safetext",),
     ("errors", "startup"),
     ("tensornames",),
     ("values",),
