@@ -262,10 +262,11 @@ class _Audit:
         for other in (entry, file.checkpoints.get(gate.to)):
             recorded = None if other is None else other.recorded.get(gate.key)
             known += [] if recorded is None else recorded.metrics
+        known = list(dict.fromkeys(known))
         if gate.metric is not None and known and gate.metric not in known:
             self.add(
                 line,
                 f"{where}: {gate.key} has no metric {gate.metric}"
                 f"{near_matches(gate.metric, known)}; it has "
-                f"{', '.join(dict.fromkeys(known))}",
+                f"{', '.join(known)}",
             )
