@@ -318,21 +318,22 @@ class _Parser:
                     metrics[name] = self._metric_gates(gate, entry, lines)
         special = {name: fields[name] for name in _SPECIAL_GATES if name in fields}
         gates: dict[str, Any] = {}
-        with self._part():
-            if gate := special.get("relative"):
-                gates["relative"] = self._relative(gate, entry, siblings)
-        with self._part():
-            if gate := special.get("sparsity"):
-                gates["sparsity"] = self._sparsity(gate, entry)
-        with self._part():
-            if gate := special.get("weights"):
-                kind = Literal["same", "mask", "any"]
-                gates["weights"] = self._typed(gate, where, kind)
-        with self._part():
-            if gate := special.get("against"):
-                name = self._text(gate, where)
-                gates["against"] = self._sibling(gate, name, where, entry, siblings)
+        for name, gate in special.items():
+            with self._part():
+                gates[name] = self._special_gate(gate, entry, siblings, where)
         return Gates(metrics=metrics, **gates)
+
+    def _special_gate(
+        self, field: Field, entry: str, siblings: tuple[str, ...], where: str
+    ) -> object:
+        if field.name == "relative":
+            return self._relative(field, entry, siblings)
+        if field.name == "sparsity":
+            return self._sparsity(field, entry)
+        if field.name == "weights":
+            return self._typed(field, where, Literal["same", "mask", "any"])
+        name = self._text(field, where)
+        return self._sibling(field, name, where, entry, siblings)
 
     def _check_gate_key(self, field: Field, where: str) -> None:
         if "/" not in field.name:

@@ -113,7 +113,7 @@ class _Side:
         self.folder = folder
         self.label = label
         self.files: dict[str, BaselineFile] = {}
-        self.unread: list[str] = []
+        self.unread: dict[str, str] = {}
 
     def add(self, name: str, content: bytes) -> None:
         """Take a baseline file in; one that cannot be read is told."""
@@ -121,7 +121,7 @@ class _Side:
         try:
             file = parse_baseline(_text(content, path), path)
         except BaselineError as error:
-            self.unread.append(str(error))
+            self.unread[Path(name).stem] = str(error)
             return
         self.files[Path(name).stem] = file
 
@@ -196,10 +196,14 @@ class _Working(_Side):
 
 
 def _compare(old: _Side, new: _Side) -> Review:
+    # What cannot be read on one side is compared with nothing; it is not gone.
+    for side, other in ((old, new), (new, old)):
+        for stem in side.unread:
+            other.files.pop(stem, None)
     found = review(
         old.files,
         new.files,
-        unread=[*old.unread, *new.unread],
+        unread=[*old.unread.values(), *new.unread.values()],
         old_protocol=old.protocol,
         new_protocol=new.protocol,
     )

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-import msgspec
-
 from ..errors import printable
 from ..review import Fact, GateChange, Review, Row
 from ..values import SCHEMA
+from .json import plain
 from .markdown import _code, _fenced
 from .text import change_text, counted, number
 
 _WIDTH = 80
+_NAME = 28
+"""Columns of a checkpoint's name that stands beside others."""
 _WARNING = "\N{WARNING SIGN}\N{VARIATION SELECTOR-16}"
 _FACTS = (
     ("suspect", "Not what recording does"),
@@ -30,7 +31,7 @@ _UNREAD = "Cannot be read, and was left out"
 
 def review_document(review: Review, title: str) -> dict[str, Any]:
     """``{"schema": 1, "title": ..., "loosened": [...], ...}``."""
-    return {"schema": SCHEMA, "title": title, **msgspec.to_builtins(review)}
+    return {"schema": SCHEMA, "title": title, **plain(review)}
 
 
 def review_headline(review: Review) -> str:
@@ -75,7 +76,7 @@ def review_lines(review: Review, title: str) -> list[str]:
     if review.unread:
         lines += ["", _UNREAD]
         lines += [line for text in review.unread for line in _wrapped(text, "  ")]
-    return [*lines, "", review_headline(review)]
+    return [*lines, "", *_wrapped(review_headline(review), "")]
 
 
 def _gate(change: GateChange) -> Iterator[str]:
@@ -94,8 +95,12 @@ def _facts(facts: Sequence[Fact], heading: str) -> list[str]:
 
 def _rows(rows: Iterable[Row]) -> Iterator[str]:
     for checkpoint, of_checkpoint in groupby(rows, key=lambda row: row.checkpoint):
+        *above, name = _wrapped(checkpoint, "")
+        if len(name) > _NAME:
+            above, name = [*above, name], ""
+        yield from above
         yield (
-            f"{checkpoint:<28} {'old':>10} {'new':>10} {'change':>10}"
+            f"{name:<{_NAME}} {'old':>10} {'new':>10} {'change':>10}"
             f" {'since first':>12}"
         )
         for key, of_key in groupby(of_checkpoint, key=lambda row: row.key):
@@ -135,7 +140,7 @@ def _wrapped(text: str, margin: str) -> list[str]:
 def review_markdown(review: Review, title: str) -> str:
     """For a pull request's comment or a job summary."""
     mark = f"{_WARNING} " if review.loosened or review.suspect else ""
-    blocks = [f"## {mark}Baselines: {review_headline(review)}\n\n{_code(title)}\n"]
+    blocks = [f"## {mark}Baselines: {review_headline(review)}\n\n{_shown(title)}\n"]
     if review.loosened:
         blocks.append(f"### {_WARNING} Loosened gates\n\n{_gates(review.loosened)}")
     for name, heading in _FACTS:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,13 +136,15 @@ def test_evidence_of_another_key(file: Path) -> None:
 
 
 def test_gates_of_what_is_not_there(file: Path) -> None:
-    edit(
-        file,
-        ("    gates:\n", "    gates:\n      wanda/wikitext2:61: {token_perplexity: {rel: 1.0}}\n"
-         "      weights: same\n      nope/x:16: {m: {rel: 1.0}}\n"
-         "      kl/wikitext2:16: {kl_divergence: {max: 1.0}}\n"),
-        ("{token_perplexity: {rel: 0.005}}", "{token_perplexiti: {rel: 0.005}}"),
-    )  # fmt: skip
+    edit(file, ("{token_perplexity: {rel: 0.005}}", "{token_perplexiti: {rel: 0.005}}"))
+    gates = (
+        "    gates:\n"
+        "      wanda/wikitext2:61: {token_perplexity: {rel: 1.0}}\n"
+        "      weights: same\n"
+        "      nope/x:16: {m: {rel: 1.0}}\n"
+        "      kl/wikitext2:16: {kl_divergence: {max: 1.0}}\n"
+    )
+    edit(file, ("    gates:\n", gates))
     dense = [text for text in found(file) if "llama/dense" in text]
     at = line_of(file, "gates:")
     assert dense == [
@@ -152,9 +155,9 @@ def test_gates_of_what_is_not_there(file: Path) -> None:
         "measures wanda, lm-eval, kl, strided, llama-cpp, lora-ft, gptq and vllm",
         f"llama.yaml:{at + 4}: llama/dense, gates, kl/wikitext2:16: compares with "
         "another checkpoint, and none is named: add `reference: NAME` to the entry",
-        f"llama.yaml:{at + 4}: llama/dense, gates, kl/wikitext2:16: nothing is recorded "
-        f"by this key (did you mean '{KEY}'?): record it with `pplguard update`, or "
-        "remove the gate",
+        f"llama.yaml:{at + 4}: llama/dense, gates, kl/wikitext2:16: nothing is "
+        f"recorded by this key (did you mean '{KEY}'?): record it with `pplguard "
+        "update`, or remove the gate",
         f"llama.yaml:{at + 5}: llama/dense, gates, {KEY}: no token_perplexiti is "
         "recorded (did you mean 'token_perplexity'?); there are token_perplexity",
     ]
@@ -171,11 +174,14 @@ def test_a_gate_of_the_weights_without_a_fingerprint(tmp_path: Path) -> None:
 
 
 def test_a_relative_gate_of_another_metric(file: Path) -> None:
-    edit(file, ("  w50:\n    gates:\n", "  w50:\n    gates:\n      relative: {to: dense, "
-                f'key: "{KEY}", max_ratio: 1.3, metric: word_perplexity}}\n'))  # fmt: skip
+    gate = (
+        f'      relative: {{to: dense, key: "{KEY}", max_ratio: 1.3, '
+        "metric: word_perplexity}\n"
+    )
+    edit(file, ("  w50:\n    gates:\n", f"  w50:\n    gates:\n{gate}"))
     assert found(file) == [
-        f"llama.yaml:{line_of(file, 'relative')}: llama/w50, gates, relative: {KEY} has "
-        "no metric word_perplexity (did you mean 'token_perplexity'?); it has "
+        f"llama.yaml:{line_of(file, 'relative')}: llama/w50, gates, relative: {KEY} "
+        "has no metric word_perplexity (did you mean 'token_perplexity'?); it has "
         "token_perplexity"
     ]
 
@@ -260,7 +266,7 @@ def test_the_values_of_a_task_follow_from_its_documents(tmp_path: Path) -> None:
         for index, value in enumerate([1.0, 0.0, 1.0])
     )
     key = "lm-eval/piqa:16"
-    changes = {
+    changes: dict[str, Any] = {
         "metrics": {"acc": 2 / 3},
         "units": {"documents": 3},
         "documents": documents,
@@ -270,7 +276,7 @@ def test_the_values_of_a_task_follow_from_its_documents(tmp_path: Path) -> None:
     assert found(path) == []
     edit(path, (f"acc: {2 / 3!r}\n", "acc: 0.67\n"))
     (problem,) = found(path)
-    assert f"acc 0.67 is recorded, but its evidence" in problem
+    assert "acc 0.67 is recorded, but its evidence" in problem
     assert f"gives {2 / 3!r}: {RESTORE}" in problem
 
 

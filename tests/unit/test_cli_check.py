@@ -54,11 +54,11 @@ def test_problems_and_warnings(
     assert not check_baselines([folder])
     name = evidence(folder, "opt").name
     assert capsys.readouterr().out == (
-        f"baselines/opt.yaml:8: opt/dense, {KEY}: token_perplexity 1.0 is recorded, but "
-        f"its evidence opt/dense/{name} gives {value!r}: a recorded value is never "
+        f"baselines/opt.yaml:8: opt/dense, {KEY}: token_perplexity 1.0 is recorded, "
+        f"but its evidence opt/dense/{name} gives {value!r}: a recorded value is never "
         "edited by hand: restore it, or record anew with `pplguard update`\n"
-        "2 baseline files, 2 checkpoints, 1 value computed again, 0 published values, 3 "
-        "evidence files: 1 problem\n"
+        "2 baseline files, 2 checkpoints, 1 value computed again, 0 published values, "
+        "3 evidence files: 1 problem\n"
     )
 
 
@@ -69,8 +69,8 @@ def test_evidence_that_nobody_names_is_a_warning(
     assert check_baselines([folder])
     warning, last = capsys.readouterr().out.splitlines()
     assert warning == (
-        "baselines/llama/dense/old-0123456789ab.json:1: warning: no baseline file names "
-        "this evidence: remove it"
+        "baselines/llama/dense/old-0123456789ab.json:1: warning: no baseline file "
+        "names this evidence: remove it"
     )
     assert last.endswith(": sound")
     # Of one file nobody knows what the others name.
@@ -119,8 +119,8 @@ def test_what_only_a_terminal_would_see_is_written_out(
         ),
         (
             "x.json",
-            "x.json: no baseline file to which this evidence belongs: it lies below its "
-            "file, FILE/NAME/*.json beside FILE.yaml",
+            "x.json: no baseline file to which this evidence belongs: it lies below "
+            "its file, FILE/NAME/*.json beside FILE.yaml",
         ),
     ],
 )
