@@ -24,6 +24,7 @@ from ..gates.defaults import SPARSE_FROM
 from ..options import Options, Target
 from ..report import number
 from ..report.card import Published, eval_results, new_card, results_of, with_results
+from ..session.files import shown_path
 from ..values import BaselineFile, CheckpointEntry, Key, near_matches
 from .output import say
 
@@ -46,14 +47,15 @@ def write_card(
     """
     located = locate(model)
     path = located.folder / CARD
+    shown = shown_path(path, Path.cwd())
     if not dry_run:
-        _refuse_shared(located, path)
+        _refuse_shared(located, path, shown)
     digest = _digest(located, model)
     file, entry = _recorded(folder, checkpoint, digest, model)
     name = f"{Path(file.path).stem}/{entry.name}"
     results = eval_results(_measured(folder, name, entry))
     title = located.gguf or Path(os.path.abspath(located.folder)).name
-    old = _read(path)
+    old = _read(path, shown)
     if old is None:
         text = new_card(
             title,
@@ -64,19 +66,19 @@ def write_card(
             library=None if located.gguf else "transformers",
         )
     else:
-        text = with_results(old, results, name=title, place=str(path))
+        text = with_results(old, results, name=title, place=shown)
     written = [(r.metric_name, r.metric_value) for r in results_of(text)]
     assert all((r.metric_name, r.metric_value) in written for r in results)
     if dry_run:
         print(text, end="")
         return
     if text == old:
-        print(f"{path}: up to date with {name}")
+        print(f"{shown}: up to date with {name}")
         return
-    _replace(path, text)
+    _replace(path, text, shown)
     for result in results:
         print(f"  {number(result.metric_value):>12}  {result.metric_name}")
-    print(f"{path}: {len(results)} results of {name}")
+    print(f"{shown}: {len(results)} results of {name}")
 
 
 # ----------------------------------------------------------------------- what is shown
@@ -195,7 +197,7 @@ def _measured(folder: Path, name: str, entry: CheckpointEntry) -> list[Published
 # ------------------------------------------------------------------------------ writing
 
 
-def _refuse_shared(located: Located, path: Path) -> None:
+def _refuse_shared(located: Located, path: Path, shown: str) -> None:
     """Neither the package nor the Hub's cache is the user's to write to."""
     folder = Path(os.path.realpath(located.folder))
     if folder.is_relative_to(os.path.realpath(DEMO)):
@@ -209,24 +211,26 @@ def _refuse_shared(located: Located, path: Path) -> None:
     if cached or path.is_symlink():
         what = "in the Hub's cache" if cached else "a link"
         raise UsageError(
-            f"{path} is {what}, and what is written there would be lost, or seen by "
+            f"{shown} is {what}, and what is written there would be lost, or seen by "
             "others: copy the checkpoint to a folder of its own, or give --dry-run"
         )
 
 
-def _read(path: Path) -> str | None:
+def _read(path: Path, shown: str) -> str | None:
     if not path.exists():
         return None
     try:
         # With its own line ends.
         return path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UsageError(
+            f"{shown} cannot be read: {error.strerror or error}"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8: save it as UTF-8") from error
+        raise UsageError(f"{shown} is not UTF-8: save it as UTF-8") from error
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, text: str, shown: str) -> None:
     """In one step, with the mode of the file that was there."""
     try:
         mode = path.stat().st_mode & 0o7777 if path.exists() else None
@@ -243,7 +247,7 @@ def _replace(path: Path, text: str) -> None:
             new.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
-            f"{path} cannot be written: {error.strerror or error}; give --dry-run to "
+            f"{shown} cannot be written: {error.strerror or error}; give --dry-run to "
             "see what it would hold"
         ) from error
 

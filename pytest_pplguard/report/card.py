@@ -211,7 +211,8 @@ def with_results(text: str, results: list[EvalResult], *, name: str, place: str)
         )
     match = REGEX_YAML_BLOCK.search(text)
     block = match[2] if match is not None else ""
-    metadata, span = _metadata(block, place)
+    above = 0 if match is None else text.count("\n", 0, match.start(2))
+    metadata, span = _metadata(block, place, above=above)
     old = _elements(metadata.get(_INDEX), place)
     new = eval_results_to_model_index(old[0]["name"] if old else name, results)
     index = _merged(old, new[0])
@@ -239,8 +240,13 @@ def results_of(text: str) -> list[EvalResult]:
     return list(ModelCard(text).data.get("eval_results") or [])
 
 
-def _metadata(block: str, place: str) -> tuple[dict[str, Any], tuple[int, int] | None]:
-    """A card's metadata, and where ``model-index`` begins and ends in its text."""
+def _metadata(
+    block: str, place: str, *, above: int
+) -> tuple[dict[str, Any], tuple[int, int] | None]:
+    """A card's metadata, and where ``model-index`` begins and ends in its text.
+
+    ``above`` counts the lines of the card before that.
+    """
     import yaml
 
     try:
@@ -248,7 +254,7 @@ def _metadata(block: str, place: str) -> tuple[dict[str, Any], tuple[int, int] |
         data = yaml.safe_load(block)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f":{mark.line + 2}"
+        line = "" if mark is None else f":{above + mark.line + 1}"
         problem = getattr(error, "problem", None) or "cannot be read"
         raise UsageError(
             f"{place}{line}: its metadata is no YAML: {problem}"
