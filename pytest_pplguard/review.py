@@ -639,6 +639,8 @@ def _flow(gate: SparsityGate | RelativeGate | None) -> str:
     if gate is None:
         return ""
     fields = asdict(gate)
+    if "max_ratio" in fields:  # first what people change
+        fields = {"max_ratio": fields.pop("max_ratio"), **fields}
     defaults: Any = {"scope": "total"}
     return ", ".join(
         f"{name} {value}"

@@ -261,7 +261,8 @@ def test_the_steps_of_the_review_work(tmp_path: Path) -> None:
     written = summary.read_text(encoding="utf-8")
     assert written == "before\n" + (tmp_path / "review.md").read_text(encoding="utf-8")
     assert "Baselines: 1 gate loosened" in written
-    assert "max_ratio 1.5` | `baselines/demo.yaml:71` |" in written
+    line = "`max_ratio 1.5, to dense, key wanda/demo:256` | `baselines/demo.yaml:71` |"
+    assert line in written
     assert "--body-file review.md" in steps["Comment"]["run"]
 
 
