@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from ..audit import Finding, audit_file, orphans
-from ..baselines import baseline_paths, looks_like_baseline
+from ..baselines import baseline_paths, looks_like_baseline, parse_baseline
 from ..baselines.find import SUFFIXES
-from ..errors import PplguardError, UsageError, printable
+from ..baselines.read import FINGERPRINT
+from ..errors import BaselineError, PplguardError, UsageError, printable
 from ..values import near_matches
+from .git import Repository
 
 
 def check_baselines(paths: Sequence[Path]) -> bool:
@@ -28,6 +30,8 @@ def check_baselines(paths: Sequence[Path]) -> bool:
     named = frozenset(name for audit in audits.values() for name in audit.evidence)
     sound = {file for file, audit in audits.items() if not audit.findings}
     findings += _orphans(sound, named)
+    for folder in dict.fromkeys(file.parent for file in files):
+        findings += _not_added(folder, [f for f in files if f.parent == folder])
     for finding in findings:
         print(printable(finding.text).replace("\n", "\\n"))
     wrong = sum(not finding.warning for finding in findings)
@@ -98,6 +102,40 @@ def _orphans(sound: Set[Path], named: frozenset[str]) -> list[Finding]:
                 for name in orphans(folder, named)
             ]
     return findings
+
+
+def _not_added(folder: Path, files: Sequence[Path]) -> Iterator[Finding]:
+    """Evidence on this disk alone: git has the file that names it, and not itself."""
+    try:
+        repository = Repository(folder)
+        staged = repository.staged_files()
+    except UsageError:  # no repository
+        return
+    for file in files:
+        if file.name in staged:
+            content = repository.content(staged[file.name])
+            yield from _not_added_of(file, content, staged)
+
+
+def _not_added_of(
+    file: Path, content: bytes, staged: Collection[str]
+) -> Iterator[Finding]:
+    try:
+        baseline = parse_baseline(content.decode("utf-8"), str(file))
+    except (BaselineError, UnicodeDecodeError):
+        return  # as it is now it may be right, and that was looked at
+    for entry in baseline.checkpoints.values():
+        named = {key: recorded.evidence for key, recorded in entry.recorded.items()}
+        if entry.fingerprint is not None:
+            named[FINGERPRINT] = entry.fingerprint.evidence
+        for key, name in named.items():
+            if name and name not in staged and (file.parent / name).is_file():
+                path = file.parent / name
+                yield Finding(
+                    f"{file}:{entry.lines[f'recorded.{key}']}: {file.stem}/"
+                    f"{entry.name}, {key}: git has this record and not its evidence: "
+                    f"add {path} too (`git add --force`, if .gitignore names it)"
+                )
 
 
 def _count(number: int, what: str) -> str:

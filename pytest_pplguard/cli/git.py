@@ -162,6 +162,17 @@ class Repository:
         """What a file held."""
         return self._out("cat-file", "blob", blob)
 
+    def staged_files(self) -> Mapping[str, str]:
+        """Plain files of the folder as the next commit has them, and their blobs."""
+        listed = self._out("ls-files", "-z", "--stage", "--full-name", *self._pathspec)
+        found = {}
+        for line in filter(None, listed.split(b"\0")):
+            head, _, path = line.partition(b"\t")
+            mode, blob, stage = head.decode().split()
+            if mode != "120000" and stage == "0":
+                found[self._name(path)] = blob
+        return found
+
     def known_files(self) -> frozenset[str]:
         """Files of the folder that git knows or would add: none that it ignores."""
         listed = self._out(

@@ -104,6 +104,18 @@ def test_commits_are_held_up(
     assert "token_perplexity 3.0 is recorded, but its evidence " in done.stderr
     file.write_text(text)
 
+    # The evidence of what is recorded anew is there, and nobody adds it.
+    (project / ".gitignore").write_text("new/\n")
+    new = text.replace("demo/dense/wanda-", "new/dense/wanda-")
+    shutil.copytree(project / "baselines/demo", project / "baselines/new")
+    file.write_text(new)
+    done = commit(project, "evidence forgotten")
+    assert done.returncode == 1
+    assert ": git has this record and not its evidence: add baselines/new/dense/" in (
+        done.stderr
+    )
+    file.write_text(text)
+
     # Nothing that is left has changed, so no file could be given to the hook.
     next((project / "baselines/demo/dense").glob("wanda-*.json")).unlink()
     done = commit(project, "evidence removed")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,36 @@ def test_what_only_a_terminal_would_see_is_written_out(
     assert out.splitlines()[0].startswith(
         "baselines/opt.yaml:4: '\\x1b[31m<b>\\n' cannot name a checkpoint: "
     )
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is missing")
+def test_evidence_that_was_not_added(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    git("init", "--quiet")
+    # Nothing of this is on its way into a commit yet.
+    assert check_baselines([folder])
+    git("add", "baselines/opt.yaml", "baselines/llama")
+    capsys.readouterr()
+    assert not check_baselines([folder])
+    path = evidence(folder, "opt")
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"baselines/opt.yaml:8: opt/dense, {KEY}: git has this record and not its "
+        f"evidence: add {path} too (`git add --force`, if .gitignore names it)"
+    )
+    git("add", str(path))
+    assert check_baselines([folder])
+    # What is recorded again is no fault before it is added.
+    write(folder / "opt.yaml", (7.0, 7.0))
+    assert check_baselines([folder])
+    git("add", "baselines/opt.yaml")
+    assert not check_baselines([folder])
+
+
+def git(*words: str) -> None:
+    subprocess.run(["git", *words], check=True)
 
 
 @pytest.mark.parametrize(
