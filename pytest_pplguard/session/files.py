@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..audit import recompute
 from ..baselines import (
     Evidence,
     baseline_paths,
@@ -14,7 +15,6 @@ from ..baselines import (
     split_name,
 )
 from ..errors import BaselineError, UsageError
-from ..protocols import PROTOCOLS, recompute_task
 from ..values import (
     BaselineFile,
     CheckpointEntry,
@@ -135,10 +135,7 @@ class BaselineFiles:
         path = self.path(name)
         where = f"{name} {key}"
         evidence = read_evidence(path.parent, recorded, where=where)
-        if evidence.documents:
-            again = recompute_task(evidence.documents, evidence.protocol)
-        else:
-            again = PROTOCOLS[key.method].recompute(evidence.windows, recorded.units)
+        again = recompute(key, evidence)
         for metric, value in recorded.metrics.items():
             if metric in again and abs(again[metric] - value) > _SAME * abs(value):
                 raise BaselineError(
