@@ -46,7 +46,7 @@ def change_text(change: float | None) -> str:
 
 def failure_text(verdict: Verdict) -> str:
     """Everything about a gate that did not pass, in one screen."""
-    lines = [*_first_reason(verdict), _headline(verdict)]
+    lines = [*_first_reason(verdict), headline(verdict)]
     facts = [
         ("baseline", _baseline(verdict)),
         ("measured", with_cache(_measured(verdict), verdict)),
@@ -63,7 +63,7 @@ def failure_text(verdict: Verdict) -> str:
         *(("where", line) for line in verdict.where),
         *(("note", note) for note in verdict.notes),
         ("look for", _LOOK_FOR if verdict.outcome is Outcome.IMPROVED else ""),
-        (_command_label(verdict), verdict.command),
+        (command_label(verdict), verdict.command),
     ]
     return "\n".join(
         [*lines, *(f"  {name:<{_LABEL_WIDTH}} {text}" for name, text in facts if text)]
@@ -79,6 +79,11 @@ def brief(verdicts: Iterable[Verdict]) -> str:
 
 
 def _brief(verdict: Verdict) -> str:
+    return ": ".join(filter(None, (headline(verdict), "; ".join(brief_facts(verdict)))))
+
+
+def brief_facts(verdict: Verdict) -> list[str]:
+    """What :func:`brief` says behind the headline: exact numbers, and why."""
     facts = list(verdict.reasons or verdict.changes[:1])
     if verdict.outcome in _JUDGED:
         allowed = range_text(*verdict.allowed, _show(verdict))
@@ -86,7 +91,7 @@ def _brief(verdict: Verdict) -> str:
         facts += [verdict.early] if verdict.early else []
     if verdict.cached:
         facts.append(_from_cache(verdict))
-    return ": ".join([_headline(verdict), *(["; ".join(facts)] if facts else [])])
+    return facts
 
 
 def range_text(
@@ -193,7 +198,8 @@ def _rows(verdict: Verdict) -> list[str]:
     return rows
 
 
-def _headline(verdict: Verdict) -> str:
+def headline(verdict: Verdict) -> str:
+    """What came of a gate, in one line without its bounds."""
     place = f"{verdict.checkpoint} {verdict.key}"
     what = {
         Outcome.REGRESSED: f"{verdict.metric} {_regressed(verdict)}",
@@ -349,5 +355,6 @@ def _from_published(verdict: Verdict) -> float | None:
     return verdict.measured / verdict.published - 1
 
 
-def _command_label(verdict: Verdict) -> str:
+def command_label(verdict: Verdict) -> str:
+    """What the command does: ``to accept``, or ``to record`` where nothing is."""
     return "to record" if verdict.outcome is Outcome.MISSING else "to accept"
