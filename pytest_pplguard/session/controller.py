@@ -36,7 +36,7 @@ from ..values import (
 )
 from .files import BaselineFiles, shown_path
 from .github import GitHub, others_annotate
-from .outbox import decode_outbox
+from .outbox import Outbox, decode_outbox
 from .progress import resume_line
 from .xdist import gated_checkpoint
 
@@ -75,6 +75,7 @@ class Controller:
         self._problems: list[str] = []
         self._losses: dict[tuple[str, str], LossDetail] = {}
         self._weights: dict[str, WeightsDetail] = {}
+        self._gated: set[tuple[str, str]] = set()
         self._changes: list[Change] = []
         self._complete = True
         self._deselected_by_workers = 0
@@ -173,10 +174,20 @@ class Controller:
             key = "" if measured is None else measured.key
             self._recordings[recording.file, recording.checkpoint, key] = recording
         self._journals += map(Path, outbox.journals)
+        self._take_details(outbox, gated=gated_checkpoint(nodeid) is not None)
+
+    def _take_details(self, outbox: Outbox, *, gated: bool) -> None:
+        """A test may measure another model under a checkpoint's name: gates win."""
         for loss in outbox.losses:
-            self._losses[loss.checkpoint, loss.key] = loss
+            place = loss.checkpoint, loss.key
+            if gated or place not in self._gated:
+                self._losses[place] = loss
+                self._gated |= {place} if gated else set()
         for weights in outbox.weights:
-            self._weights[weights.checkpoint] = weights
+            name = weights.checkpoint
+            if gated or (name, "") not in self._gated:
+                self._weights[name] = weights
+                self._gated |= {(name, "")} if gated else set()
 
     def _path(self, nodeid: str, verdict: Verdict) -> str:
         """What was given for a gate's checkpoint; a test may have measured another."""

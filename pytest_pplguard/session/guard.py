@@ -43,6 +43,7 @@ from ..values import (
     Verdict,
     relative_change,
 )
+from .details import Gatherer
 from .early import EarlyPlans
 from .files import BaselineFiles, shown_path
 from .localising import Localiser
@@ -79,6 +80,9 @@ class Guard:
         self._tokenizers: dict[str, Tokenizer | None] = {}
         self.weights = Weights(options, targets, files, self._own_model)
         self._early = EarlyPlans(options, targets, files, self._tell)
+        self._gatherer = Gatherer(
+            options, targets, files, self.weights, self.outbox, lambda: self.store
+        )
         # Tests may change the folder; places are told from where the run began.
         self._start = Path.cwd()
 
@@ -142,10 +146,20 @@ class Guard:
         pair = []
         for checkpoint in (base, name):
             measured = self.measured(checkpoint, key)
+            self._gatherer.losses(
+                checkpoint,
+                key,
+                measured,
+                self.files.entry(checkpoint).recorded.get(str(key)),
+                functools.partial(self._tokenizer, checkpoint, measured),
+            )
+            # The other one may take this one's place in memory.
+            self._gather_weights(checkpoint, self._files_of(checkpoint))
             if isinstance(measured, InvalidLossError):
                 return self.keep(
                     replace(verdict, reasons=(f"{checkpoint}: {measured}",)),
                     self._files_of(name),
+                    loaded=checkpoint == name,
                 )
             pair.append(measured)
         return self.keep(
@@ -483,6 +497,7 @@ class Guard:
         note: str = "",
     ) -> Verdict:
         """Judge one metric, or record it if that is what the run is for."""
+        self._gatherer.losses(name, key, measured, recorded, tokenizer)
         if isinstance(measured, InvalidLossError):
             return self.keep(
                 Verdict(
@@ -503,7 +518,9 @@ class Guard:
             self.options.update == "new" and recorded is None
         )
         if recording:
-            return self.keep(self._record(name, gate, measured, recorded, from_files))
+            return self.keep(
+                self._record(name, gate, measured, recorded, from_files), from_files
+            )
         evidence = (
             self.files.evidence_of(name, key, recorded)
             if recorded is not None
@@ -606,8 +623,13 @@ class Guard:
             ),
         )
 
-    def keep(self, verdict: Verdict, files: FromFiles | None = None) -> Verdict:
-        """Keep a verdict; one that did not pass says what differs in ``files``."""
+    def keep(
+        self, verdict: Verdict, files: FromFiles | None = None, *, loaded: bool = True
+    ) -> Verdict:
+        """Keep a verdict; one that did not pass says what differs in ``files``.
+
+        Where the checkpoint was not even ``loaded`` nothing is known of its weights.
+        """
         if not (verdict.passed or files is None or verdict.outcome is Outcome.MISSING):
             moved = verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED)
             changes = self.weights.changes(
@@ -618,8 +640,16 @@ class Guard:
                 quiet=not moved or "/" not in verdict.key,
             )
             verdict = replace(verdict, changes=changes)
+        if loaded and verdict.outcome is not Outcome.ERROR:
+            self._gather_weights(verdict.checkpoint, files)
         self.outbox.verdicts.append(verdict)
         return verdict
+
+    def _gather_weights(self, name: str, files: FromFiles | None) -> None:
+        itself = files is None or files[0] == self.targets.get(name)
+        # A result of the cache is no reason to load a model.
+        load = self.resident == name or not itself
+        self._gatherer.weights(name, files, load=load)
 
     # --------------------------------------------------------------------------- texts
 
