@@ -11,6 +11,7 @@ from pytest_pplguard.values import (
     LossDetail,
     Outcome,
     Results,
+    Scalar,
     TensorChange,
     Tolerance,
     Verdict,
@@ -26,9 +27,10 @@ _KEYS = (
 )
 _TITLES = ("Robert Boulter", "Du Fu", "Kiss You (One Direction song)", "Ise @-@ class")
 _WORDS = (
-    "the album was released in November by a label of the region , and critics wrote "
-    "that its second half is the better one ; in the charts it reached number 4"
-).split()
+    *("the", "album", "was", "released", "in", "November", "by", "a", "label", "of"),
+    *("region", ",", "and", "critics", "wrote", "that", "its", "second", "half", "is"),
+    *("better", "one", ";", "charts", "it", "reached", "number", "4"),
+)
 _PROJECTIONS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
@@ -101,7 +103,11 @@ def _measured(
         )
         for index in range(windows)
     )
-    environment = {"dtype": "float16", "device": "cuda", "torch": "2.13.0"}
+    environment: dict[str, Scalar] = {
+        "dtype": "float16",
+        "device": "cuda",
+        "torch": "2.13.0",
+    }
     loss = LossDetail(
         checkpoint=verdict.checkpoint,
         key=key,
@@ -137,7 +143,7 @@ def _weights() -> WeightsDetail:
         digest="sha256:" + "ab" * 32,
         zeros={name: (0 if name in lost else size // 2, size) for name in names},
         recorded_digest="sha256:" + "cd" * 32,
-        recorded_zeros={name: (size // 2, size) for name in names},
+        recorded_zeros=dict.fromkeys(names, (size // 2, size)),
         changes=tuple(
             TensorChange(
                 name=name,

@@ -1,4 +1,4 @@
-"""What the page shows of a ladder: a waterfall from one method's number to another's."""
+"""What the page shows of a ladder: a waterfall from one method to another."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Waterfall(Struct, frozen=True):
 
 
 def waterfall(ladder: LadderDetail) -> Waterfall:
-    """The picture of a document that :func:`~pytest_pplguard.report.read_ladder` read."""
+    """The picture of a document of ``pplguard explain``."""
     document = ladder.document
     rungs, ends = document["steps"], (document["from"], document["to"])
     values = [rung["perplexity"] for rung in rungs]

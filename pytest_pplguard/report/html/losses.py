@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from ...gates import Paired, paired
+from ...gates.paired import EQUAL
 from ...values import LossDetail, Verdict, WindowPlace, WindowScore
 from ..where import where_lines
 from .pictures import Bins, bins
@@ -89,7 +90,7 @@ def losses_of(detail: LossDetail, verdicts: Iterable[Verdict], anchor: str) -> L
     rows = _rows(detail)
     change, where = _compared(detail, rows)
     histogram = None
-    if change is not None:
+    if change is not None and change.extent != "nothing":
         histogram = bins([row.change for row in rows if row.change is not None])
     return Losses(
         anchor=anchor,
@@ -119,7 +120,12 @@ def _rows(detail: LossDetail) -> tuple[WindowRow, ...]:
             baseline=_per_token(baseline, scored),
         )
         for index, scored, measured, baseline, place in zip(
-            detail.windows, detail.scored, detail.measured, recorded, places, strict=True
+            detail.windows,
+            detail.scored,
+            detail.measured,
+            recorded,
+            places,
+            strict=True,
         )
     )
 
@@ -207,6 +213,7 @@ def _data(
     data: dict[str, Any] = {
         "name": _NAMES[detail.of],
         "total": detail.total,
+        "equal": EQUAL,
         "drawn": [row.number for row in rows] != sorted(row.number for row in rows),
         "number": [row.number for row in rows],
         "place": [visible(row.place) for row in rows],

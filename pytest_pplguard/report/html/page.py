@@ -51,27 +51,31 @@ def html_report(
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     style = (_TEMPLATES / "page.css").read_text(encoding="utf-8") + _heat_rules(weights)
     when = written or datetime.datetime.now(datetime.UTC)
-    page = _environment().get_template("page.html").render(
-        policy=_policy(script, style),
-        # Both are files of this package.
-        script=Markup(script),
-        style=Markup(style),
-        results=results,
-        document=results_document(results),
-        head=run_headline(results),
-        stopped="" if results.complete else STOPPED,
-        checkpoints=checkpoint_gates(results.verdicts),
-        # What failed is what is looked for.
-        losses=sorted(losses, key=lambda one: not one.failed),
-        weights=weights,
-        ladders=[waterfall(ladder) for ladder in details.ladders],
-        surroundings=surroundings(details.losses),
-        opened=_opened(losses),
-        most_moved=MOST_MOVED,
-        most_rows=MOST_ROWS,
-        picture_width=WIDTH,
-        written=when.strftime("%Y-%m-%d %H:%M UTC"),
-        version=version("pytest-pplguard"),
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            policy=_policy(script, style),
+            # Both are files of this package.
+            script=Markup(script),
+            style=Markup(style),
+            results=results,
+            document=results_document(results),
+            head=run_headline(results),
+            stopped="" if results.complete else STOPPED,
+            checkpoints=checkpoint_gates(results.verdicts),
+            # What failed is what is looked for.
+            losses=sorted(losses, key=lambda one: not one.failed),
+            weights=sorted(weights, key=lambda one: one.same),
+            ladders=[waterfall(ladder) for ladder in details.ladders],
+            surroundings=surroundings(details.losses),
+            opened=_opened(losses),
+            most_moved=MOST_MOVED,
+            most_rows=MOST_ROWS,
+            picture_width=WIDTH,
+            written=when.strftime("%Y-%m-%d %H:%M UTC"),
+            version=version("pytest-pplguard"),
+        )
     )
     return page + "\n"
 

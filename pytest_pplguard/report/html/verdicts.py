@@ -101,12 +101,13 @@ def _of_checkpoint(name: str, verdicts: Sequence[Verdict]) -> CheckpointGates:
     keys = [verdict.key for verdict in verdicts]
     ordered = sorted(verdicts, key=lambda verdict: keys.index(verdict.key))
     failed = [verdict for verdict in ordered if not verdict.passed]
+    causes = _causes(failed)
     return CheckpointGates(
         name=name,
         given=tuple(unique(v.path for v in verdicts if v.path not in ("", name))),
-        gates=tuple(map(_gate, ordered)),
-        causes=_causes(failed),
-        where=next((verdict.where for verdict in failed if verdict.where), ()),
+        gates=tuple(_gate(verdict, causes) for verdict in ordered),
+        causes=causes,
+        where=_where(failed),
         commands=tuple(
             unique(
                 Command(command_label(verdict), verdict.command)
@@ -118,14 +119,15 @@ def _of_checkpoint(name: str, verdicts: Sequence[Verdict]) -> CheckpointGates:
     )
 
 
-def _gate(verdict: Verdict) -> Gate:
+def _gate(verdict: Verdict, causes: Sequence[str]) -> Gate:
     facts = [*brief_facts(verdict), *verdict.documents[:1]]
     return Gate(
         verdict=verdict,
         picture=strip(verdict),
         change=change_text(verdict.change),
         sentence=headline(verdict).removeprefix(f"{verdict.checkpoint} "),
-        facts=tuple(facts),
+        # What stands above all gates of the checkpoint is not said of each again.
+        facts=tuple(fact for fact in facts if fact not in causes),
     )
 
 
@@ -135,6 +137,13 @@ def _causes(failed: Sequence[Verdict]) -> tuple[str, ...]:
     dtypes = [reason for reason in reasons if reason.startswith("dtype ")]
     changes = unique(line for verdict in failed for line in verdict.changes)
     return tuple([*dtypes, *changes] or reasons)
+
+
+def _where(failed: Sequence[Verdict]) -> tuple[str, ...]:
+    """Where in the text the first of the failures is; of losses before divergences."""
+    told = [verdict for verdict in failed if verdict.where]
+    told.sort(key=lambda verdict: verdict.key.startswith("kl/"))
+    return told[0].where if told else ()
 
 
 def unique(items: Iterable[T]) -> list[T]:

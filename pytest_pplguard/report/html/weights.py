@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from ...checkpoints.examine.table import zero_table
 from ...checkpoints.examine.result import ZeroTable
+from ...checkpoints.examine.table import zero_table
 from ...tensornames import natural
 from ...values import TensorChange, TensorFacts, WeightsDetail
 
@@ -50,7 +50,7 @@ class Cell(Struct, frozen=True):
 class HeatMap(Struct, frozen=True):
     """Layers down, projections across: ``rows`` are ``(layer, recorded, now)``.
 
-    ``recorded`` is empty where nothing is. A cell is None where there is no such tensor.
+    ``recorded`` is empty where nothing is. A cell is None where no such tensor is.
     """
 
     projections: tuple[str, ...]
@@ -93,6 +93,9 @@ def weights_of(detail: WeightsDetail, anchor: str) -> Weights:
 def kind_words(change: TensorChange) -> str:
     """``zeros elsewhere, scaled``: what differs, and what it looks like."""
     kind = _KINDS.get(change.kind, change.kind)
+    before, now = change.before_zeros, change.zeros
+    if change.kind == "mask" and before is not None and now is not None:
+        kind = "fewer zeros" if now < before else "more zeros" if now > before else kind
     return f"{kind}, {change.looks}" if change.looks else kind
 
 

@@ -18,11 +18,11 @@ _HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """``text`` with what is not seen made visible.
+    r"""``text`` with what is not seen made visible.
 
-    ``\\x1b`` becomes ``␛``: an escape sequence is shown and does nothing. A surrogate,
+    ``\x1b`` becomes ``␛``: an escape sequence is shown and does nothing. A surrogate,
     which is what Python makes of a byte in a name of a file that is no UTF-8, becomes
-    ``\\udcff``, as in the other reports.
+    ``\udcff``, as in the other reports.
     """
     return _HIDDEN.sub(_shown, text)
 

@@ -80,6 +80,8 @@
     const paired = data.baseline.some(known);
     const changes = data.measured.map((value, i) =>
       known(value) && known(data.baseline[i]) ? value - data.baseline[i] : null);
+    // Less is rounding, and neither worse nor better.
+    const worse = (change) => change > data.equal, better = (change) => change < -data.equal;
     const all = [...Array(count).keys()];
     const orders = {
       text: [...all].sort((a, b) => data.number[a] - data.number[b]),
@@ -151,17 +153,18 @@
       const y = axis(sheet, values, EDGE.top, HIGH.losses, width, 5, plain, false);
       scale = { x, y, step, height, width };
       // Dots are strokes without length: one path for all windows.
-      const size = Math.max(2.5, Math.min(7, step * 0.75));
+      const size = Math.max(3.5, Math.min(7, step * 0.8));
       const dots = (of) => shown.map((i, at) =>
         known(of[i]) ? `M${x(from + at).toFixed(1)} ${y(of[i]).toFixed(1)}h0` : "").join("");
       if (paired) {
-        for (const [name, is] of [["worse", (c) => c > 0], ["better", (c) => c < 0]]) {
+        for (const [name, is] of [["worse", worse], ["better", better]]) {
           svg(sheet, "path", { class: `link ${name}`, "stroke-width": Math.min(2, step / 2),
             d: shown.map((i, at) => known(changes[i]) && is(changes[i])
               ? `M${x(from + at).toFixed(1)} ${y(data.baseline[i]).toFixed(1)}V${y(data.measured[i]).toFixed(1)}`
               : "").join("") });
         }
-        svg(sheet, "path", { class: "old", "stroke-width": size, d: dots(data.baseline) });
+        // A little larger, so that it is seen around a measured value that is the same.
+        svg(sheet, "path", { class: "old", "stroke-width": size * 1.45, d: dots(data.baseline) });
       }
       svg(sheet, "path", { class: "new", "stroke-width": size, d: dots(data.measured) });
       svg(sheet, "path", { class: "lost", d: shown.map((i, at) => known(data.measured[i]) ? ""
@@ -176,10 +179,10 @@
     function drawChanges(sheet, shown, x, step, width) {
       const top = EDGE.top + HIGH.losses + EDGE.gap;
       const values = shown.map((i) => changes[i]).filter(known);
-      const y = axis(sheet, [0, ...values], top, HIGH.changes, width, 3, signed, true);
+      const y = axis(sheet, [-2 * data.equal, 2 * data.equal, ...values], top, HIGH.changes, width, 3, signed, true);
       scale.change = y;
       const wide = Math.max(0.5, Math.min(9, step * 0.7));
-      for (const [name, is] of [["worse", (c) => c > 0], ["better", (c) => c < 0]]) {
+      for (const [name, is] of [["worse", worse], ["better", better]]) {
         svg(sheet, "path", { class: name, "stroke-width": wide, d: shown.map((i, at) =>
           known(changes[i]) && is(changes[i])
             ? `M${x(from + at).toFixed(1)} ${y(0).toFixed(1)}V${y(changes[i]).toFixed(1)}` : "").join("") });
@@ -313,9 +316,8 @@
     let low = Math.min(...values), high = Math.max(...values);
     if (!values.length) [low, high] = [0, 1];
     const pad = (high - low || Math.abs(high) * 0.1 || 1) * 0.06;
-    if (!hasZero || low < 0) low -= pad;
-    if (!hasZero || high > 0) high += pad;
-    if (low === high) high = low + 1;
+    low -= pad;
+    high += pad;
     const y = (value) => top + (high - value) / (high - low) * height;
     for (const tick of ticks(low, high, count)) {
       const zero = hasZero && tick === 0;
