@@ -203,8 +203,7 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share * 100:+.1f} %"
 
 
-_Perplexity = Annotated[float, Meta(gt=0, lt=math.inf)]
-_Finite = Annotated[float, Meta(gt=-math.inf, lt=math.inf)]
+_Perplexity = Annotated[float, Meta(gt=0)]
 
 
 class _Versioned(Struct, frozen=True):
@@ -222,8 +221,8 @@ class _End(Struct, frozen=True):
 class _Step(Struct, frozen=True):
     change: str
     perplexity: _Perplexity
-    log_change: _Finite
-    share: _Finite | None
+    log_change: float
+    share: float | None
 
 
 class _Document(Struct, frozen=True, rename={"start": "from", "goal": "to"}):
@@ -239,8 +238,11 @@ class _Document(Struct, frozen=True, rename={"start": "from", "goal": "to"}):
     notices: list[str]
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
 
 
 def read_ladder(path: Path, *, option: str) -> LadderDetail:
@@ -259,7 +261,7 @@ def read_ladder(path: Path, *, option: str) -> LadderDetail:
     hint = "write it anew with `pplguard explain MODEL --json FILE`"
     try:
         # Python's reader, because a path that is no UTF-8 leaves halves of characters.
-        found = json.loads(content, parse_constant=_refuse)
+        found = json.loads(content, parse_constant=_number, parse_float=_number)
         schema = msgspec.convert(found, _Versioned).schema
         if schema > SCHEMA:
             raise UsageError(
