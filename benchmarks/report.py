@@ -16,9 +16,9 @@ GATES, WINDOWS = 4, 200
 RUNS = 5
 _WRITE = """
 import sys, time
+started = time.perf_counter()
 from benchmarks.made_up import made_up
 run = made_up(int(sys.argv[2]), int(sys.argv[3]))
-started = time.perf_counter()
 from pytest_pplguard.report import write_report
 write_report(sys.argv[1], *run)
 print(time.perf_counter() - started)
@@ -29,7 +29,7 @@ _DRAWN = "performance.getEntriesByName('pplguard-drawn')"
 def measure_report(settings: Settings) -> list[Figure]:
     """Write the report of a made-up run in fresh processes, and open it in Chromium.
 
-    Writing is with the imports that it needs. Drawn is the page when every plot is
+    Writing is with all imports, and with making up the run. Drawn is the page when every plot is
     there, counted from the start of the navigation.
     """
     runs = 1 if settings.quick else RUNS
