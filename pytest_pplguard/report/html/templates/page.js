@@ -153,7 +153,7 @@
       const y = axis(sheet, values, EDGE.top, HIGH.losses, width, 5, plain, false);
       scale = { x, y, step, height, width };
       // Dots are strokes without length: one path for all windows.
-      const size = Math.max(3.5, Math.min(7, step * 0.8));
+      const size = Math.max(3.5, Math.min(6.5, step * 0.75));
       const dots = (of) => shown.map((i, at) =>
         known(of[i]) ? `M${x(from + at).toFixed(1)} ${y(of[i]).toFixed(1)}h0` : "").join("");
       if (paired) {
@@ -163,10 +163,12 @@
               ? `M${x(from + at).toFixed(1)} ${y(data.baseline[i]).toFixed(1)}V${y(data.measured[i]).toFixed(1)}`
               : "").join("") });
         }
-        // A little larger, so that it is seen around a measured value that is the same.
-        svg(sheet, "path", { class: "old", "stroke-width": size * 1.45, d: dots(data.baseline) });
+        // Rings, which are seen around measured values that are the same.
+        const rings = dots(data.baseline);
+        svg(sheet, "path", { class: "old", "stroke-width": size * 1.4, d: rings });
+        svg(sheet, "path", { class: "hole", "stroke-width": size * 0.85, d: rings });
       }
-      svg(sheet, "path", { class: "new", "stroke-width": size, d: dots(data.measured) });
+      svg(sheet, "path", { class: "new", "stroke-width": size * 0.9, d: dots(data.measured) });
       svg(sheet, "path", { class: "lost", d: shown.map((i, at) => known(data.measured[i]) ? ""
         : `M${x(from + at) - 4} ${EDGE.top + 2}l8 8m0 -8l-8 8`).join("") });
       if (paired) drawChanges(sheet, shown, x, step, width);
