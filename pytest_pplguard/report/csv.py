@@ -17,7 +17,7 @@ _FORMULA = ("=", "+", "-", "@", "\t")
 def figures(verdict: Verdict) -> dict[str, float | int]:
     """Every number of a verdict that there is, by the name of its column."""
     low, high = verdict.allowed
-    numbers = {
+    values = {
         "baseline": verdict.baseline,
         "measured": verdict.measured,
         "change": verdict.change,
@@ -25,6 +25,10 @@ def figures(verdict: Verdict) -> dict[str, float | int]:
         "allowed_high": high,
         "first": verdict.first,
         "published": verdict.published,
+    }
+    numbers = {
+        # A count of tensors is spelled like any other value, here and in JSON.
+        **{name: None if one is None else float(one) for name, one in values.items()},
         "windows": verdict.windows,
         "seconds": verdict.seconds,
     }

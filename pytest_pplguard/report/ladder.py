@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+from msgspec import Meta, Struct
+
+from ..errors import UsageError
 from ..values import SCHEMA, Key, Ladder, LadderDetail, Rung, Scalar
 from .json import plain
 from .text import number
@@ -204,13 +209,79 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share * 100:+.1f} %"
 
 
+_Perplexity = Annotated[float, Meta(gt=0)]
+
+
+class _Versioned(Struct, frozen=True):
+    """What every version of the document has."""
+
+    schema: Annotated[int, Meta(ge=1)]
+
+
+class _End(Struct, frozen=True):
+    key: str
+    metric: str
+    value: _Perplexity
+
+
+class _Step(Struct, frozen=True):
+    change: str
+    perplexity: _Perplexity
+    log_change: float
+    share: float | None
+
+
+class _Document(Struct, frozen=True, rename={"start": "from", "goal": "to"}):
+    """The fields of :func:`ladder_document` that reports show."""
+
+    schema: int
+    model: str
+    text: str
+    start: _End
+    goal: _End
+    steps: Annotated[list[_Step], Meta(min_length=1)]
+    conclusion: list[str]
+    notices: list[str]
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
+
+
 def read_ladder(path: Path, *, option: str) -> LadderDetail:
     """What ``pplguard explain --json`` has written to ``path``.
 
+    Every field that a report shows is checked; those that it does not are left out.
+
     Raises:
-        UsageError: it cannot be read, or is something else.
+        UsageError: it cannot be read, is of a newer version, or is something else.
     """
-    raise NotImplementedError
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(f"{option}: {path} cannot be read: {why}") from error
+    hint = "write it anew with `pplguard explain MODEL --json FILE`"
+    try:
+        # Python's reader, because a path that is no UTF-8 leaves halves of characters.
+        found = json.loads(content, parse_constant=_number, parse_float=_number)
+        schema = msgspec.convert(found, _Versioned).schema
+        if schema > SCHEMA:
+            raise UsageError(
+                f"{option}: {path} has schema {schema}, and this version reads up to "
+                f"{SCHEMA}: update pytest-pplguard, or {hint}"
+            )
+        checked = msgspec.convert(found, _Document)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{option}: {path} is not a ladder of `pplguard explain --json`: {error}; "
+            f"{hint}"
+        ) from error
+    document: dict[str, Any] = msgspec.to_builtins(checked)
+    return LadderDetail(checked.model, document)
 
 
 def ladder_document(model: str, ladder: Ladder) -> dict[str, Any]:

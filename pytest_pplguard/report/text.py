@@ -50,7 +50,7 @@ def change_text(change: float | None) -> str:
 
 def failure_text(verdict: Verdict) -> str:
     """Everything about a gate that did not pass, in one screen."""
-    lines = [*_first_reason(verdict), _headline(verdict)]
+    lines = [*_first_reason(verdict), headline(verdict)]
     facts = [
         ("baseline", _baseline(verdict)),
         ("measured", with_cache(_measured(verdict), verdict)),
@@ -67,7 +67,7 @@ def failure_text(verdict: Verdict) -> str:
         *(("where", line) for line in verdict.where),
         *(("note", note) for note in verdict.notes),
         ("look for", _LOOK_FOR if verdict.outcome is Outcome.IMPROVED else ""),
-        (_command_label(verdict), verdict.command),
+        (command_label(verdict), verdict.command),
     ]
     lines += (f"  {name:<{FACT}} {_hanging(text)}" for name, text in facts if text)
     return printable("\n".join(lines))
@@ -87,6 +87,11 @@ def brief(verdicts: Iterable[Verdict]) -> str:
 
 
 def _brief(verdict: Verdict) -> str:
+    return ": ".join(filter(None, (headline(verdict), "; ".join(brief_facts(verdict)))))
+
+
+def brief_facts(verdict: Verdict) -> list[str]:
+    """What :func:`brief` says behind the headline: exact numbers, and why."""
     facts = list(verdict.reasons or verdict.changes[:1])
     if verdict.outcome in _JUDGED:
         allowed = range_text(*verdict.allowed, _show(verdict))
@@ -94,7 +99,7 @@ def _brief(verdict: Verdict) -> str:
         facts += [verdict.early] if verdict.early else []
     if verdict.cached:
         facts.append(_from_cache(verdict))
-    return ": ".join([_headline(verdict), *(["; ".join(facts)] if facts else [])])
+    return facts
 
 
 def range_text(
@@ -268,7 +273,8 @@ class _Table:
         return wrapped(said, self._width, first=" " * 6, rest=" " * 8)
 
 
-def _headline(verdict: Verdict) -> str:
+def headline(verdict: Verdict) -> str:
+    """What came of a gate, in one line without its bounds."""
     name = one_line(verdict.checkpoint, most=_LONGEST_NAME)
     place = f"{name} {one_line(verdict.key)}"
     what = {
@@ -425,6 +431,7 @@ def _from_published(verdict: Verdict) -> float | None:
     return verdict.measured / verdict.published - 1
 
 
-def _command_label(verdict: Verdict) -> str:
+def command_label(verdict: Verdict) -> str:
+    """What the command does: ``to accept``, or ``to record`` where nothing is."""
     accept, record = COMMANDS
     return record if verdict.outcome is Outcome.MISSING else accept
