@@ -613,15 +613,28 @@ class Outcome(enum.StrEnum):
     """What came of a gate. Only ``passed`` of the verdict says whether it is green."""
 
     WITHIN = "within"
+    """yes: inside its bounds."""
     PLAUSIBLE = "plausible"
+    """yes: inside the bounds of a published value without evidence."""
     RECORDED = "recorded"
+    """yes: this run records it (``--ppl-update``)."""
     REGRESSED = "regressed"
+    """no: above the upper bound; of metrics of which more is better, below the lower;
+    of sparsity, outside either."""
     IMPROVED = "improved"
+    """only with ``no-worse``: below the lower bound; of metrics of which more is
+    better, such as ``top1_agreement``, above the upper."""
     CHANGED = "changed"
+    """no: weights are not the recorded ones, or not those of the dense checkpoint; or a
+    metric stayed and the predictions drifted."""
     MISSING = "missing"
+    """no: no baseline; nothing is written, the command to record is printed."""
     NOT_COMPARABLE = "not comparable"
+    """no: measured differently; each difference is named."""
     INVALID = "invalid"
+    """no: a loss is NaN, infinite or empty; the window is named."""
     ERROR = "error"
+    """no: could not be loaded or measured."""
 
 
 class Verdict(Struct, frozen=True):

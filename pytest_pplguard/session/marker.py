@@ -40,6 +40,22 @@ def ppl(
 ) -> Request:
     """The signature of the marker and of ``ppl_guard.check``.
 
+    Args:
+        methods: ``"wanda"``, ``"lm-eval"`` or another method, which stands for its only
+            recorded key, or whole keys like ``"wanda/wikitext2:4096"``.
+        checkpoint: ``FILE/NAME`` of the baseline; by default the one that is given with
+            ``--ppl-model``.
+        rel: within ``baseline / (1 + rel)`` and ``baseline * (1 + rel)``.
+        abs: within ``baseline - abs`` and ``baseline + abs``.
+        max: never above, whatever the baseline.
+        min: never below, whatever the baseline.
+        drift: how far the predictions may have moved, in nats a token, estimated from
+            the windows.
+        sigma: within so many standard errors of the difference; for accuracies of
+            tasks, and not beside ``rel`` or ``abs``.
+        direction: ``"both"``, or ``"no-worse"``: better is never a failure.
+        window: tokens a window, where a method has several keys or none yet.
+
     Raises:
         UsageError: an argument that cannot mean anything.
     """

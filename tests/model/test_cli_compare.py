@@ -163,13 +163,6 @@ def test_a_file_alone_needs_no_torch() -> None:
     assert done.stderr == "[]\n"
 
 
-def test_the_page_shows_what_is_printed() -> None:
-    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
-    shown = re.search(r"\$ pplguard compare smollm2-135m\n(.*?)```", page, re.S)
-    assert shown is not None
-    assert run("smollm2-135m").stdout == shown[1]
-
-
 def test_another_window_of_a_file() -> None:
     done = run("llama-2-7b", "--window", "2048")
     assert done.returncode == 0, done.stderr
@@ -415,11 +408,3 @@ def test_bad_input(specs: list[str], asked: Asked, message: str) -> None:
 def test_a_path_with_a_slip_is_found_before_anything_is_measured() -> None:
     with pytest.raises(CheckpointError, match="no/such/model"):
         compare(["demo/dense", "no/such/model"], Asked("demo", 64))
-
-
-def test_the_readme_answers_with_what_the_command_prints() -> None:
-    readme = (BASELINES.parent / "README.md").read_text(encoding="utf-8")
-    command, _, shown = readme.partition("$ pplguard compare llama")[2].partition("\n")
-    shown = shown.partition("```")[0]
-    printed = run(*f"llama{command}".split()).stdout
-    assert all(part in printed for part in shown.split("...\n"))

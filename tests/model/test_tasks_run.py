@@ -229,7 +229,7 @@ def test_the_yaml_in_the_docs_is_lm_evals_task(tmp_path: Path) -> None:
     """Taken out of the page, over PIQA's fields, by the page's own command."""
     text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n# (tasks/piqa_local.yaml\n.*?)```", text, re.S)
-    (command,) = re.findall(r"^    pplguard (measure .*--include-path .*)$", text, re.M)
+    (command,) = re.findall(r"^pplguard (measure .*--include-path .*)$", text, re.M)
     for folder in ("tasks", "data"):
         (tmp_path / folder).mkdir()
     name, _, task = block.partition("\n")

@@ -1,0 +1,1 @@
+"""Writes the reference of the docs from the code: ``python -m scripts.reference``."""
