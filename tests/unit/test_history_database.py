@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sqlite3
 import struct
@@ -317,3 +318,21 @@ def test_the_first_writer_that_is_killed_leaves_no_half_made_tables(
     assert process.exitcode == -signal.SIGKILL
     add(path)
     assert [run.points for run in read_runs(path)] == [(POINT,)]
+
+
+def test_the_docs_name_every_table_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "h.db"
+    add(path)
+    page = Path(__file__).parents[2] / "docs" / "history.md"
+    rows = re.findall(
+        r"^\| `(\w+)` \| (`id`.*|`run`.*) \|$", page.read_text("utf-8"), re.M
+    )
+    shown = {table: re.findall(r"`(\w+)`", columns) for table, columns in rows}
+    connection = sqlite3.connect(path)
+    names = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    there = {
+        table: [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+        for (table,) in connection.execute(names).fetchall()
+    }
+    connection.close()
+    assert shown == there
