@@ -6,6 +6,7 @@ from .examination import examination_document, examination_lines
 from .files import check_report_path, write_report
 from .github import annotation_commands, append_step_summary
 from .heatmap import check_plot, write_heatmap
+from .history import history_document, history_lines
 from .inspection import inspection_document, inspection_lines
 from .json import measurements_document, plain, results_document
 from .ladder import ladder_document, ladder_lines, read_ladder
@@ -20,6 +21,7 @@ from .text import (
     number,
     summary_lines,
 )
+from .trend import check_trend, write_trend
 from .waterfall import write_waterfall
 from .where import place_line, where_lines
 
@@ -31,6 +33,7 @@ __all__ = [
     "changes_table",
     "check_plot",
     "check_report_path",
+    "check_trend",
     "comparison_document",
     "comparison_lines",
     "conclusion",
@@ -39,6 +42,8 @@ __all__ = [
     "examination_lines",
     "failure_text",
     "figures",
+    "history_document",
+    "history_lines",
     "inspection_document",
     "inspection_lines",
     "ladder_document",
@@ -56,5 +61,6 @@ __all__ = [
     "where_lines",
     "write_heatmap",
     "write_report",
+    "write_trend",
     "write_waterfall",
 ]

@@ -286,8 +286,14 @@ class Controller:
         return written
 
     def _add_to_history(self, url: str) -> None:
+        results = self.results()
+        if not results.verdicts:  # tests of something else, in a project with a history
+            return
         origin = run_origin(self._start, os.environ)
-        add_run(url, self.results(), self.details(), origin)
+        try:
+            add_run(url, results, self.details(), origin)
+        except PplguardError as error:
+            raise PplguardError(f"--ppl-history: {error}") from error
 
     def details(self) -> Details:
         """What is behind the verdicts, as far as it was gathered."""

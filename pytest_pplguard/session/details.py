@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ..checkpoints import Sparsity, sparsity_of
-from ..diff import Change, Difference, compare
+from ..diff import Change, Difference, as_recorded, compare
 from ..diff import lines as lines_of
 from ..errors import InvalidLossError, PplguardError
 from ..gates import Summed, scoring_order
@@ -285,14 +285,13 @@ def weights_detail(
         )
     if now is None:
         return detail
-    zeros = sparsity_of(now)
     detail = replace(detail, digest=now.digest)
     if then is None:
-        return replace(detail, zeros=_zeros(zeros))
+        return replace(detail, zeros=_zeros(sparsity_of(now)))
     difference = compare(then, now)
     return replace(
         detail,
-        zeros=_zeros(zeros.renamed(then.linear)),
+        zeros=_zeros(sparsity_of(as_recorded(now, then))),
         changes=tuple(map(_tensor_change, difference.changes)),
         lines=_lines(difference, command),
     )
