@@ -29,8 +29,8 @@ _DRAWN = "performance.getEntriesByName('pplguard-drawn')"
 def measure_report(settings: Settings) -> list[Figure]:
     """Write the report of a made-up run in fresh processes, and open it in Chromium.
 
-    Writing is with all imports, and with making up the run. Drawn is the page when every plot is
-    there, counted from the start of the navigation.
+    Writing is with all imports, and with making up the run. Drawn is the page when
+    every plot is there, counted from the start of the navigation.
     """
     runs = 1 if settings.quick else RUNS
     what = f"{GATES} gates x {WINDOWS} windows"

@@ -139,15 +139,20 @@ def test_a_hostile_page(
             "<script>window.pwned = 1</script>",
             "</script><script>window.pwned = 2</script><!--",
             'onerror="window.pwned = 3"',
-            "␛[31mred␛[0m␇␀",
+            r"\x1b[31mred\x1b[0m\x07\x00",
             r"\u202egnp.exe",
             r"caf\udce9",
             "{{ 7 * 7 }}{% raw %}",
-            r"line␍line\u2028",
+            r"line\x0dline\u2028",
         ):
             assert shown in text
         assert not {"\x1b", "\x00", "\u202e"} & {*text}
         document = json.loads(page.locator("script#results").inner_text())
+        # No word buries the verdict, and the command is whole.
+        assert page.locator("h1").inner_text() == "1 of 1 gate failed"
+        assert "w" * 200 not in page.locator(".causes").inner_text()
+        command = page.locator(".command code").text_content() or ""
+        assert "w" * 4096 in command
         # The data for programs has the names as they are.
         assert document["verdicts"][0]["key"] == EVERYTHING
 

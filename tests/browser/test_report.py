@@ -240,6 +240,9 @@ def test_without_scripts_all_but_plots_is_there(browser: Browser, runs: Runs) ->
         assert part.locator("table.rows").last.locator("tbody tr").count() == WINDOWS
 
 
+Place = tuple[str, str, str]
+"""Checkpoint, key and metric."""
+
 FIGURES = ("baseline", "measured", "change", "allowed_low", "allowed_high")
 
 
@@ -278,33 +281,34 @@ def test_all_reports_agree_to_the_last_digit(browser: Browser, runs: Runs) -> No
     assert table == expected
     assert junit(folder / "r.xml") == expected
 
-    shown = {}
+    shown: dict[Place, dict[str, str]] = {}
     with opened(browser, folder / "r.html") as page:
         page.locator("#digits").check()
         embedded = json.loads(page.locator("script#results").inner_text())
         for row in page.locator("tr[data-key]").all():
-            place = tuple(row.get_attribute(f"data-{name}") or ""
-                          for name in ("checkpoint", "key", "metric"))  # fmt: skip
-            cells = {}
+            checkpoint, key, metric = (
+                row.get_attribute(f"data-{name}") or ""
+                for name in ("checkpoint", "key", "metric")
+            )
+            cells = shown.setdefault((checkpoint, key, metric), {})
             for cell in row.locator("td[data-is]").all():
-                name = cell.get_attribute("data-is") or ""
-                numbers = cell.locator("data").all()
-                values = [number.get_attribute("value") or "" for number in numbers]
+                column = cell.get_attribute("data-is") or ""
+                figures = cell.locator("data").all()
+                values = [figure.get_attribute("value") or "" for figure in figures]
                 # What a reader sees is what is written for programs.
-                assert [number.inner_text() for number in numbers] == values
-                if name != "allowed":
-                    cells |= dict(zip([name], values, strict=False))
+                assert [figure.inner_text() for figure in figures] == values
+                if column != "allowed":
+                    cells.update(zip([column], values, strict=False))
                 elif "at most" in cell.inner_text():
                     cells["allowed_high"] = values[0]
                 else:
-                    cells |= dict(zip(FIGURES[3:], values, strict=True))
-            shown[place] = cells
+                    cells.update(zip(FIGURES[3:], values, strict=True))
     assert shown == expected
     assert embedded["verdicts"] == verdicts
 
 
-def junit(file: Path) -> dict[tuple[str, str, str], dict[str, str]]:
-    found: dict[tuple[str, str, str], dict[str, str]] = {}
+def junit(file: Path) -> dict[Place, dict[str, str]]:
+    found: dict[Place, dict[str, str]] = {}
     for one in ElementTree.parse(file).iter("property"):
         # ppl.CHECKPOINT.KEY.METRIC.FIGURE, where only the key may hold a point.
         _, _, rest = str(one.get("name")).partition(".")

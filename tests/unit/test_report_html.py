@@ -269,8 +269,7 @@ def test_what_is_missing_is_said() -> None:
     )
     text = page(Results(verdicts=(PASSED,)), bare).text
     for words in (
-        "no evidence file",
-        "Where the windows are in the text is not known.",
+        "No evidence file.",
         "a pickle",
         "What the baseline was recorded with is not known.",
     ):

@@ -96,10 +96,7 @@ def test_without_a_baseline() -> None:
         "There are no recorded losses of these windows to compare with.",
     )
     found = shown(baseline=(), places=(), problem="the evidence is gone")
-    assert found.missing == (
-        "the evidence is gone",
-        "Where the windows are in the text is not known.",
-    )
+    assert found.missing == ("The evidence is gone.",)
     assert found.rows[0].place == ""
 
 
@@ -114,9 +111,7 @@ def test_an_early_verdict_keeps_the_order_in_which_windows_were_drawn() -> None:
     assert [row.number for row in found.rows] == [8, 3, 12]
     assert found.data["drawn"]
     assert found.where == ()
-    assert found.missing == (
-        "3 of 20 windows were scored: the verdict was known before the last one.",
-    )
+    assert found.missing == ("Shown are the 3 of 20 windows that were scored.",)
     assert found.change is not None
     assert found.change.mean == pytest.approx(0.0)
 
@@ -127,6 +122,9 @@ def test_nothing_moved_and_nothing_scored() -> None:
     assert found.where == (
         "no window moved: all 20 are as recorded, to 1e-06 nats a token",
     )
+    task = shown(windows=(), scored=(), measured=(), baseline=(), places=(),
+                 problem="answers of a task are no windows of a text")  # fmt: skip
+    assert task.missing == ("Answers of a task are no windows of a text.",)
     nothing = shown(windows=(), scored=(), measured=(), baseline=(), places=())
     assert nothing.missing == ("No window was scored.",)
     assert nothing.rows == ()
@@ -157,5 +155,7 @@ def test_gates_on_it_make_it_red() -> None:
         passed=False,
     )
     assert losses_of(DETAIL, [verdict], "a").failed
+    told = replace(verdict, documents=("2 of 9 moved",))
+    assert losses_of(DETAIL, [told, told], "a").documents == ("2 of 9 moved",)
     assert not losses_of(DETAIL, [replace(verdict, key="wanda/tiny:32")], "a").failed
     assert not losses_of(DETAIL, [replace(verdict, passed=True)], "a").failed

@@ -56,9 +56,9 @@ class WindowRow(Struct, frozen=True):
 class Losses(Struct, frozen=True):
     """One measurement on the page.
 
-    ``moved`` are all windows, the one that adds most to the change first. ``data`` is
-    what the page's script draws, plain JSON. ``missing`` says what cannot be shown and
-    why, a sentence each.
+    ``documents`` say which of a task's moved. ``moved`` are all windows, the one that
+    adds most to the change first. ``data`` is what the page's script draws, plain JSON.
+    ``missing`` says what cannot be shown and why, a sentence each.
     """
 
     anchor: str
@@ -67,6 +67,7 @@ class Losses(Struct, frozen=True):
     failed: bool
     change: Paired | None
     where: tuple[str, ...]
+    documents: tuple[str, ...]
     rows: tuple[WindowRow, ...]
     moved: tuple[WindowRow, ...]
     data: dict[str, Any]
@@ -99,6 +100,7 @@ def losses_of(detail: LossDetail, verdicts: Iterable[Verdict], anchor: str) -> L
         failed=any(not verdict.passed for verdict in own),
         change=change,
         where=where,
+        documents=tuple(dict.fromkeys(line for one in own for line in one.documents)),
         rows=rows,
         moved=tuple(sorted(rows, key=_weight, reverse=True)),
         data=_data(detail, rows, change, histogram),
@@ -181,9 +183,10 @@ def _weight(row: WindowRow) -> float:
 
 def _missing(detail: LossDetail, rows: Sequence[WindowRow]) -> Iterable[str]:
     if detail.problem:
-        yield detail.problem
+        yield f"{detail.problem[0].upper()}{detail.problem[1:].removesuffix('.')}."
     if not rows:
-        yield "No window was scored."
+        if not detail.problem:
+            yield "No window was scored."
         return
     lost = [row.number for row in rows if row.measured is None]
     if lost:
@@ -195,11 +198,8 @@ def _missing(detail: LossDetail, rows: Sequence[WindowRow]) -> Iterable[str]:
     if not detail.baseline and not detail.problem:
         yield "There are no recorded losses of these windows to compare with."
     if len(rows) < detail.total:
-        yield (
-            f"{len(rows)} of {detail.total} windows were scored: the verdict was known "
-            "before the last one."
-        )
-    if not detail.places:
+        yield f"Shown are the {len(rows)} of {detail.total} windows that were scored."
+    if not detail.places and not detail.problem:
         yield "Where the windows are in the text is not known."
 
 

@@ -99,6 +99,7 @@ def _environment() -> Environment:
         "percent": words.percent,
         "rounded": words.rounded,
         "signed": words.signed,
+        "whole": _whole,
     }
     return environment
 
@@ -106,8 +107,15 @@ def _environment() -> Environment:
 def _shown(value: Any) -> Any:
     """Every text that a template prints, also those that come from a checkpoint."""
     if isinstance(value, str) and not hasattr(value, "__html__"):
-        return words.visible(value)
+        return words.shown(value)
     return value
+
+
+def _whole(text: str) -> str:
+    """``text`` with all its words in full: a command that is to be copied."""
+    from markupsafe import escape
+
+    return escape(words.visible(text))
 
 
 def _as_json(value: Any) -> str:

@@ -17,23 +17,27 @@ _HIDDEN = re.compile(
 """Control characters, what turns the direction of text, and halves of characters."""
 
 
+_LONG_WORD = re.compile(r"\S{200,}")
+
+
 def visible(text: str) -> str:
     r"""``text`` with what is not seen made visible.
 
-    ``\x1b`` becomes ``␛``: an escape sequence is shown and does nothing. A surrogate,
-    which is what Python makes of a byte in a name of a file that is no UTF-8, becomes
-    ``\udcff``, as in the other reports.
+    An escape character is shown as ``\x1b``, and does nothing. So is a surrogate, which
+    is what Python makes of a byte in a name of a file that is no UTF-8: ``\udcff``, as
+    in the other reports.
     """
     return _HIDDEN.sub(_shown, text)
 
 
 def _shown(found: re.Match[str]) -> str:
     code = ord(found[0])
-    if code < 0x20:
-        return chr(0x2400 + code)  # Unicode's pictures of control characters
-    if code == 0x7F:
-        return "\N{SYMBOL FOR DELETE}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def shown(text: str) -> str:
+    """``text`` as it stands on the page: visible, and no word buries what is below."""
+    return _LONG_WORD.sub(lambda found: clip(found[0]), visible(text))
 
 
 def clip(text: str, most: int = LONGEST_NAME) -> str:

@@ -428,7 +428,10 @@
     const toggle = document.getElementById("theme");
     const system = matchMedia("(prefers-color-scheme: dark)");
     const isDark = () => root.dataset.theme ? root.dataset.theme === "dark" : system.matches;
-    const show = () => { toggle.textContent = isDark() ? "Light" : "Dark"; };
+    const show = () => {
+      toggle.textContent = isDark() ? "Light" : "Dark";
+      toggle.setAttribute("aria-label", `${toggle.textContent} theme`);
+    };
     toggle.addEventListener("click", () => {
       root.dataset.theme = isDark() ? "light" : "dark";
       remember(root.dataset.theme);
