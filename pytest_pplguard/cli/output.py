@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from ..errors import UsageError
 from ..report import Style, unstyled, wrapped
-from ..safetext import ESCAPING, printable
+from ..safetext import ESCAPING, one_line, printable
 from . import own_options
 
 LOG_WIDTH = 88
@@ -43,17 +43,20 @@ def write_json(document: dict[str, Any], path: str | None) -> None:
 
 
 def show(*lines: str, style: str = "") -> None:
-    """Results go to stdout; ``style``, such as ``bold``, is for all of the lines."""
+    """Results go to stdout; ``style``, such as ``bold``, is for all of the lines.
+
+    A line is one line: what looks like another is a newline in somebody's name.
+    """
     paint = style_of(sys.stdout) if style else unstyled
     for line in lines:
-        print(paint(printable(line), style))
+        print(paint(one_line(line), style))
 
 
 def show_table(lines: Sequence[str]) -> None:
     """Results whose first line is a heading; on a terminal long ones are broken."""
     show(*lines[:1], style="bold")
     width = terminal_width(sys.stdout)
-    for line in map(printable, lines[1:]):
+    for line in map(one_line, lines[1:]):
         text = line.lstrip()
         indent = line[: len(line) - len(text)]
         show(*wrapped(text, width, first=indent, rest=f"{indent}  "))
@@ -61,7 +64,7 @@ def show_table(lines: Sequence[str]) -> None:
 
 def show_prose(text: str, *, first: str = "", rest: str = "  ") -> None:
     """A result in words: a line in a log, on a terminal broken at its width."""
-    show(*wrapped(printable(text), terminal_width(sys.stdout), first=first, rest=rest))
+    show(*wrapped(one_line(text), terminal_width(sys.stdout), first=first, rest=rest))
 
 
 def show_painted(lines: Iterable[str]) -> None:
