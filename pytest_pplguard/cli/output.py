@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, printable
 from . import own_options
 
 
@@ -27,6 +27,12 @@ def write_json(document: dict[str, Any], path: str | None) -> None:
         Path(path).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--json: {path} cannot be written: {error}") from error
+
+
+def show(*lines: str) -> None:
+    """Results go to stdout, and nothing in them is unseen."""
+    for line in lines:
+        print(printable(line))
 
 
 def say(*lines: str) -> None:
