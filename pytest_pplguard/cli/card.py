@@ -26,7 +26,7 @@ from ..report import number
 from ..report.card import Published, eval_results, new_card, results_of, with_results
 from ..session.files import shown_path
 from ..values import BaselineFile, CheckpointEntry, Key, near_matches
-from .output import say
+from .output import say, show
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,15 +70,15 @@ def write_card(
     written = [(r.metric_name, r.metric_value) for r in results_of(text)]
     assert all((r.metric_name, r.metric_value) in written for r in results)
     if dry_run:
-        print(text, end="")
+        show(text.removesuffix("\n"))
         return
     if text == old:
-        print(f"{shown}: up to date with {name}")
+        show(f"{shown}: up to date with {name}")
         return
     _replace(path, text, shown)
     for result in results:
-        print(f"  {number(result.metric_value):>12}  {result.metric_name}")
-    print(f"{shown}: {len(results)} results of {name}")
+        show(f"  {number(result.metric_value):>12}  {result.metric_name}")
+    show(f"{shown}: {len(results)} results of {name}")
 
 
 # ----------------------------------------------------------------------- what is shown

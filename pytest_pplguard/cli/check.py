@@ -9,9 +9,10 @@ from ..audit import Finding, audit_file, orphans
 from ..baselines import baseline_paths, looks_like_baseline, parse_baseline
 from ..baselines.find import SUFFIXES
 from ..baselines.read import FINGERPRINT
-from ..errors import BaselineError, PplguardError, UsageError, printable
+from ..errors import BaselineError, PplguardError, UsageError
 from ..values import near_matches
 from .git import Repository
+from .output import show
 
 
 def check_baselines(paths: Sequence[Path]) -> bool:
@@ -33,7 +34,7 @@ def check_baselines(paths: Sequence[Path]) -> bool:
     for folder in dict.fromkeys(file.parent for file in files):
         findings += _not_added(folder, [f for f in files if f.parent == folder])
     for finding in findings:
-        print(printable(finding.text).replace("\n", "\\n"))
+        show(finding.text.replace("\n", "\\n"))
     wrong = sum(not finding.warning for finding in findings)
     counts = [
         _count(len(files), "baseline file"),
@@ -42,7 +43,7 @@ def check_baselines(paths: Sequence[Path]) -> bool:
         _count(sum(audit.published for audit in audits.values()), "published value"),
         _count(len(named), "evidence file"),
     ]
-    print(f"{', '.join(counts)}: {_count(wrong, 'problem') if wrong else 'sound'}")
+    show(f"{', '.join(counts)}: {_count(wrong, 'problem') if wrong else 'sound'}")
     return not wrong
 
 

@@ -19,7 +19,7 @@ from ..report.review import review_document, review_lines, review_markdown
 from ..review import Fact, Review, review
 from ..values import BaselineFile, CheckpointEntry, Key, Recorded, Scalar
 from .git import Repository, baseline_names
-from .output import write_json
+from .output import show, write_json
 
 _WORKING = "working tree"
 
@@ -57,11 +57,10 @@ def review_baselines(
     title = f"{folder.as_posix()}: {states.title}"
     write_json(review_document(found, title), json_path)
     if json_path != "-":
-        print(
-            review_markdown(found, title)
-            if markdown
-            else "\n".join(review_lines(found, title))
+        text = (
+            [review_markdown(found, title)] if markdown else review_lines(found, title)
         )
+        show(*text)
     return bool(found.loosened)
 
 
@@ -86,12 +85,18 @@ def _states(repository: Repository, revisions: str | None) -> _States:
     if ".." in revisions:
         one, other = _ends(revisions, "..")
         old, new = repository.commit(one), repository.commit(other)
-        title = f"{other} ({new[:12]}) against {one} ({old[:12]})"
+        title = f"{_named(other, new)} against {_named(one, old)}"
         return _States(old, new, title)
     commit = repository.commit(revisions)
     parent = repository.parent(commit)
     base = f"its parent ({parent[:12]})" if parent else "nothing: the first commit"
-    return _States(parent, commit, f"{revisions} ({commit[:12]}) against {base}")
+    return _States(parent, commit, f"{_named(revisions, commit)} against {base}")
+
+
+def _named(revision: str, commit: str) -> str:
+    """``main (1a2b3c4d5e6f)``, and a commit that was given by its own name once."""
+    short = commit[:12]
+    return short if commit.startswith(revision) else f"{revision} ({short})"
 
 
 def _ends(revisions: str, dots: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from ..errors import printable
+from ..safetext import printable
 from ..history import HistoryRun, Series, SeriesPoint
 from ..values import SCHEMA
 from .json import plain

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from ..errors import printable
+from ..safetext import printable
 from ..review import Fact, GateChange, Review, Row
 from ..values import SCHEMA
 from .json import plain

@@ -162,6 +162,9 @@ def test_ranges(capsys: pytest.CaptureFixture[str]) -> None:
     git("add", "--all")
     third = commit("third")
     assert values(shown(capsys, f"{first}..branch")) == [CHANGED]
+    assert shown(capsys, f"{first}..branch").startswith(
+        f"baselines: branch ({second[:12]}) against {first[:12]}\n"
+    )
     assert shown(capsys, "main..branch").startswith(
         f"baselines: branch ({second[:12]}) against main ({third[:12]})"
     )
