@@ -18,7 +18,6 @@ from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from ..errors import PplguardError
 from ..values import Details, Results, Scalar, Verdict
@@ -257,7 +256,7 @@ def _connected(
     """A connection; what was not committed when it closes never happened."""
     patience = _PATIENCE if patience is None else patience
     try:
-        address = f"file:{quote(str(path))}?mode={mode}"
+        address = f"{path.as_uri()}?mode={mode}"
         with closing(
             sqlite3.connect(address, uri=True, timeout=patience, isolation_level=None)
         ) as connection:

@@ -62,4 +62,4 @@ def path_of(url: str, *, base: Path, option: str) -> Path:
         raise UsageError(
             f"{option}: {url!r}: options behind a ? are not known; {_EXAMPLE}"
         )
-    return Path(os.path.abspath(base / Path(name).expanduser()))
+    return Path(os.path.abspath(base / os.path.expanduser(name)))

@@ -185,6 +185,13 @@ def test_any_text_can_be_kept(tmp_path: Path) -> None:
     assert point.path == "\\udcff" + "x" * 5000
 
 
+def test_any_name_of_a_file(tmp_path: Path) -> None:
+    for name in ("a?b#c %41.db", os.fsdecode(b"\xff.db"), "é'.db"):
+        add(tmp_path / name)
+        assert len(read_runs(tmp_path / name)) == 1
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_file_without_runs(tmp_path: Path) -> None:
     path = tmp_path / "h.db"
     path.touch()
