@@ -20,6 +20,7 @@ import socket
 import stat
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 LARGE = (
@@ -68,6 +69,8 @@ def serve(address: str) -> None:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
+    # One thread that waits, of pyarrow's allocator, which is made for forks.
+    warnings.filterwarnings("ignore", ".* is multi-threaded", DeprecationWarning)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     server = socket.socket(socket.AF_UNIX)
     server.bind(address)
