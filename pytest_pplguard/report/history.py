@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from ..safetext import printable
 from ..history import HistoryRun, Series, SeriesPoint
+from ..safetext import printable
 from ..values import SCHEMA
 from .json import plain
 from .text import change_text, number

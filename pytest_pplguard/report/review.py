@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from ..safetext import printable
 from ..review import Fact, GateChange, Review, Row
+from ..safetext import printable
 from ..values import SCHEMA
 from .json import plain
 from .markdown import _code, _fenced
