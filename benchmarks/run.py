@@ -23,6 +23,7 @@ from benchmarks.figures import MB, Figure, render
 from benchmarks.gates import measure_gate
 from benchmarks.page import PAGE, RESULTS, figures_of, read_results, write_page
 from benchmarks.processes import HERE, run_python
+from benchmarks.report import measure_report
 from benchmarks.scoring import (
     measure_growth,
     measure_limit,
@@ -139,6 +140,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "gate": measure_gate,
     "growth": measure_growth,
     "streams": as_raw(measure_streams),
+    "report": as_raw(measure_report),
 }
 if find_spec("benchmarks.early"):
     MEASUREMENTS["early"] = run_early

@@ -7,23 +7,13 @@ knows about pytest.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
-# Control characters, and those that turn the direction of what follows.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)
+from .safetext import printable
 
 _LONGEST = 8000
 """Characters of a message."""
-
-
-def printable(text: str) -> str:
-    """``text`` with what only a terminal would see written out, lines kept.
-
-    Names of tensors and files, and what configs hold, come from whoever made them.
-    """
-    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class PplguardError(Exception):
@@ -72,10 +62,16 @@ class InvalidLossError(MeasurementError):
     """A window's loss is NaN, infinite or empty: the number would mean nothing.
 
     ``window`` is its index, None where the losses are finite and their sum says too
-    much.
+    much. Where the scorer found it: ``scored`` counts the window's tokens, ``finished``
+    holds the loss and the tokens of the windows before it, by their index, and
+    ``windows`` and ``windows_digest`` are those of the whole text.
     """
 
     window: int | None = None
+    scored: int = 0
+    finished: Mapping[int, tuple[float, int]] = MappingProxyType({})
+    windows: int = 0
+    windows_digest: str = ""
 
     @classmethod
     def at(cls, window: int, message: str) -> InvalidLossError:

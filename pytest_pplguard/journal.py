@@ -199,9 +199,8 @@ class Journals:
             path = None
         if finished:
             notices.append(
-                f"{label}: continued an interrupted run of "
-                f"{datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}; "
-                f"{len(finished)} of {len(windows)} windows were scored already"
+                f"{label}: {len(finished)} of {len(windows)} windows were scored "
+                f"already, the last at {datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}"
             )
         return Journal(
             path,

@@ -28,7 +28,7 @@ from .read import is_evidence_path
 
 MAX_BYTES = 200_000_000
 
-_HASH_IN_NAME = re.compile(r".+-([0-9a-f]{12})\.json")
+HASH_IN_NAME = re.compile(r".+-([0-9a-f]{12})\.json")
 _WAY_OUT = "restore it from version control or re-record with `pplguard update`"
 
 
@@ -190,7 +190,7 @@ def read_checked(folder: Path, name: str, kind: type[T], *, where: str) -> T:
     """
     path = path_inside(folder, name, where=where)
     data = _read(path, where=where)
-    match = _HASH_IN_NAME.fullmatch(path.name)
+    match = HASH_IN_NAME.fullmatch(path.name)
     digest = hashlib.sha256(data).hexdigest()
     if match is None or not digest.startswith(match[1]):
         fail(

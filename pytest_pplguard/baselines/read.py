@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -125,8 +126,13 @@ def parse_baseline(text: str, path: str) -> BaselineFile:
     return baseline_of(parse_tree(body, file=path), path)
 
 
-def baseline_of(tree: Node, path: str) -> BaselineFile:
+def baseline_of(
+    tree: Node, path: str, *, problems: list[str] | None = None
+) -> BaselineFile:
     """Check the ``tree`` of a baseline file; ``path`` is named in messages.
+
+    Where ``problems`` is given, those of single gates, records and checkpoints are
+    added to it, and these are left out.
 
     Raises:
         BaselineError: something in it is wrong; the message is one line.
@@ -137,14 +143,44 @@ def baseline_of(tree: Node, path: str) -> BaselineFile:
             f"{path}: the file name's stem {stem!r} becomes part of checkpoint names: "
             "rename the file, using letters, digits and ._+- only"
         )
-    return _Parser(path).file(tree)
+    return _Parser(path, problems).file(tree)
+
+
+def check_baseline(text: str, path: str) -> tuple[BaselineFile | None, list[str]]:
+    """All that is wrong with the ``text`` of a baseline file, a line each.
+
+    With what is left of the file without it: gates, records and checkpoints that have
+    a fault are left out. None where nothing can be read. Of YAML that is broken only
+    the first fault is known.
+    """
+    problems: list[str] = []
+    try:
+        tree = parse_tree(text.removeprefix(BYTE_ORDER_MARK), file=path)
+        return baseline_of(tree, path, problems=problems), problems
+    except BaselineError as error:
+        return None, [*problems, str(error)]
 
 
 class _Parser:
-    """Turns the tree of one file into values; ``where`` names the place in messages."""
+    """Turns the tree of one file into values; ``where`` names the place in messages.
 
-    def __init__(self, path: str) -> None:
+    Where ``problems`` is given, faults are gathered there, and the part that has one is
+    left out.
+    """
+
+    def __init__(self, path: str, problems: list[str] | None = None) -> None:
         self.path = path
+        self.problems = problems
+
+    @contextlib.contextmanager
+    def _part(self) -> Iterator[None]:
+        """What may be left out without the rest losing its meaning."""
+        try:
+            yield
+        except BaselineError as error:
+            if self.problems is None:
+                raise
+            self.problems.append(str(error))
 
     # ------------------------------------------------------------------ file and entry
 
@@ -159,21 +195,24 @@ class _Parser:
             fields["checkpoints"], "", "a mapping from names to checkpoints"
         )
         for name in checkpoints:
-            if not is_entry_name(name):
-                self._fail(
-                    checkpoints[name].line,
-                    "",
-                    f"{name!r} cannot name a checkpoint: use letters, digits and "
-                    "._+- only, starting with a letter or digit",
-                )
+            with self._part():
+                self._entry_name(checkpoints[name])
+        entries: dict[str, CheckpointEntry] = {}
+        for name, field in checkpoints.items():
+            with self._part():
+                entries[name] = self._entry(field, tuple(checkpoints))
         return BaselineFile(
-            path=self.path,
-            model=self._text(model, ""),
-            checkpoints={
-                name: self._entry(field, tuple(checkpoints))
-                for name, field in checkpoints.items()
-            },
+            path=self.path, model=self._text(model, ""), checkpoints=entries
         )
+
+    def _entry_name(self, field: Field) -> None:
+        if not is_entry_name(field.name):
+            self._fail(
+                field.line,
+                "",
+                f"{field.name!r} cannot name a checkpoint: use letters, digits and "
+                "._+- only, starting with a letter or digit",
+            )
 
     def _schema(self, fields: Mapping[str, Field]) -> None:
         if "schema" not in fields:
@@ -195,21 +234,25 @@ class _Parser:
         name = field.name
         where = f"checkpoint {name}"
         fields = self._mapping(field, where, f"a mapping of {', '.join(_ENTRY_FIELDS)}")
-        self._known(fields, _ENTRY_FIELDS, where)
         lines = {"": field.line}
-        path = fields.get("path")
-        gates = self._gates(fields.get("gates"), name, siblings, lines)
-        recorded, fingerprint = self._all_recorded(fields.get("recorded"), name, lines)
-        return CheckpointEntry(
-            name=name,
-            path=self._text(path, where) if path else None,
-            allow_keys=self._allow_keys(fields.get("allow_keys"), where),
-            gates=gates,
-            recorded=recorded,
-            fingerprint=fingerprint,
-            lines=lines,
-            reference=self._reference(fields.get("reference"), name, siblings),
-        )
+        found: dict[str, Any] = {}
+        with self._part():
+            self._known(fields, _ENTRY_FIELDS, where)
+        with self._part():
+            found["gates"] = self._gates(fields.get("gates"), name, siblings, lines)
+        with self._part():
+            found["recorded"], found["fingerprint"] = self._all_recorded(
+                fields.get("recorded"), name, lines
+            )
+        with self._part():
+            path = fields.get("path")
+            found["path"] = self._text(path, where) if path else None
+        with self._part():
+            found["allow_keys"] = self._allow_keys(fields.get("allow_keys"), where)
+        with self._part():
+            reference = fields.get("reference")
+            found["reference"] = self._reference(reference, name, siblings)
+        return CheckpointEntry(name=name, lines=lines, **found)
 
     def _reference(
         self, field: Field | None, entry: str, siblings: tuple[str, ...]
@@ -267,26 +310,32 @@ class _Parser:
         fields = self._mapping(field, where, f"a mapping like KEY: {_GATE_EXAMPLE}")
         lines["gates"] = field.line
         lines |= {f"gates.{name}": gate.line for name, gate in fields.items()}
-        metrics = {
-            name: self._metric_gates(gate, entry, lines)
-            for name, gate in fields.items()
-            if name not in _SPECIAL_GATES and self._is_gate_key(gate, where)
-        }
+        metrics: dict[str, dict[MetricName, Tolerance]] = {}
+        for name, gate in fields.items():
+            if name not in _SPECIAL_GATES:
+                with self._part():
+                    self._check_gate_key(gate, where)
+                    metrics[name] = self._metric_gates(gate, entry, lines)
         special = {name: fields[name] for name in _SPECIAL_GATES if name in fields}
         gates: dict[str, Any] = {}
-        if gate := special.get("relative"):
-            gates["relative"] = self._relative(gate, entry, siblings)
-        if gate := special.get("sparsity"):
-            gates["sparsity"] = self._sparsity(gate, entry)
-        if gate := special.get("weights"):
-            kind = Literal["same", "mask", "any"]
-            gates["weights"] = self._typed(gate, where, kind)
-        if gate := special.get("against"):
-            gates["against"] = self._text(gate, where)
-            self._sibling(gate, gates["against"], where, entry, siblings)
+        for name, gate in special.items():
+            with self._part():
+                gates[name] = self._special_gate(gate, entry, siblings, where)
         return Gates(metrics=metrics, **gates)
 
-    def _is_gate_key(self, field: Field, where: str) -> bool:
+    def _special_gate(
+        self, field: Field, entry: str, siblings: tuple[str, ...], where: str
+    ) -> object:
+        if field.name == "relative":
+            return self._relative(field, entry, siblings)
+        if field.name == "sparsity":
+            return self._sparsity(field, entry)
+        if field.name == "weights":
+            return self._typed(field, where, Literal["same", "mask", "any"])
+        name = self._text(field, where)
+        return self._sibling(field, name, where, entry, siblings)
+
+    def _check_gate_key(self, field: Field, where: str) -> None:
         if "/" not in field.name:
             near = near_matches(field.name, _SPECIAL_GATES)
             self._fail(
@@ -296,7 +345,6 @@ class _Parser:
                 f"wanda/wikitext2:4096, or one of {', '.join(_SPECIAL_GATES)}",
             )
         self._key(field.name, field.line, where)
-        return True
 
     def _metric_gates(
         self, field: Field, entry: str, lines: dict[str, int]
@@ -319,9 +367,10 @@ class _Parser:
             )
         gates = {}
         for metric, gate in fields.items():
-            self._metric_name(gate, where)
-            lines[f"gates.{field.name}.{metric}"] = gate.line
-            gates[metric] = self._tolerance(gate, f"{where}, {metric}")
+            with self._part():
+                self._metric_name(gate, where)
+                lines[f"gates.{field.name}.{metric}"] = gate.line
+                gates[metric] = self._tolerance(gate, f"{where}, {metric}")
         return gates
 
     def _tolerance(self, field: Field, where: str) -> Tolerance:
@@ -408,14 +457,15 @@ class _Parser:
         for key, record in self._mapping(
             field, where, "a mapping from measurement keys to records"
         ).items():
-            if key == FINGERPRINT:
-                fingerprint = self._fingerprint(record, where)
-            elif "/" not in key and (near := near_matches(key, [FINGERPRINT])):
-                self._fail(record.line, where, f"unknown field {key!r}{near}")
-            else:
-                self._key(key, record.line, where)
-                recorded[key] = self._recorded(record, f"{where}, {key}")
             lines[f"recorded.{key}"] = record.line
+            with self._part():
+                if key == FINGERPRINT:
+                    fingerprint = self._fingerprint(record, where)
+                elif "/" not in key and (near := near_matches(key, [FINGERPRINT])):
+                    self._fail(record.line, where, f"unknown field {key!r}{near}")
+                else:
+                    self._key(key, record.line, where)
+                    recorded[key] = self._recorded(record, f"{where}, {key}")
         return recorded, fingerprint
 
     def _fingerprint(self, field: Field, where: str) -> RecordedFingerprint:

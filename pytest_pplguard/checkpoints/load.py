@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..errors import CheckpointError, DeviceError, printable
+from ..errors import CheckpointError, DeviceError
+from ..safetext import printable
 from ..startup import importing
 from .adapter import check_adapter, merge_adapter, with_tokenizer
 from .compressed import decoded_state, split_compressed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -129,9 +130,10 @@ def _find(
     if not spec.strip():
         raise CheckpointError("the path of a checkpoint is empty")
     path = cwd / Path(spec).expanduser()
-    if path.is_dir():
+    # Of a name that is too long, os.path says that there is none.
+    if os.path.isdir(path):
         return Located(spec, path)
-    if path.exists():
+    if os.path.exists(path):
         return _file(spec, path)
     if spec.startswith("demo/") or spec == "demo":
         return Located(spec, _demo(spec))
@@ -155,10 +157,10 @@ def _find(
 def _split_base(spec: str, cwd: Path) -> tuple[str, str | None]:
     """``ADAPTER+BASE`` in two; a path that exists is not split."""
     places = [place for place, character in enumerate(spec) if character == "+"]
-    if not places or (cwd / Path(spec).expanduser()).exists():
+    if not places or os.path.exists(cwd / Path(spec).expanduser()):
         return spec, None
     for place in places:
-        if (cwd / Path(spec[:place]).expanduser()).is_dir():
+        if os.path.isdir(cwd / Path(spec[:place]).expanduser()):
             break
     else:
         place = places[0]
@@ -203,7 +205,7 @@ def _named_base(found: Located, cwd: Path, find: Callable[[str], Located]) -> Lo
         dict.fromkeys(
             place.resolve()
             for start in (cwd, found.folder)
-            if (place := start / Path(named).expanduser()).is_dir()
+            if os.path.isdir(place := start / Path(named).expanduser())
         )
     )
     if len(places) > 1:

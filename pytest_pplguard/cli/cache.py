@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..cache import RESULT, Kept, clear, default_folder, kept
-from ..errors import UsageError, printable
+from ..errors import UsageError
 from ..report import counted
+from ..safetext import one_line
+from .output import show
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _UNREADABLE = "not readable"
@@ -22,7 +24,7 @@ def show_cache(folder: Path | None) -> None:
     """
     folder = folder or default_folder()
     for line in _lines(folder, _entries(folder)):
-        print(line)
+        show(line)
 
 
 def clear_cache(folder: Path | None, *, older_than: float | None) -> bool:
@@ -33,7 +35,7 @@ def clear_cache(folder: Path | None, *, older_than: float | None) -> bool:
     """
     folder = folder or default_folder()
     if not folder.exists():
-        print(f"{folder}: no such folder, so nothing is cached")
+        show(f"{folder}: no such folder, so nothing is cached")
         return True
     try:
         count = clear(folder, older_than=older_than)
@@ -42,9 +44,9 @@ def clear_cache(folder: Path | None, *, older_than: float | None) -> bool:
     failed = count.pop("failed", 0)
     results = count.pop(RESULT, 0)
     others = counted(count.total(), "others")
-    print(f"{folder}: removed {counted(results, 'results')} and {others}")
+    show(f"{folder}: removed {counted(results, 'results')} and {others}")
     if failed:
-        print(f"{folder}: {counted(failed, 'files')} could not be removed")
+        show(f"{folder}: {counted(failed, 'files')} could not be removed")
     return not failed
 
 
@@ -80,15 +82,16 @@ def _lines(folder: Path, entries: Sequence[Kept]) -> Iterator[str]:
         groups.setdefault(_checkpoint(entry), []).append(entry)
     for checkpoint, group in groups.items():
         used = max(entry.used for entry in group)
+        yield checkpoint
         yield (
-            f"{checkpoint:<40} {counted(len(group), 'results'):>12} "
-            f"{_size(group):>10}  last used {_time(used)} UTC"
+            f"  {counted(len(group), 'results')}, {_size(group)}, last used "
+            f"{_time(used)} UTC"
         )
 
 
 def _checkpoint(entry: Kept) -> str:
     """``FILE/NAME (PATH)`` of a label, which has the key between them."""
-    name, _, rest = printable(entry.label).partition(" ")
+    name, _, rest = one_line(entry.label).partition(" ")
     place = rest.partition(" ")[2]
     return f"{name} {place}".strip() if name else _UNREADABLE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..protocols import USUAL_METHODS, check_key, get_protocol
 from ..report import comparison_document, comparison_lines
 from ..values import USUAL_REFERENCE, CheckpointEntry, Key, Scalar, near_matches
 from .diff import named_entry
-from .output import say, write_json
+from .output import say, show_table, text_width, write_json
 
 if TYPE_CHECKING:
     from ..checkpoints import Located
@@ -145,7 +146,7 @@ def compare_models(
     comparison = Comparison.of([rows[side.name] for side in sides])
     write_json(comparison_document(comparison), json_path)
     if json_path != "-":
-        print("\n".join(comparison_lines(comparison)))
+        show_table(comparison_lines(comparison, width=text_width()))
     if measured is not None:
         measured.discard_journals()
     return comparison.complete
@@ -164,10 +165,10 @@ def _sides(spec: str, folder: Path, options: Options) -> Iterator[Side]:
             yield _model(name, options)
         return
     path = Path(spec).expanduser()
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
         yield from _entries(path)
         return
-    if path.exists() or spec.startswith(f"{DEMO}/"):
+    if os.path.exists(path) or spec.startswith(f"{DEMO}/"):
         yield _model(spec, options)
         return
     stems = {file.stem: file for file in baseline_paths(folder)}

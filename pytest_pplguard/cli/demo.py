@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from ..errors import UsageError
+from .output import show
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -41,6 +42,6 @@ def copy_demo(folder: Path) -> None:
         file.write_bytes(ours)
     except OSError as error:
         raise UsageError(f"the demo cannot be written to {target}: {error}") from error
-    print(f"wrote {file}; now run:")
+    show(f"wrote {file}; now run:")
     where = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
-    print(f"  {where}pytest baselines/demo.yaml --ppl-model demo")
+    show(f"  {where}pytest baselines/demo.yaml --ppl-model demo")

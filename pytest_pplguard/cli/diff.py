@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from ..checkpoints import (
 from ..diff import Change, Difference, Exact, compare, lines
 from ..errors import PplguardError, UsageError
 from ..options import Options, Target
+from ..safetext import shell_join
 from ..values import Fingerprint
-from .output import say, write_json
+from .output import say, show, show_prose, write_json
 
 SCREEN = 20
 """Lines that are printed without ``--all``."""
@@ -60,17 +61,21 @@ def diff(
     words = ["pplguard", "diff", one, other, "--all"]
     if folder != Path("baselines"):
         words += ["--baselines", str(folder)]
+    command = shell_join(words)
     texts = lines(
         difference,
         limit=None if everything else SCREEN,
-        command=shlex.join(words),
+        command=command,
         before=one,
     )
     write_json(_document(difference, one, other), json_path)
     if json_path != "-":
-        print(f"{one} -> {other}")
+        show(f"{one} -> {other}", style="bold")
         for line in texts:
-            print(f"  {line}")
+            if line.endswith(f": {command}"):  # to be copied
+                show(f"  {line}")
+            else:
+                show_prose(line, first="  ", rest="    ")
     return difference.matters
 
 
@@ -128,7 +133,7 @@ class _Checkpoint:
 def _side(spec: str, options: Options, folder: Path) -> _Recorded | _Checkpoint:
     """A path that exists or a name of the demo is a checkpoint, else a baseline."""
     found = named_entry(spec, folder)
-    is_path = Path(spec).expanduser().exists() or spec.startswith("demo/")
+    is_path = os.path.exists(Path(spec).expanduser()) or spec.startswith("demo/")
     if found is None or (is_path and found[0].parent == folder):
         return _Checkpoint(spec, options)
     path, name = found
@@ -151,10 +156,10 @@ def named_entry(spec: str, folder: Path) -> tuple[Path, str] | None:
     before, _, name = spec.rpartition("/")
     if not before:
         return None
-    if before.endswith((".yaml", ".yml")) and Path(before).is_file():
+    if before.endswith((".yaml", ".yml")) and os.path.isfile(before):
         return Path(before), name
     path = folder / f"{before}.yaml"
-    return (path, name) if path.is_file() else None
+    return (path, name) if os.path.isfile(path) else None
 
 
 def _refuse_two_kinds(

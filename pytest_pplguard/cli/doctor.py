@@ -14,7 +14,7 @@ from ..report import (
     write_heatmap,
 )
 from . import own_options
-from .output import say, write_json
+from .output import say, show_painted, style_of, terminal_width, write_json
 
 
 def doctor_model(
@@ -48,7 +48,14 @@ def doctor_model(
         write_heatmap(picture, examined.zeros, spec)
     write_json(examination_document(examined), json_path)
     if json_path != "-":
-        _print(examined, everything=everything)
+        show_painted(
+            examination_lines(
+                examined,
+                everything=everything,
+                style=style_of(sys.stdout),
+                width=terminal_width(sys.stdout),
+            )
+        )
     return examined.healthy
 
 
@@ -61,22 +68,3 @@ def _in_own_words(examined: Examination) -> Examination:
             for finding in examined.findings
         ),
     )
-
-
-def _print(examined: Examination, *, everything: bool) -> None:
-    if not sys.stdout.isatty():
-        print("\n".join(examination_lines(examined, everything=everything)))
-        return
-    from rich.console import Console
-    from rich.style import Style
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    lines = examination_lines(
-        examined,
-        everything=everything,
-        style=lambda text, style: Style.parse(style).render(text),
-    )
-    # rich leaves colours out where the terminal or NO_COLOR says so.
-    for line in lines:
-        console.print(Text.from_ansi(line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..baselines import baseline_paths, read_baseline
@@ -9,7 +10,7 @@ from ..errors import UsageError
 from ..options import DEMO, DEMO_CHECKPOINTS, Options
 from ..report import check_plot, ladder_document, ladder_lines, write_waterfall
 from .measure import Checkpoint, Wanted
-from .output import write_json
+from .output import show_table, text_width, write_json
 
 
 def explain_model(
@@ -38,13 +39,13 @@ def explain_model(
     if picture is not None:
         write_waterfall(picture, ladder, spec)
     if json_path != "-":
-        print("\n".join(ladder_lines(spec, ladder)))
+        show_table(ladder_lines(spec, ladder, width=text_width()))
     checkpoint.discard_journals()
 
 
 def _refuse_baseline(spec: str, folder: Path) -> None:
     """A name that is recorded, and no checkpoint that is there."""
-    if spec in DEMO_CHECKPOINTS or Path(spec).expanduser().exists():
+    if spec in DEMO_CHECKPOINTS or os.path.exists(Path(spec).expanduser()):
         return
     if spec == DEMO:
         raise UsageError(

@@ -20,7 +20,7 @@ from ..protocols import LmEval
 from ..report import inspection_document, inspection_lines
 from . import own_options
 from .compare import LONGEST_DEFAULT_WINDOW
-from .output import say, write_json
+from .output import say, show_table, write_json
 
 
 def inspect_task(
@@ -81,7 +81,7 @@ def inspect_task(
             facts = _with_documents(facts, name)
     write_json(inspection_document(facts, windows), json_path)
     if json_path != "-":
-        print("\n".join(inspection_lines(facts, windows, model=model)))
+        show_table(inspection_lines(facts, windows, model=model))
     return not facts.unreachable
 
 

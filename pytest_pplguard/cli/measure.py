@@ -30,6 +30,7 @@ from ..measure import (
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, USUAL_METHODS, check_key, get_protocol
 from ..report import (
+    can_be_redrawn,
     counted,
     measurements_document,
     number,
@@ -38,7 +39,7 @@ from ..report import (
 )
 from ..report.progress import ScorerProgress
 from ..values import Fingerprint, Key, Ladder, Measurement
-from .output import say, write_json
+from .output import complain, say, show, write_json
 
 _LONGEST_DEFAULT_WINDOW = 4096
 
@@ -334,22 +335,22 @@ def print_measurements(
     write_json(measurements_document(measurements), json_path)
     if json_path == "-":
         return
-    print(model)
+    show(model, style="bold")
     for measurement in measurements:
         read = "answers" if measurement.documents else "windows"
         counts = {read: measurement.windows} | measurement.units
         units = ", ".join(counted(count, unit) for unit, count in counts.items())
-        print(f"  {measurement.key}: {units}, {measurement.seconds:.1f} s")
+        show(f"  {measurement.key}: {units}, {measurement.seconds:.1f} s")
         for metric, value in measurement.metrics.items():
             error = measurement.stderr.get(metric)
             tail = f"  +- {number(error)}" if error is not None else ""
-            print(f"    {metric:<20} {number(value):>12}{tail}")
+            show(f"    {metric:<20} {number(value):>12}{tail}")
 
 
 def watching(
-    label: str, *, unit: str = "windows"
+    label: str, *, unit: str = "windows", early: bool = False
 ) -> AbstractContextManager[ScorerProgress]:
     """Show progress on stderr: a bar on a terminal, else a line now and then."""
-    if sys.stderr.isatty():
-        return watch_live(label, unit=unit, stderr=True)
-    return watch_lines(label, lambda line: print(line, file=sys.stderr), unit=unit)
+    if sys.stderr.isatty() and can_be_redrawn():
+        return watch_live(label, unit=unit, early=early, stderr=True)
+    return watch_lines(label, complain, unit=unit, early=early)

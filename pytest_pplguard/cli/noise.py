@@ -22,7 +22,7 @@ from ..protocols import get_protocol
 from ..report import counted, number, plain
 from ..values import SCHEMA, Key, Measurement
 from .measure import Wanted, wanted_keys, watching
-from .output import say, write_json
+from .output import say, show_table, write_json
 
 LEAST = 1e-5
 """The narrowest ``rel`` that is proposed: float32 sums of another build of torch."""
@@ -354,7 +354,7 @@ def measure_noise(
     runs, not_run = _measure_all(bench, keys, variations)
     write_json(_document(spec, runs, not_run), json_path)
     if json_path != "-":
-        print("\n".join(_report(spec, runs, not_run)))
+        show_table(_report(spec, runs, not_run))
 
 
 def _measure_all(

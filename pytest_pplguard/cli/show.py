@@ -8,6 +8,7 @@ from ..baselines import baseline_paths, read_baseline
 from ..errors import UsageError
 from ..report import counted, number
 from ..values import CheckpointEntry, Recorded, RecordedFingerprint, near_matches
+from .output import show_table
 
 
 def show_baselines(folder: Path, name: str | None) -> None:
@@ -37,8 +38,7 @@ def show_baselines(folder: Path, name: str | None) -> None:
         what = f"{name!r}{near_matches(name, [*files, *entries])}" if name else "file"
         raise UsageError(f"no baseline {what} in {folder}")
     for known, entry in chosen.items():
-        for line in _lines(known, entry):
-            print(line)
+        show_table(_lines(known, entry))
 
 
 def _lines(name: str, entry: CheckpointEntry) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shlex
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,7 @@ from ..measure import naming_reference
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, Kl, get_protocol
 from ..report import changes_table
+from ..safetext import shell_join
 from ..values import (
     USUAL_REFERENCE,
     CheckpointEntry,
@@ -28,7 +31,7 @@ from ..values import (
     SparsityGate,
 )
 from .measure import Checkpoint, Wanted
-from .output import say
+from .output import say, show, show_painted, style_of
 from .show import fingerprint_line
 
 _PATTERNS = ((2, 4), (4, 8))
@@ -103,14 +106,13 @@ def update_checkpoint(
     ]
     changes = record(recordings, today=datetime.date.today(), tell=say)
     model.discard_journals()
-    for line in changes_table(changes):
-        print(line)
+    show_painted(changes_table(changes, style=style_of(sys.stdout)))
     for gate in dict.fromkeys(
         gate for change in changes for gate in change.added_gates
     ):
-        print(f"added the default gate {gate}")
+        show(f"added the default gate {gate}")
     print_fingerprint(path, name)
-    print(f"recorded in {path}; review it, then gate with:")
+    show(f"recorded in {path}; review it, then gate with:")
     model_option = spec if spec == checkpoint else f"{checkpoint}={spec}"
     words = ["pytest", str(path), "--ppl-model", model_option]
     if reference is not None and compared:
@@ -121,10 +123,10 @@ def update_checkpoint(
         words += ["--ppl-corpus", f"{corpus}={file}"]
     for tasks in options.include_path:
         words += ["--ppl-include-path", tasks]
-    print(f"  {shlex.join(words)}")
+    show(f"  {shell_join(words)}")
     if reference is not None and compared:
         for line in reference.advice(path, name):
-            print(line)
+            show(line)
 
 
 def update_fingerprint(
@@ -166,14 +168,14 @@ def update_fingerprint(
     )
     record([recording], today=datetime.date.today(), tell=say)
     print_fingerprint(path, name)
-    print(f"recorded in {path}; review it")
+    show(f"recorded in {path}; review it")
 
 
 def print_fingerprint(path: Path, name: str) -> None:
     """What is recorded of the weights of an entry, if anything is."""
     recorded = read_baseline(path).checkpoints[name].fingerprint
     if recorded is not None:
-        print(fingerprint_line(recorded).strip())
+        show(fingerprint_line(recorded).strip())
 
 
 class _Reference(Struct, frozen=True):
@@ -209,7 +211,7 @@ class _Reference(Struct, frozen=True):
                 return cls(target, other, gated, entry.allow_keys)
         if given is None:
             return None
-        if Path(given).name in others and not Path(given).exists():
+        if Path(given).name in others and not os.path.exists(given):
             raise UsageError(
                 f"--reference {given}: that entry has no path; give where it is"
             )

@@ -1,6 +1,15 @@
 """Named texts: where they come from, their rows and pages, and their digests."""
 
 from .corpus import OFFICIAL_DIGESTS, Corpus, rows_digest
-from .open import CORPUS_NAMES, open_corpus
+from .named import NAMED
+from .open import CORPUS_NAMES, WIKITEXT2, open_corpus
 
-__all__ = ["CORPUS_NAMES", "OFFICIAL_DIGESTS", "Corpus", "open_corpus", "rows_digest"]
+__all__ = [
+    "CORPUS_NAMES",
+    "NAMED",
+    "OFFICIAL_DIGESTS",
+    "WIKITEXT2",
+    "Corpus",
+    "open_corpus",
+    "rows_digest",
+]

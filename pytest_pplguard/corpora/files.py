@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def check_exists(name: str, path: Path) -> None:
     Raises:
         CorpusError: there is nothing.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise CorpusError(
             f"corpus {name}: {path} does not exist (looked at {path.absolute()})"
         )

@@ -25,7 +25,8 @@ CORPUS_NAMES = ("wikitext2", "demo", *NAMED)
 """Corpora that need no file of the user's."""
 
 _DEMO_FILE = Path(__file__).parents[1] / "demo" / "demo.txt"
-_HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
+WIKITEXT2 = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
+"""Data set, configuration and split on the Hub."""
 
 
 def open_corpus(name: str, files: Mapping[str, str]) -> Corpus:
@@ -60,7 +61,7 @@ def open_corpus(name: str, files: Mapping[str, str]) -> Corpus:
 def _hub_rows() -> list[str]:
     import datasets
 
-    path, config, split = _HUB
+    path, config, split = WIKITEXT2
     try:
         return list(datasets.load_dataset(path, config, split=split)["text"])
     # datasets raises whatever its HTTP client and file systems raise.

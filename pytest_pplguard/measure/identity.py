@@ -116,10 +116,14 @@ _NAME = "torch"
 
 
 class Place(Struct, frozen=True):
-    """Where a checkpoint will run, and in which dtype."""
+    """Where a checkpoint will run, and in which dtype.
+
+    ``notices`` say where that may surprise.
+    """
 
     device: str
     dtype: str
+    notices: tuple[str, ...] = ()
 
 
 class _Torch(Struct, forbid_unknown_fields=True):
@@ -198,9 +202,11 @@ def place_of(located: Located, options: Options, *, worker: int | None) -> Place
         options.device == "auto" and _has_cpu_only(_torch_folder())
     )
     hardware = Hardware() if is_cpu else probe()
-    device = choose_device(options.device, hardware, worker_index=worker).device
-    dtype = choose_dtype(options.dtype, device, saved_dtype(located)).dtype
-    return Place(device, dtype)
+    device = choose_device(options.device, hardware, worker_index=worker)
+    dtype = choose_dtype(options.dtype, device.device, saved_dtype(located))
+    # That a dtype is slow is of no use where it has been measured already.
+    surprising = (device.notice, dtype.notice if options.dtype == "auto" else None)
+    return Place(device.device, dtype.dtype, tuple(filter(None, surprising)))
 
 
 def variables() -> dict[str, str]:

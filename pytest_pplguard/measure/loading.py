@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..checkpoints import (
     probe,
     saved_dtype,
 )
+from ..checkpoints.locate import DEMO as DEMO_FOLDER
 from ..journal import Journals, default_folder
 from ..options import JOURNAL_OFF, Options, Target
 
@@ -39,6 +41,34 @@ def locate_target(target: Target, options: Options) -> Located:
         allow_pickle=options.allow_pickle,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def weights_size(spec: str) -> str:
+    """``13.5 GB`` of weights that will be read; nothing where that is not known yet.
+
+    Of a Hub id it is known only when it is here.
+    """
+    whole = Path(spec).expanduser()
+    parts = [whole] if os.path.exists(whole) else [*map(_path, spec.split("+"))]
+    try:
+        size = sum(file.stat().st_size for part in parts for file in _weights(part))
+    except OSError:  # whoever loads it will say so
+        return ""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return ""
+
+
+def _path(spec: str) -> Path:
+    name = spec.removeprefix("demo/")
+    return Path(spec).expanduser() if name == spec else DEMO_FOLDER / name
+
+
+def _weights(path: Path) -> list[Path]:
+    if os.path.isfile(path):
+        return [path]
+    return sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
 
 
 def load_target(

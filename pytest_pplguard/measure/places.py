@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-
-from msgspec import Struct
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..corpora import Corpus
 from ..corpora.wikitext import is_heading
@@ -18,6 +16,7 @@ from ..protocols import (
     windows_digest,
 )
 from ..values import Key, Window, WindowPlace
+from .headings import Before, headings_before
 
 _SHOWN = 60
 """Characters of a snippet or a title, dots included."""
@@ -55,9 +54,10 @@ def window_places(
                 "cut again, the text has other token windows than were measured"
             )
         wanted = list(indices)
-        before = _Before.of(wanted, windows, tokenizer, corpus, key)
+        titles = [_first_line(page) for page in corpus.pages]
+        behind = _pages_across(wanted, windows, tokenizer, corpus, key, titles)
         return {
-            index: _place(index, windows, tokenizer, corpus, before) for index in wanted
+            index: _place(index, windows, tokenizer, titles, behind) for index in wanted
         }
     except PplguardError:
         raise
@@ -82,20 +82,19 @@ def _place(
     index: int,
     windows: Sequence[Window],
     tokenizer: Tokenizer,
-    corpus: Corpus,
-    before: _Before | None,
+    titles: Sequence[str],
+    behind: Mapping[int, int | None],
 ) -> WindowPlace:
     page = windows[index].page
     if page is None:
-        if before is not None:
-            page = _page_behind(before.text(index, tokenizer), corpus)
+        page = behind.get(index)
         opens = index == 0 and windows[index].start == 0
     else:
         opens = index == 0 or windows[index - 1].page != page
     return WindowPlace(
         windows=len(windows),
         page=page,
-        title="" if page is None else shorten(_first_line(corpus.pages[page])),
+        title="" if page is None else shorten(titles[page]),
         words=_snippet(windows[index], tokenizer, opens=opens),
     )
 
@@ -111,60 +110,51 @@ def _snippet(window: Window, tokenizer: Tokenizer, *, opens: bool) -> str:
     return shorten(f"{start}{words}{end}")
 
 
-class _Before(Struct, frozen=True):
-    """The ids of a whole text, and where in them each window's targets begin."""
+def _pages_across(
+    indices: Sequence[int],
+    windows: Sequence[Window],
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    key: Key,
+    titles: Sequence[str],
+) -> dict[int, int | None]:
+    """The pages in which windows begin that run across pages.
 
-    ids: Sequence[int]
-    starts: Sequence[int]
-
-    @classmethod
-    def of(
-        cls,
-        indices: Sequence[int],
-        windows: Sequence[Window],
-        tokenizer: Tokenizer,
-        corpus: Corpus,
-        key: Key,
-    ) -> _Before | None:
-        """None where windows are of pages, or of a method that does not say its cut."""
-        protocol = get_protocol(key.method)
-        if not isinstance(protocol, CutProtocol) or all(
-            windows[index].page is not None for index in indices
-        ):
-            return None
-        ((_, ids),) = protocol.cut.streams(corpus, tokenizer)
-        # Cut like the ids, their positions say where each window is.
-        positions = range(len(ids))
-        last = max(indices)
-        cut = protocol.cut.pieces(
-            positions, None, tokenizer, key.window, stride=key.stride
-        )
-        starts = [piece.targets[0] for piece in itertools.islice(cut, last + 1)]
-        return cls(ids, starts)
-
-    def text(self, index: int, tokenizer: Tokenizer) -> str:
-        """What stands in front of the first token that a window scores."""
-        ids = list(self.ids[: self.starts[index]])
-        return str(tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
-
-
-def _page_behind(text: str, corpus: Corpus) -> int | None:
-    """The page in which goes on what stands behind ``text``.
-
-    Told by the headings in the text, as the corpus cuts pages; None where there are
-    none, or where the tokenizer does not give the last one back as it was.
+    Told by the headings in the text in front of the first token that a window scores,
+    as the corpus cuts pages. Nothing where windows are of pages, where the text has no
+    headings, or of a method that does not say its cut.
     """
-    titles = [_first_line(page) for page in corpus.pages]
+    protocol = get_protocol(key.method)
+    if not isinstance(protocol, CutProtocol) or all(
+        windows[index].page is not None for index in indices
+    ):
+        return {}
     if len(titles) < 2 or not any(map(is_heading, titles)):
-        return None
-    headings = [line for line in text.split("\n") if is_heading(line)]
-    if not headings:
+        return {}
+    ((_, ids),) = protocol.cut.streams(corpus, tokenizer)
+    # Cut like the ids, their positions say where each window is.
+    positions = range(len(ids))
+    cut = protocol.cut.pieces(positions, None, tokenizer, key.window, stride=key.stride)
+    starts = [piece.targets[0] for piece in itertools.islice(cut, max(indices) + 1)]
+
+    def decode(some: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(some), skip_special_tokens=True))
+
+    before = headings_before(ids, (starts[index] for index in indices), decode)
+    return {index: _page_behind(before[starts[index]], titles) for index in indices}
+
+
+def _page_behind(before: Before, titles: Sequence[str]) -> int | None:
+    """The page in which goes on what stands behind these headings.
+
+    None where the tokenizer does not give the last one back as it was.
+    """
+    count, last = before
+    if not count:
         return 0
     preamble = not is_heading(titles[0])
-    page = len(headings) - 1 + preamble
-    same = page < len(titles) and "".join(headings[-1].split()) == "".join(
-        titles[page].split()
-    )
+    page = count - 1 + preamble
+    same = page < len(titles) and "".join(last.split()) == "".join(titles[page].split())
     return page if same else None
 
 

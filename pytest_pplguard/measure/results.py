@@ -22,9 +22,10 @@ from msgspec.structs import replace
 from ..cache import RESULT, WINDOWS, Cache, Wrong
 from ..checkpoints import Contents, Loaded, Located, contents, files_state
 from ..corpora import Corpus, rows_digest
-from ..errors import PplguardError, printable
+from ..errors import PplguardError
 from ..options import Options, Target
 from ..protocols import LmEval, get_protocol
+from ..safetext import printable
 from ..values import Key, Measurement, Scalar, Window, WindowScore
 from .environment import device_name
 from .identity import Place, identity, now, place_of, variables, versions
@@ -117,12 +118,16 @@ class Results:
         self._asked[target.name, key] = asked
         if self._options.update != "no":
             return None
-        return self._cache.get(
+        found = self._cache.get(
             RESULT,
             asked.identity,
             functools.partial(_read, key, corpus, asked.place),
             label=f"{target.name} {key}",
         )
+        if found is not None:  # as loading would have
+            for notice in asked.place.notices:
+                self._tell(notice)
+        return found
 
     def cut(self, target: Target, key: Key) -> CutWindows | None:
         """Gives the windows of what :meth:`recall` did not have, cut once for all runs.

@@ -16,6 +16,7 @@ from ..options import Target
 from ..protocols import Tokenizer, check_key, get_protocol
 from ..values import Key, Ladder, Measurement, Scalar, Window, WindowPlace
 from .environment import using_threads
+from .loading import weights_size
 from .places import window_places
 
 # A measurement that is in the cache needs no torch, which takes seconds to import.
@@ -32,9 +33,12 @@ class Watch(Protocol):
     """Shows progress: gets a label, gives what the scorer calls."""
 
     def __call__(
-        self, label: str, /, *, unit: str = "windows"
+        self, label: str, /, *, unit: str = "windows", early: bool = False
     ) -> AbstractContextManager[Progress]:
-        """``unit`` is what the scorer counts."""
+        """``unit`` is what the scorer counts, empty for loading, which has no count.
+
+        ``early``: it may be over before the last one.
+        """
 
 
 class Store:
@@ -130,7 +134,9 @@ class Store:
 
     def load(self, target: Target) -> Loaded:
         """Load any checkpoint; it does not become the resident one."""
-        with using_threads(self._threads), self._watch(f"loading {target.name}"):
+        size = weights_size(target.spec)
+        label = f"loading {target.name}{f' ({size})' if size else ''}"
+        with using_threads(self._threads), self._watch(label, unit=""):
             return self._load(target)
 
     def share(self, name: str) -> Loaded:
@@ -334,7 +340,7 @@ class Store:
 
         runs_task = get_protocol(key.method).runs_task(key)
         unit = "answers" if runs_task else "windows"
-        with self._watch(label, unit=unit) as progress:
+        with self._watch(label, unit=unit, early=early is not None) as progress:
             return measure_loaded(
                 loaded,
                 key,

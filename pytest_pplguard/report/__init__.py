@@ -6,11 +6,13 @@ from .examination import examination_document, examination_lines
 from .files import check_report_path, write_report
 from .github import annotation_commands, append_step_summary
 from .heatmap import check_plot, write_heatmap
+from .history import history_document, history_lines
 from .inspection import inspection_document, inspection_lines
 from .json import measurements_document, plain, results_document
 from .ladder import ladder_document, ladder_lines, read_ladder
 from .markdown import markdown_blocks
-from .progress import watch_lines, watch_live
+from .progress import can_be_redrawn, watch_lines, watch_live
+from .terminal import Style, failure_lines, unstyled, wrapped
 from .text import (
     brief,
     change_text,
@@ -20,25 +22,32 @@ from .text import (
     number,
     summary_lines,
 )
+from .trend import check_trend, write_trend
 from .waterfall import write_waterfall
 from .where import place_line, where_lines
 
 __all__ = [
+    "Style",
     "annotation_commands",
     "append_step_summary",
     "brief",
+    "can_be_redrawn",
     "change_text",
     "changes_table",
     "check_plot",
     "check_report_path",
+    "check_trend",
     "comparison_document",
     "comparison_lines",
     "conclusion",
     "counted",
     "examination_document",
     "examination_lines",
+    "failure_lines",
     "failure_text",
     "figures",
+    "history_document",
+    "history_lines",
     "inspection_document",
     "inspection_lines",
     "ladder_document",
@@ -51,10 +60,13 @@ __all__ = [
     "read_ladder",
     "results_document",
     "summary_lines",
+    "unstyled",
     "watch_lines",
     "watch_live",
     "where_lines",
+    "wrapped",
     "write_heatmap",
     "write_report",
+    "write_trend",
     "write_waterfall",
 ]

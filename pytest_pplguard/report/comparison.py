@@ -14,6 +14,7 @@ from .json import plain
 from .text import number
 
 _WIDTH = 88
+"""Columns where nobody says how many there are."""
 _NAMED = 3
 """Models that a sentence names one by one."""
 _COLUMNS = (
@@ -27,14 +28,14 @@ _COLUMNS = (
 )
 
 
-def comparison_lines(comparison: Comparison) -> list[str]:
+def comparison_lines(comparison: Comparison, *, width: int = _WIDTH) -> list[str]:
     """The table, where its numbers come from, and what they mean."""
     return [
-        *_table(comparison.rows),
+        *_table(comparison.rows, width),
         "",
-        *_sources(comparison.rows),
+        *_sources(comparison.rows, width),
         "",
-        *_wrapped(conclusion(comparison)),
+        *_wrapped(conclusion(comparison), width),
     ]
 
 
@@ -69,13 +70,22 @@ def _row_document(row: Row) -> dict[str, Any]:
 # ------------------------------------------------------------------------------- table
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def _table(rows: Sequence[Row], columns: int) -> list[str]:
+    """A line a model; where names leave no room for numbers, they stand above them."""
     width = max(len("model"), *(len(row.name) for row in rows))
     head = "".join(f"{title:>{size}}" for title, size in _COLUMNS)
-    return [f"{'model':<{width}} {head}", *(_table_row(row, width) for row in rows)]
+    if width + 1 + len(head) <= columns:
+        return [
+            f"{'model':<{width}} {head}",
+            *(f"{row.name:<{width}} {_cells(row)}" for row in rows),
+        ]
+    lines = [f"model {head}"]
+    for row in rows:
+        lines += [row.name, f"{'':<5} {_cells(row)}"]
+    return lines
 
 
-def _table_row(row: Row, width: int) -> str:
+def _cells(row: Row) -> str:
     cells = (
         number(row.token_perplexity),
         number(row.word_perplexity),
@@ -86,22 +96,21 @@ def _table_row(row: Row, width: int) -> str:
         "-" if row.sparsity is None else f"{100 * row.sparsity:.2f} %",
     )
     sized = zip(cells, _COLUMNS, strict=True)
-    return f"{row.name:<{width}} " + "".join(
-        f"{cell:>{size}}" for cell, (_, size) in sized
-    )
+    return "".join(f"{cell:>{size}}" for cell, (_, size) in sized)
 
 
-def _sources(rows: Sequence[Row]) -> list[str]:
+def _sources(rows: Sequence[Row], width: int) -> list[str]:
     """Which number comes from where, and what is missing and why."""
     lines = [
-        *_method("per token: the Wanda code", rows, lambda row: row.token),
-        *_method("per word and byte: lm-eval", rows, lambda row: row.word),
+        *_method("per token: the Wanda code", rows, lambda row: row.token, width),
+        *_method("per word and byte: lm-eval", rows, lambda row: row.word, width),
     ]
     zeros: dict[str, list[str]] = {}
     for row in rows:
         if row.sparsity is not None:
             zeros.setdefault(row.sparsity_source, []).append(row.name)
-    lines += _grouped("zeros, in the linear weights of the decoder layers", zeros, rows)
+    title = "zeros, in the linear weights of the decoder layers"
+    lines += _grouped(title, zeros, rows, width)
     for row in rows:
         lines += [f"{row.name}: not measured: {reason}" for reason in row.failures]
         lines += [f"{row.name}: {note}" for note in row.notes]
@@ -109,7 +118,7 @@ def _sources(rows: Sequence[Row]) -> list[str]:
 
 
 def _method(
-    title: str, rows: Sequence[Row], of: Callable[[Row], Number | None]
+    title: str, rows: Sequence[Row], of: Callable[[Row], Number | None], width: int
 ) -> list[str]:
     groups: dict[str, list[str]] = {}
     keys: dict[str, None] = {}
@@ -117,11 +126,11 @@ def _method(
         if (found := of(row)) is not None:
             keys[found.key] = None
             groups.setdefault(_source(found), []).append(row.name)
-    return _grouped(f"{title}, {', '.join(keys)}", groups, rows)
+    return _grouped(f"{title}, {', '.join(keys)}", groups, rows, width)
 
 
 def _grouped(
-    title: str, groups: dict[str, list[str]], rows: Sequence[Row]
+    title: str, groups: dict[str, list[str]], rows: Sequence[Row], width: int
 ) -> list[str]:
     if not groups:
         return []
@@ -133,10 +142,11 @@ def _grouped(
     for source, names in groups.items():
         lines += textwrap.wrap(
             f"{source}: {', '.join(names)}",
-            _WIDTH,
+            width,
             initial_indent="  ",
             subsequent_indent="    ",
             break_on_hyphens=False,
+            break_long_words=False,
         )
     return lines
 
@@ -481,12 +491,15 @@ def _listed(parts: Sequence[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _wrapped(paragraphs: Iterable[str]) -> list[str]:
+def _wrapped(paragraphs: Iterable[str], width: int) -> list[str]:
     """Lines; a percent sign stays with its number."""
     return [
         line.replace("\0", " ")
         for text in paragraphs
         for line in textwrap.wrap(
-            text.replace(" %", "\0%"), _WIDTH, break_on_hyphens=False
+            text.replace(" %", "\0%"),
+            width,
+            break_on_hyphens=False,
+            break_long_words=False,
         )
     ]

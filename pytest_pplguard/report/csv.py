@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from ..safetext import printable
 from ..values import Verdict
 from .json import plain
 
@@ -16,7 +17,7 @@ _FORMULA = ("=", "+", "-", "@", "\t")
 def figures(verdict: Verdict) -> dict[str, float | int]:
     """Every number of a verdict that there is, by the name of its column."""
     low, high = verdict.allowed
-    numbers = {
+    values = {
         "baseline": verdict.baseline,
         "measured": verdict.measured,
         "change": verdict.change,
@@ -24,6 +25,10 @@ def figures(verdict: Verdict) -> dict[str, float | int]:
         "allowed_high": high,
         "first": verdict.first,
         "published": verdict.published,
+    }
+    numbers = {
+        # A count of tensors is spelled like any other value, here and in JSON.
+        **{name: None if one is None else float(one) for name, one in values.items()},
         "windows": verdict.windows,
         "seconds": verdict.seconds,
     }
@@ -76,6 +81,9 @@ def _row(verdict: Verdict) -> dict[str, str]:
 
 
 def _harmless(text: str) -> str:
-    """``text`` on one line, quoted by an apostrophe where it would be a formula."""
-    line = " ".join(text.splitlines())
+    """``text`` on one line, quoted by an apostrophe where it would be a formula.
+
+    What cannot be seen is written out: JSON has the texts as they are.
+    """
+    line = printable(" ".join(text.splitlines()))
     return f"'{line}" if line.startswith(_FORMULA) else line

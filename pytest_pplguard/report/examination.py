@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -11,16 +11,16 @@ from msgspec import to_builtins
 
 from ..checkpoints import Examination, Finding, ZeroTable
 from ..checkpoints.examine import Grade
+from ..safetext import one_line
 from ..values import SCHEMA
+from .terminal import Style, unstyled, wrapped
 
 _MOST_ROWS = 24
 """Rows of the table that leave room on a screen for what is above it."""
 _MOST_FILES = 4
-_WIDEST = 15
+_WIDEST, _NARROWEST = 15, 7
+"""Characters of a projection's name above its column."""
 _STYLES: dict[Grade, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-
-Style = Callable[[str, str], str]
-"""Gives a text a style of rich's."""
 
 
 def examination_document(examined: Examination) -> dict[str, Any]:
@@ -56,28 +56,40 @@ def examination_lines(
     examined: Examination,
     *,
     everything: bool = False,
-    style: Style = lambda text, _: text,
+    style: Style = unstyled,
+    width: int | None = None,
 ) -> list[str]:
-    """The examination as text; the table is cut at a screen unless ``everything``."""
+    """The examination as text; the table is cut at a screen unless ``everything``.
+
+    Findings are broken at ``width``, if there is one.
+    """
     layers = f", {examined.layers} layers" if examined.layers else ""
-    lines = [
-        f"{examined.model}: {examined.architecture or 'unknown architecture'}{layers}",
-        f"  form     {examined.form}",
-        f"  weights  {examined.parameters:,}{_dtypes(examined)}",
-        f"  files    {_files(examined.files)}",
-        "",
-        *(_finding(examined.model, found, style) for found in examined.findings),
-        _summary(examined, style),
-    ]
+    model = one_line(examined.model)
+    title = f"{model}: {examined.architecture or 'unknown architecture'}{layers}"
+    facts = (
+        f"form     {examined.form}",
+        f"weights  {examined.parameters:,}{_dtypes(examined)}",
+        f"files    {_files(examined.files)}",
+    )
+    lines = [style(one_line(title), "bold")]
+    for fact in facts:
+        lines += wrapped(one_line(fact), width, first="  ", rest=" " * 11)
+    lines.append("")
+    for found in examined.findings:
+        lines += _finding(examined.model, found, style, width)
+    lines.append(_summary(examined, style))
     if examined.zeros is not None:
-        lines += ["", *_table(examined.zeros, everything=everything)]
+        lines += ["", *_table(examined.zeros, everything=everything, columns=width)]
     return lines
 
 
-def _finding(model: str, finding: Finding, style: Style) -> str:
-    grade = style(f"{finding.grade:<8}", _STYLES[finding.grade])
-    text = finding.text.removeprefix(f"{model}: ")
-    return f"{grade} {text} ({finding.code})"
+def _finding(
+    model: str, finding: Finding, style: Style, width: int | None
+) -> list[str]:
+    text = one_line(f"{finding.text.removeprefix(f'{model}: ')} ({finding.code})")
+    grade = f"{finding.grade:<8}"
+    first, *more = wrapped(text, width, first=f"{grade} ", rest=" " * 9)
+    return [style(grade, _STYLES[finding.grade]) + first.removeprefix(grade), *more]
 
 
 def _summary(examined: Examination, style: Style) -> str:
@@ -123,7 +135,9 @@ def _bytes(count: int) -> str:
 # ------------------------------------------------------------------------------ table
 
 
-def _table(table: ZeroTable, *, everything: bool) -> Iterator[str]:
+def _table(
+    table: ZeroTable, *, everything: bool, columns: int | None = None
+) -> Iterator[str]:
     rows = list(_rows(table))
     cut = None if everything or len(rows) <= _MOST_ROWS else _MOST_ROWS
     total: dict[str, tuple[int, int]] = {}
@@ -132,15 +146,21 @@ def _table(table: ZeroTable, *, everything: bool) -> Iterator[str]:
             known = total.get(name, (0, 0))
             total[name] = (known[0] + zeros, known[1] + count)
     last = ("all", _cells(table, total))
-    heads = [_short(name) for name in (*table.projections, "all")]
-    widths = [max(6, len(head)) for head in heads]
     first = max(len("zeros in %"), *(len(label) for label, _ in rows))
+    names = (*table.projections, "all")
+    widest, gap = _WIDEST, "  "
+    while True:
+        heads = [_short(name, widest) for name in names]
+        widths = [max(6, len(head)) for head in heads]
+        needed = first + sum(widths) + len(gap) * len(widths)
+        if columns is None or needed <= columns or widest == _NARROWEST:
+            break
+        # Less air first, then less of the names.
+        widest, gap = (widest, " ") if gap == "  " else (widest - 1, gap)
 
     def line(label: str, cells: tuple[str, ...]) -> str:
-        columns = (
-            f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)
-        )
-        return "  ".join([f"{label:<{first}}", *columns])
+        shown = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        return gap.join([f"{label:<{first}}", *shown])
 
     yield line("zeros in %", tuple(heads))
     for label, cells in rows[:cut]:
@@ -179,5 +199,7 @@ def _percent(cell: tuple[int, int] | None) -> str:
     return "<100" if cell[0] < cell[1] and share > 99.9 else f"{share:.1f}"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _WIDEST else f"…{name[1 - _WIDEST :]}"
+def _short(name: str, widest: int) -> str:
+    """The end of a long name, which says most."""
+    dots = "\N{HORIZONTAL ELLIPSIS}"
+    return name if len(name) <= widest else f"{dots}{name[1 - widest :]}"

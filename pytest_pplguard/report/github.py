@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from ..safetext import printable
 from ..values import Remark
 
 MOST_ANNOTATIONS = 10
@@ -75,7 +76,8 @@ def _command(level: str, remark: Remark) -> str:
         for name, value in properties.items()
         if value
     )
-    return f"::{level} {listed}::{_escape(remark.text)}"
+    # The log shows the line to people, too.
+    return printable(f"::{level} {listed}::{_escape(remark.text)}")
 
 
 def _escape(text: str, *, also: str = "") -> str:

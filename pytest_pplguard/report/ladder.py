@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+from msgspec import Meta, Struct
+
+from ..errors import UsageError
 from ..values import SCHEMA, Key, Ladder, LadderDetail, Rung, Scalar
 from .json import plain
 from .text import number
 
 _WIDTH = 88
+"""Columns where nobody says how many there are."""
+_NUMBERS = 40
+"""Columns of the table beside what changes."""
 """Characters of a line of the conclusion."""
 
 _TITLES = {
@@ -65,15 +73,15 @@ def change_words(rung: Rung, ladder: Ladder) -> str:
     return f"{title}: {before} -> {after}"
 
 
-def ladder_lines(model: str, ladder: Ladder) -> list[str]:
+def ladder_lines(model: str, ladder: Ladder, *, width: int = _WIDTH) -> list[str]:
     """The table of a ladder, and below it what it says."""
-    lines = [*_table(model, ladder), ""]
+    lines = [*_table(model, ladder, width), ""]
     for text in conclusion_lines(ladder):
-        lines += wrap(text, _WIDTH, break_on_hyphens=False, break_long_words=False)
+        lines += wrap(text, width, break_on_hyphens=False, break_long_words=False)
     return lines
 
 
-def _table(model: str, ladder: Ladder) -> Iterator[str]:
+def _table(model: str, ladder: Ladder, columns: int) -> Iterator[str]:
     pages = "" if ladder.limit is None else f"{first_pages(ladder.limit)} of "
     yield f"{model} on {pages}{ladder.corpus}"
     start, goal = Key.parse(ladder.start), Key.parse(ladder.goal)
@@ -98,12 +106,15 @@ def _table(model: str, ladder: Ladder) -> Iterator[str]:
         )
     )
     head = ("step", "what changes", "perplexity", "log change", "share")
-    width = max(len(row[1]) for row in (head, *rows))
+    longest = max(len(row[1]) for row in (head, *rows))
+    width = min(longest, max(20, columns - _NUMBERS))
     for step, change, perplexity, log_change, share in (head, *rows):
+        said, *more = wrap(change, width, break_on_hyphens=False)
         yield (
-            f"{step:>4}  {change:<{width}}  {perplexity:>10}  {log_change:>10}  "
+            f"{step:>4}  {said:<{width}}  {perplexity:>10}  {log_change:>10}  "
             f"{share:>8}"
         ).rstrip()
+        yield from (f"{'':>4}    {line}" for line in more)
 
 
 def conclusion_lines(ladder: Ladder) -> list[str]:
@@ -198,13 +209,79 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share * 100:+.1f} %"
 
 
+_Perplexity = Annotated[float, Meta(gt=0)]
+
+
+class _Versioned(Struct, frozen=True):
+    """What every version of the document has."""
+
+    schema: Annotated[int, Meta(ge=1)]
+
+
+class _End(Struct, frozen=True):
+    key: str
+    metric: str
+    value: _Perplexity
+
+
+class _Step(Struct, frozen=True):
+    change: str
+    perplexity: _Perplexity
+    log_change: float
+    share: float | None
+
+
+class _Document(Struct, frozen=True, rename={"start": "from", "goal": "to"}):
+    """The fields of :func:`ladder_document` that reports show."""
+
+    schema: int
+    model: str
+    text: str
+    start: _End
+    goal: _End
+    steps: Annotated[list[_Step], Meta(min_length=1)]
+    conclusion: list[str]
+    notices: list[str]
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
+
+
 def read_ladder(path: Path, *, option: str) -> LadderDetail:
     """What ``pplguard explain --json`` has written to ``path``.
 
+    Every field that a report shows is checked; those that it does not are left out.
+
     Raises:
-        UsageError: it cannot be read, or is something else.
+        UsageError: it cannot be read, is of a newer version, or is something else.
     """
-    raise NotImplementedError
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(f"{option}: {path} cannot be read: {why}") from error
+    hint = "write it anew with `pplguard explain MODEL --json FILE`"
+    try:
+        # Python's reader, because a path that is no UTF-8 leaves halves of characters.
+        found = json.loads(content, parse_constant=_number, parse_float=_number)
+        schema = msgspec.convert(found, _Versioned).schema
+        if schema > SCHEMA:
+            raise UsageError(
+                f"{option}: {path} has schema {schema}, and this version reads up to "
+                f"{SCHEMA}: update pytest-pplguard, or {hint}"
+            )
+        checked = msgspec.convert(found, _Document)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{option}: {path} is not a ladder of `pplguard explain --json`: {error}; "
+            f"{hint}"
+        ) from error
+    document: dict[str, Any] = msgspec.to_builtins(checked)
+    return LadderDetail(checked.model, document)
 
 
 def ladder_document(model: str, ladder: Ladder) -> dict[str, Any]:

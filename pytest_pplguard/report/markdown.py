@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from ..safetext import printable
 from ..values import Results, Verdict
 from .text import (
     change_text,
@@ -140,7 +141,7 @@ def _mark(passed: bool) -> str:
 
 def _code(text: str) -> str:
     """``text`` as a code span that a table can hold."""
-    text = " ".join(text.split()) or " "
+    text = printable(" ".join(text.split())) or " "
     ticks = "`" * (_longest_run(text) + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     # In a table a pipe ends the cell, also in code.
@@ -149,7 +150,7 @@ def _code(text: str) -> str:
 
 def _fenced(texts: Sequence[str]) -> str:
     """Texts as they are, in a fence that none of them can close."""
-    text = "\n".join(texts)
+    text = printable("\n".join(texts))
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}text\n{text}\n{fence}\n"
 

@@ -11,9 +11,13 @@ from pathlib import PurePath
 from msgspec.structs import replace
 
 from ..baselines import Change
+from ..safetext import one_line, printable
 from ..values import Outcome, Verdict, relative_change
+from .terminal import COMMANDS, FACT, Style, unstyled, wrapped
 
-_LABEL_WIDTH = 12
+_NAME, _METRIC, _NUMBER = 28, 24, 10
+"""Columns of a table of 80: a checkpoint, a metric, a number."""
+_LONGEST_NAME = 400
 _LOOK_FOR = (
     "a lost mask, another model or text; if it really is better: accept, or gate with "
     "direction: no-worse"
@@ -46,7 +50,7 @@ def change_text(change: float | None) -> str:
 
 def failure_text(verdict: Verdict) -> str:
     """Everything about a gate that did not pass, in one screen."""
-    lines = [*_first_reason(verdict), _headline(verdict)]
+    lines = [*_first_reason(verdict), headline(verdict)]
     facts = [
         ("baseline", _baseline(verdict)),
         ("measured", with_cache(_measured(verdict), verdict)),
@@ -63,11 +67,15 @@ def failure_text(verdict: Verdict) -> str:
         *(("where", line) for line in verdict.where),
         *(("note", note) for note in verdict.notes),
         ("look for", _LOOK_FOR if verdict.outcome is Outcome.IMPROVED else ""),
-        (_command_label(verdict), verdict.command),
+        (command_label(verdict), verdict.command),
     ]
-    return "\n".join(
-        [*lines, *(f"  {name:<{_LABEL_WIDTH}} {text}" for name, text in facts if text)]
-    )
+    lines += (f"  {name:<{FACT}} {_hanging(text)}" for name, text in facts if text)
+    return printable("\n".join(lines))
+
+
+def _hanging(text: str) -> str:
+    """Further lines of a fact stand below its first: none looks like another fact."""
+    return text.replace("\n", "\n" + " " * (FACT + 3))
 
 
 def brief(verdicts: Iterable[Verdict]) -> str:
@@ -75,10 +83,15 @@ def brief(verdicts: Iterable[Verdict]) -> str:
 
     Numbers are exact: with fewer digits a value can look as if it were allowed.
     """
-    return "; ".join(map(_brief, verdicts))
+    return printable("; ".join(map(_brief, verdicts)))
 
 
 def _brief(verdict: Verdict) -> str:
+    return ": ".join(filter(None, (headline(verdict), "; ".join(brief_facts(verdict)))))
+
+
+def brief_facts(verdict: Verdict) -> list[str]:
+    """What :func:`brief` says behind the headline: exact numbers, and why."""
     facts = list(verdict.reasons or verdict.changes[:1])
     if verdict.outcome in _JUDGED:
         allowed = range_text(*verdict.allowed, _show(verdict))
@@ -86,7 +99,7 @@ def _brief(verdict: Verdict) -> str:
         facts += [verdict.early] if verdict.early else []
     if verdict.cached:
         facts.append(_from_cache(verdict))
-    return ": ".join([_headline(verdict), *(["; ".join(facts)] if facts else [])])
+    return facts
 
 
 def range_text(
@@ -100,28 +113,40 @@ def range_text(
     return f"at least {show(low)}" if high is None else f"{show(low)} .. {show(high)}"
 
 
-def summary_lines(verdicts: Sequence[Verdict]) -> list[str]:
+def summary_lines(
+    verdicts: Sequence[Verdict],
+    *,
+    style: Style = unstyled,
+    width: int | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> list[str]:
     """The terminal summary: a table by checkpoint and key, then one line of counts.
 
     What failed stands in capitals, so that it is found without colour.
+
+    Args:
+        verdicts: of all tests.
+        style: colours what it is given.
+        width: of a terminal, at which prose is broken; the table has 80 columns.
+        quiet: only the gates that failed, and the counts of all.
+        verbose: also how many windows each key has, and how long they took.
     """
+    table = _Table(style, width, verbose)
+    shown = [verdict for verdict in verdicts if not (quiet and verdict.passed)]
     lines: list[str] = []
-    for checkpoint in sorted({verdict.checkpoint for verdict in verdicts}):
-        lines.append(
-            f"{checkpoint:<28} {'baseline':>10} {'measured':>10} {'change':>10}"
-            "  outcome"
-        )
+    for checkpoint in sorted({verdict.checkpoint for verdict in shown}):
+        lines += table.head(checkpoint, ("baseline", "measured", "change"), "  outcome")
         by_key: dict[str, list[Verdict]] = {}
-        for verdict in verdicts:
+        for verdict in shown:
             if verdict.checkpoint == checkpoint:
                 by_key.setdefault(verdict.key, []).append(verdict)
         for key, of_key in by_key.items():
-            lines += [f"  {key}", *_rows_of_key(of_key)]
-    lines.append(count_line(verdicts))
-    return lines
+            lines += table.key(key, of_key)
+    return [*lines, count_line(verdicts, style=style)]
 
 
-def count_line(verdicts: Sequence[Verdict]) -> str:
+def count_line(verdicts: Sequence[Verdict], *, style: Style = unstyled) -> str:
     """``1 regressed, 4 within tolerance``: only what there is, red first."""
     words = {
         Outcome.WITHIN: "within tolerance",
@@ -130,32 +155,31 @@ def count_line(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(verdict.outcome for verdict in verdicts)
     red = {verdict.outcome for verdict in verdicts if not verdict.passed}
     return ", ".join(
-        f"{counts[outcome]} {words.get(outcome, outcome.value)}"
+        style(
+            f"{counts[outcome]} {words.get(outcome, outcome.value)}",
+            _colour(outcome, passed=outcome not in red),
+        )
         for outcome in sorted(Outcome, key=lambda outcome: outcome not in red)
         if counts[outcome]
     )
 
 
-def changes_table(changes: Iterable[Change]) -> list[str]:
+def changes_table(changes: Iterable[Change], *, style: Style = unstyled) -> list[str]:
     """Old -> new of everything that was recorded."""
+    table = _Table(style)
     lines: list[str] = []
     for checkpoint, group in groupby(changes, key=_checkpoint_of):
-        lines.append(
-            f"{checkpoint:<28} {'old':>10} {'new':>10} {'change':>10}"
-            f" {'since first':>12}"
-        )
+        titles = ("old", "new", "change")
+        lines += table.head(checkpoint, titles, f" {'since first':>12}")
         for key, rows in groupby(group, key=lambda change: change.key):
-            lines.append(f"  {key}")
+            lines.append(f"  {one_line(key)}")
             for row in rows:
                 moved = None if row.old is None else relative_change(row.new, row.old)
                 drift = (
                     None if row.first is None else relative_change(row.new, row.first)
                 )
-                lines.append(
-                    f"    {row.metric:<24} {number(row.old):>10} "
-                    f"{number(row.new):>10} {change_text(moved):>10} "
-                    f"{change_text(drift):>12}"
-                )
+                cells = (number(row.old), number(row.new), change_text(moved))
+                lines += table.row(row.metric, cells, f" {change_text(drift):>12}")
     return lines
 
 
@@ -163,38 +187,96 @@ def _checkpoint_of(change: Change) -> str:
     return f"{PurePath(change.file).stem}/{change.checkpoint}"
 
 
-def _rows_of_key(verdicts: Sequence[Verdict]) -> list[str]:
-    """The rows below a key; that it is from the cache once, if it is true of all."""
-    first = verdicts[0]
-    lines: list[str] = []
-    if first.cached and all(verdict.cached == first.cached for verdict in verdicts):
-        lines.append(f"    {_from_cache(first)}")
-        verdicts = [replace(verdict, cached="") for verdict in verdicts]
-    for verdict in verdicts:
-        lines += _rows(verdict)
-    return lines
+def _colour(outcome: Outcome, *, passed: bool) -> str:
+    if not passed:
+        return "bold red"
+    return "green" if outcome is Outcome.WITHIN else "yellow"
 
 
-def _rows(verdict: Verdict) -> list[str]:
-    outcome = verdict.outcome if verdict.passed else verdict.outcome.upper()
-    rows = [
-        f"    {verdict.metric:<24} {number(verdict.baseline):>10} "
-        f"{measured_text(verdict):>10} {change_text(verdict.change):>10}  {outcome}"
-    ]
-    rows += [f"      early: {verdict.early}"] if verdict.early else []
-    if verdict.published is not None:
-        change = change_text(_from_published(verdict))
-        rows.append(
-            f"      {'published':<22} {number(verdict.published):>10} "
-            f"{number(verdict.measured):>10} {change:>10}"
+class _Table:
+    """Rows of 80 columns; a name that is too long for its column has its own line."""
+
+    def __init__(
+        self, style: Style, width: int | None = None, verbose: bool = False
+    ) -> None:
+        self._style = style
+        self._width = width
+        self._verbose = verbose
+
+    def head(self, name: str, titles: Sequence[str], tail: str) -> list[str]:
+        """A checkpoint, and what the columns below are."""
+        columns = "".join(f" {title:>{_NUMBER}}" for title in titles)
+        name = one_line(name, most=_LONGEST_NAME)
+        if len(name) <= _NAME:
+            return [self._style(f"{name:<{_NAME}}{columns}{tail}", "bold")]
+        titles_line = f"{'':<{_NAME}}{columns}{tail}"
+        return [self._style(name, "bold"), self._style(titles_line, "bold")]
+
+    def key(self, key: str, verdicts: Sequence[Verdict]) -> list[str]:
+        """The rows of a key; that it is from the cache once, if it is true of all."""
+        first = verdicts[0]
+        lines = [f"  {one_line(key)}{self._effort(first)}"]
+        if first.cached and all(verdict.cached == first.cached for verdict in verdicts):
+            lines.append(f"    {_from_cache(first)}")
+            verdicts = [replace(verdict, cached="") for verdict in verdicts]
+        for verdict in verdicts:
+            lines += self._of(verdict)
+        return lines
+
+    def row(
+        self, name: str, cells: Sequence[str], tail: str, *, indent: int = 4
+    ) -> list[str]:
+        """A name, numbers, and what stands behind them."""
+        columns = "".join(f" {cell:>{_NUMBER}}" for cell in cells)
+        name = one_line(name, most=_LONGEST_NAME)
+        size = _METRIC + 4 - indent
+        start = f"{'':<{indent}}{name:<{size}}"
+        if len(name) <= size:
+            return [f"{start}{columns}{tail}".rstrip()]
+        return [start, f"{'':<{indent + size}}{columns}{tail}".rstrip()]
+
+    def _effort(self, verdict: Verdict) -> str:
+        """What measuring a key took, for those who ask."""
+        if not self._verbose or verdict.windows is None:
+            return ""
+        seconds = "" if verdict.seconds is None else f", {verdict.seconds:.1f} s"
+        return f": {counted(verdict.windows, 'windows')}{seconds}"
+
+    def _of(self, verdict: Verdict) -> list[str]:
+        outcome = verdict.outcome if verdict.passed else verdict.outcome.upper()
+        colour = _colour(verdict.outcome, passed=verdict.passed)
+        change = f"{change_text(verdict.change):>{_NUMBER}}"
+        if not verdict.passed and verdict.outcome in (*_JUDGED, Outcome.CHANGED):
+            change = self._style(change, "red")
+        rows = self.row(
+            verdict.metric,
+            (number(verdict.baseline), measured_text(verdict), change),
+            f"  {self._style(outcome, colour)}",
         )
-    rows += [f"      documents: {line}" for line in verdict.documents[:1]]
-    rows += [f"      {_from_cache(verdict)}"] if verdict.cached else []
-    return rows
+        rows += self._aside("early", verdict.early)
+        if verdict.published is not None:
+            cells = (
+                number(verdict.published),
+                number(verdict.measured),
+                change_text(_from_published(verdict)),
+            )
+            rows += self.row("published", cells, "", indent=6)
+        for line in verdict.documents[:1]:
+            rows += self._aside("documents", line)
+        rows += [f"      {_from_cache(verdict)}"] if verdict.cached else []
+        return rows
+
+    def _aside(self, name: str, text: str) -> list[str]:
+        if not text:
+            return []
+        said = f"{name}: {printable(text)}"
+        return wrapped(said, self._width, first=" " * 6, rest=" " * 8)
 
 
-def _headline(verdict: Verdict) -> str:
-    place = f"{verdict.checkpoint} {verdict.key}"
+def headline(verdict: Verdict) -> str:
+    """What came of a gate, in one line without its bounds."""
+    name = one_line(verdict.checkpoint, most=_LONGEST_NAME)
+    place = f"{name} {one_line(verdict.key)}"
     what = {
         Outcome.REGRESSED: f"{verdict.metric} {_regressed(verdict)}",
         Outcome.IMPROVED: f"{verdict.metric} improved{_by(verdict)}, and should stay "
@@ -349,5 +431,7 @@ def _from_published(verdict: Verdict) -> float | None:
     return verdict.measured / verdict.published - 1
 
 
-def _command_label(verdict: Verdict) -> str:
-    return "to record" if verdict.outcome is Outcome.MISSING else "to accept"
+def command_label(verdict: Verdict) -> str:
+    """What the command does: ``to accept``, or ``to record`` where nothing is."""
+    accept, record = COMMANDS
+    return record if verdict.outcome is Outcome.MISSING else accept

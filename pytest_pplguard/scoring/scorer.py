@@ -21,6 +21,7 @@ from msgspec import UNSET, UnsetType
 from ..checkpoints import is_out_of_memory
 from ..errors import InvalidLossError, MeasurementError
 from ..options import BATCH_AUTO
+from ..protocols import windows_digest
 from ..values import Window, WindowScore
 from . import memory, models
 from .batching import (
@@ -158,10 +159,13 @@ class Scorer:
         tell(scores)
         with self.running():
             for batch, values in self._scored(windows, scores, order, stop, answers):
-                new = {
-                    index: _window_score(value, index, windows)
-                    for index, value in zip(batch, values, strict=True)
-                }
+                new: dict[int, WindowScore] = {}
+                try:
+                    for index, value in zip(batch, values, strict=True):
+                        new[index] = _window_score(value, index, windows)
+                except InvalidLossError as error:
+                    _tell_of_others(error, scores | new, windows)
+                    raise
                 known = scores.keys() & new
                 scores |= new
                 if kept is not None:
@@ -759,6 +763,19 @@ class _Tally:
         if self._progress is not None:
             mean = self._nll / self._scored if self._scored else 0.0
             self._progress(self._done, self._total, mean)
+
+
+def _tell_of_others(
+    error: InvalidLossError,
+    scores: Mapping[int, WindowScore],
+    windows: Sequence[Window],
+) -> None:
+    """Have an invalid loss say which windows were fine, for reports."""
+    assert error.window is not None
+    error.scored = len(windows[error.window].targets)
+    error.finished = {i: (one.nll_sum, one.scored) for i, one in scores.items()}
+    error.windows = len(windows)
+    error.windows_digest = windows_digest(windows)
 
 
 def _window_score(loss: _Loss, index: int, windows: Sequence[Window]) -> WindowScore:

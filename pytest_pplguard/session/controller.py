@@ -23,7 +23,18 @@ from ..errors import PplguardError
 from ..history import add_run, run_origin
 from ..journal import discard
 from ..options import Options, Target
-from ..report import brief, changes_table, figures, summary_lines, write_report
+from ..report import (
+    Style,
+    brief,
+    changes_table,
+    counted,
+    figures,
+    summary_lines,
+    unstyled,
+    wrapped,
+    write_report,
+)
+from ..safetext import encodable, one_line, printable, shell_join
 from ..values import (
     Details,
     LossDetail,
@@ -31,17 +42,22 @@ from ..values import (
     Recording,
     Remark,
     Results,
+    Scalar,
     Verdict,
     WeightsDetail,
 )
 from .files import BaselineFiles, shown_path
 from .github import GitHub, others_annotate
-from .outbox import decode_outbox
+from .outbox import Outbox, decode_outbox
 from .progress import resume_line
+from .terminal import style_of, terminal_encoding, width_of
 from .xdist import gated_checkpoint
 
 PLUGIN_NAME = "pplguard-controller"
 _DESELECTED = "pplguard_deselected"
+_LONGEST_PATH = 400
+_QUIETEST = -1
+"""Of pytest's verbosities, the last at which there is a section."""
 
 _FINISHED = (
     pytest.ExitCode.OK,
@@ -75,7 +91,10 @@ class Controller:
         self._problems: list[str] = []
         self._losses: dict[tuple[str, str], LossDetail] = {}
         self._weights: dict[str, WeightsDetail] = {}
+        self._gated: set[tuple[str, str]] = set()
         self._changes: list[Change] = []
+        self._asides: dict[str, None] = {}
+        self._environments: dict[str, dict[str, Scalar]] = {}
         self._complete = True
         self._deselected_by_workers = 0
         self.deselected = 0
@@ -90,10 +109,14 @@ class Controller:
     def pytest_report_header(self) -> str | None:
         """Say which checkpoints are meant: ``demo`` and a bare path are short forms."""
         shown = (
-            name if name == target.spec else f"{name} ({target.spec})"
+            name
+            if name == target.spec
+            else f"{name} ({one_line(target.spec, most=_LONGEST_PATH)})"
             for name, target in self._targets.items()
         )
-        return f"pplguard: {', '.join(shown)}" if self._targets else None
+        if not self._targets:
+            return None
+        return encodable(f"pplguard: {', '.join(shown)}", terminal_encoding())
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Keep why a baseline file could not be collected."""
@@ -148,12 +171,18 @@ class Controller:
         self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
     ) -> None:
         """The section ``perplexity``; silent where there is nothing to say."""
-        verbose = config.option.verbose > 0
-        lines = list(self.summary(verbose=verbose))
-        if lines:
+        lines = list(
+            self.summary(
+                verbosity=config.option.verbose,
+                style=style_of(config),
+                width=width_of(terminalreporter),
+            )
+        )
+        if lines and config.option.verbose >= _QUIETEST:
             terminalreporter.write_sep("=", "perplexity")
+        encoding = terminal_encoding()
         for line in [*lines, *self.annotations()]:
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(encodable(line, encoding))
 
     # -------------------------------------------------------------------------- deeds
 
@@ -168,15 +197,27 @@ class Controller:
             for verdict in outbox.verdicts
         )
         self._notices |= dict.fromkeys(outbox.notices)
+        self._asides |= dict.fromkeys(outbox.asides)
+        self._environments |= outbox.environments
         for recording in outbox.recordings:
             measured = recording.measurement
             key = "" if measured is None else measured.key
             self._recordings[recording.file, recording.checkpoint, key] = recording
         self._journals += map(Path, outbox.journals)
+        self._take_details(outbox, gated=gated_checkpoint(nodeid) is not None)
+
+    def _take_details(self, outbox: Outbox, *, gated: bool) -> None:
+        """A test may measure another model under a checkpoint's name: gates win."""
         for loss in outbox.losses:
-            self._losses[loss.checkpoint, loss.key] = loss
+            place = loss.checkpoint, loss.key
+            if gated or place not in self._gated:
+                self._losses[place] = loss
+                self._gated |= {place} if gated else set()
         for weights in outbox.weights:
-            self._weights[weights.checkpoint] = weights
+            name = weights.checkpoint
+            if gated or (name, "") not in self._gated:
+                self._weights[name] = weights
+                self._gated |= {(name, "")} if gated else set()
 
     def _path(self, nodeid: str, verdict: Verdict) -> str:
         """What was given for a gate's checkpoint; a test may have measured another."""
@@ -217,7 +258,7 @@ class Controller:
         for name, target in self._targets.items():
             if name in judged:
                 continue
-            given = shlex.quote(f"{name}={target.spec}")
+            given = shell_join([f"{name}={target.spec}"])
             if name in lost:
                 why = "its gates ended without a verdict"
             elif self._has_gates(name):
@@ -229,7 +270,7 @@ class Controller:
             else:
                 why = (
                     f"{self._files.path(name).name} has no gate for it; "
-                    f"record one with `pplguard update {shlex.quote(target.spec)} "
+                    f"record one with `pplguard update {shell_join([target.spec])} "
                     f"--checkpoint {name}`"
                 )
             self._problems.append(f"--ppl-model {given}: no gate was measured ({why})")
@@ -275,8 +316,14 @@ class Controller:
         return written
 
     def _add_to_history(self, url: str) -> None:
+        results = self.results()
+        if not results.verdicts:  # tests of something else, in a project with a history
+            return
         origin = run_origin(self._start, os.environ)
-        add_run(url, self.results(), self.details(), origin)
+        try:
+            add_run(url, results, self.details(), origin)
+        except PplguardError as error:
+            raise PplguardError(f"--ppl-history: {error}") from error
 
     def details(self) -> Details:
         """What is behind the verdicts, as far as it was gathered."""
@@ -345,29 +392,76 @@ class Controller:
         yield from self._github.commands("error", errors, start=self._start)
         yield from self._github.commands("warning", results.warnings, start=self._start)
 
-    def summary(self, *, verbose: bool) -> Iterable[str]:
-        """Lines of the section ``perplexity``; none where there is nothing to say."""
+    def summary(
+        self, *, verbosity: int, style: Style = unstyled, width: int | None = None
+    ) -> Iterator[str]:
+        """Lines of the section ``perplexity``; none where there is nothing to say.
+
+        ``verbosity`` is pytest's: under ``-q`` only what failed and the counts, under
+        ``-qq`` only what would make the run red without a word, under ``-v`` all.
+        """
+        if verbosity < _QUIETEST:
+            yield from self._problem_lines(style, width)
+            return
+        quiet, verbose = verbosity < 0, verbosity > 0
         if self.verdicts:
-            yield from summary_lines(self.verdicts)
+            yield from summary_lines(
+                self.verdicts, style=style, width=width, quiet=quiet, verbose=verbose
+            )
         if self._changes:
-            yield "recorded:"
-            yield from changes_table(self._changes)
-            for gate in dict.fromkeys(
-                gate for change in self._changes for gate in change.added_gates
-            ):
-                yield f"added gate {gate}"
-        for notice in self._notices:
-            yield f"note: {notice}"
-        for warning in self._warnings():
-            yield f"warning: {warning.text}"
+            yield from self._recorded(style, quiet=quiet)
+        remarks = [] if quiet else [f"note: {notice}" for notice in self._notices]
+        remarks += [f"warning: {warning.text}" for warning in self._warnings()]
         if verbose:
-            for verdict in self.verdicts:
-                for note in verdict.notes:
-                    yield f"note: {verdict.checkpoint} {verdict.key}: {note}"
+            remarks += dict.fromkeys(
+                f"note: {verdict.checkpoint} {verdict.key}: {note}"
+                for verdict in self.verdicts
+                for note in verdict.notes
+            )
+            remarks += self._asides
+            remarks += _environments(self._environments)
         if self._deselected_by_workers and not self._targets:
-            yield deselected_text(self._deselected_by_workers)
+            remarks.append(deselected_text(self._deselected_by_workers))
+        for remark in remarks:
+            yield from wrapped(printable(remark), width, rest="  ")
+        yield from self._problem_lines(style, width)
+
+    def _recorded(self, style: Style, *, quiet: bool) -> Iterator[str]:
+        if quiet:
+            files = dict.fromkeys(change.file for change in self._changes)
+            shown = ", ".join(shown_path(Path(file), self._start) for file in files)
+            values = counted(len(self._changes), "values")
+            yield printable(f"recorded {values} in {shown}")
+            return
+        yield "recorded:"
+        yield from changes_table(self._changes, style=style)
+        for gate in dict.fromkeys(
+            gate for change in self._changes for gate in change.added_gates
+        ):
+            yield f"added gate {gate}"
+
+    def _problem_lines(self, style: Style, width: int | None) -> Iterator[str]:
         for problem in self._problems:
-            yield f"FAILED {problem}"
+            for line in wrapped(f"FAILED {printable(problem)}", width, rest="  "):
+                yield style(line, "red")
+
+
+def _environments(of: Mapping[str, Mapping[str, Scalar]]) -> Iterator[str]:
+    """What the measurements ran in; which of them, where it was not the same."""
+    groups: list[tuple[dict[str, Scalar], list[str]]] = []
+    for name, environment in of.items():
+        for common, names in groups:
+            # Another method names another library beside the same ones.
+            if all(common.get(fact, it) == it for fact, it in environment.items()):
+                common.update(environment)
+                names.append(name)
+                break
+        else:
+            groups.append((dict(environment), [name]))
+    for common, names in groups:
+        whose = f" of {', '.join(names)}" if len(groups) > 1 else ""
+        facts = ", ".join(f"{fact} {value}" for fact, value in common.items())
+        yield f"environment{whose}: {facts}"
 
 
 def deselected_text(count: int) -> str:
@@ -379,7 +473,11 @@ def deselected_text(count: int) -> str:
 def add_properties(item: pytest.Item, verdicts: Iterable[Verdict]) -> None:
     """Every figure as a JUnit ``<property>`` of the test."""
     item.user_properties += [
-        (f"ppl.{verdict.checkpoint}.{verdict.key}.{verdict.metric}.{name}", value)
+        (
+            # XML has no place for control characters, and pytest escapes only values.
+            one_line(f"ppl.{verdict.checkpoint}.{verdict.key}.{verdict.metric}.{name}"),
+            printable(value) if isinstance(value, str) else value,
+        )
         for verdict in verdicts
         for name, value in {
             "outcome": verdict.outcome.value,

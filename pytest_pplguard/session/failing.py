@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _BRIEF = "pplguard_brief"
 
+IS_GATES = "pplguard_gates"
+"""The attribute of a report whose text is that of gates; it travels with the report."""
+
 
 def fail(text: str) -> NoReturn:
     """As ``pytest.fail(text, pytrace=False)``, and without the error being handled.
@@ -37,8 +40,10 @@ def shorten(report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
     """Have lists of failures show one line for gates that did not pass.
 
     Pytest's short summary and the ``message`` of JUnit XML would repeat whole texts.
+    The report is marked, so that a terminal can lay its text out.
     """
     error = call.excinfo.value if call.excinfo is not None else None
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None and _BRIEF in vars(error):
         crash.message = vars(error)[_BRIEF]
+        report.__dict__[IS_GATES] = True

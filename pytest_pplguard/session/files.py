@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..audit import recompute
 from ..baselines import (
     Evidence,
     baseline_paths,
@@ -14,7 +15,6 @@ from ..baselines import (
     split_name,
 )
 from ..errors import BaselineError, UsageError
-from ..protocols import PROTOCOLS, recompute_task
 from ..values import (
     BaselineFile,
     CheckpointEntry,
@@ -49,13 +49,13 @@ class BaselineFiles:
                 f"{path.stem}/...: rename one of the two, or give --ppl-baselines"
             )
 
-    def broken(self) -> list[str]:
-        """Why files that look like baselines cannot be read."""
-        return [
-            str(error)
+    def broken(self) -> dict[str, str]:
+        """Why files that look like baselines cannot be read, by their stems."""
+        return {
+            stem: str(error)
             for stem, path in self.paths.items()
             if looks_like_baseline(path) and (error := self._error(stem)) is not None
-        ]
+        }
 
     def _error(self, stem: str) -> BaselineError | None:
         try:
@@ -135,10 +135,7 @@ class BaselineFiles:
         path = self.path(name)
         where = f"{name} {key}"
         evidence = read_evidence(path.parent, recorded, where=where)
-        if evidence.documents:
-            again = recompute_task(evidence.documents, evidence.protocol)
-        else:
-            again = PROTOCOLS[key.method].recompute(evidence.windows, recorded.units)
+        again = recompute(key, evidence)
         for metric, value in recorded.metrics.items():
             if metric in again and abs(again[metric] - value) > _SAME * abs(value):
                 raise BaselineError(

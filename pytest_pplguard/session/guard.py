@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from ..gates import (
 )
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, Tokenizer, check_key, get_protocol
+from ..safetext import shell_join
 from ..values import (
     HIGHER_IS_BETTER,
     CheckpointEntry,
@@ -43,6 +43,7 @@ from ..values import (
     Verdict,
     relative_change,
 )
+from .details import Gatherer
 from .early import EarlyPlans
 from .files import BaselineFiles, shown_path
 from .localising import Localiser
@@ -79,6 +80,9 @@ class Guard:
         self._tokenizers: dict[str, Tokenizer | None] = {}
         self.weights = Weights(options, targets, files, self._own_model)
         self._early = EarlyPlans(options, targets, files, self._tell)
+        self._gatherer = Gatherer(
+            options, targets, files, self.weights, self.outbox, lambda: self.store
+        )
         # Tests may change the folder; places are told from where the run began.
         self._start = Path.cwd()
 
@@ -142,10 +146,20 @@ class Guard:
         pair = []
         for checkpoint in (base, name):
             measured = self.measured(checkpoint, key)
+            self._gatherer.losses(
+                checkpoint,
+                key,
+                measured,
+                self.files.entry(checkpoint).recorded.get(str(key)),
+                functools.partial(self._tokenizer, checkpoint, measured),
+            )
+            # The other one may take this one's place in memory.
+            self._gather_weights(checkpoint, self._files_of(checkpoint))
             if isinstance(measured, InvalidLossError):
                 return self.keep(
                     replace(verdict, reasons=(f"{checkpoint}: {measured}",)),
                     self._files_of(name),
+                    loaded=checkpoint == name,
                 )
             pair.append(measured)
         return self.keep(
@@ -359,7 +373,7 @@ class Guard:
         except InvalidLossError as error:
             return error
         self.outbox.journals += map(str, self.store.take_complete_journals())
-        return self._told_of(measured, reference)
+        return self._told_of(name, measured, reference)
 
     def _measured_now(
         self, loaded: Loaded, key: Key, name: str
@@ -378,11 +392,14 @@ class Guard:
                 measured = self.store.divergence(model, key, reference)
         except InvalidLossError as error:
             return error
-        return self._told_of(measured, reference)
+        return self._told_of(name, measured, reference)
 
-    def _told_of(self, measured: Measurement, reference: str | None) -> Measurement:
+    def _told_of(
+        self, name: str, measured: Measurement, reference: str | None
+    ) -> Measurement:
         """A measurement whose notices were told, its reference on record."""
         self._tell(*measured.notices)
+        self.outbox.environments[f"{name} {measured.key}"] = measured.environment
         if reference is None:
             return measured
         from ..measure import naming_reference
@@ -483,6 +500,7 @@ class Guard:
         note: str = "",
     ) -> Verdict:
         """Judge one metric, or record it if that is what the run is for."""
+        self._gatherer.losses(name, key, measured, recorded, tokenizer)
         if isinstance(measured, InvalidLossError):
             return self.keep(
                 Verdict(
@@ -503,7 +521,9 @@ class Guard:
             self.options.update == "new" and recorded is None
         )
         if recording:
-            return self.keep(self._record(name, gate, measured, recorded, from_files))
+            return self.keep(
+                self._record(name, gate, measured, recorded, from_files), from_files
+            )
         evidence = (
             self.files.evidence_of(name, key, recorded)
             if recorded is not None
@@ -606,8 +626,13 @@ class Guard:
             ),
         )
 
-    def keep(self, verdict: Verdict, files: FromFiles | None = None) -> Verdict:
-        """Keep a verdict; one that did not pass says what differs in ``files``."""
+    def keep(
+        self, verdict: Verdict, files: FromFiles | None = None, *, loaded: bool = True
+    ) -> Verdict:
+        """Keep a verdict; one that did not pass says what differs in ``files``.
+
+        Where the checkpoint was not even ``loaded`` nothing is known of its weights.
+        """
         if not (verdict.passed or files is None or verdict.outcome is Outcome.MISSING):
             moved = verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED)
             changes = self.weights.changes(
@@ -618,8 +643,16 @@ class Guard:
                 quiet=not moved or "/" not in verdict.key,
             )
             verdict = replace(verdict, changes=changes)
+        if loaded and verdict.outcome is not Outcome.ERROR:
+            self._gather_weights(verdict.checkpoint, files)
         self.outbox.verdicts.append(verdict)
         return verdict
+
+    def _gather_weights(self, name: str, files: FromFiles | None) -> None:
+        itself = files is None or files[0] == self.targets.get(name)
+        # A result of the cache is no reason to load a model.
+        load = self.resident == name or not itself
+        self._gatherer.weights(name, files, load=load)
 
     # --------------------------------------------------------------------------- texts
 
@@ -651,7 +684,7 @@ class Guard:
                 words += ["--ppl-model", spec]
         words += ["--ppl-model", other] if other else []
         words += self.options.typed
-        return shlex.join(words if other else [*words, "--ppl-update"])
+        return shell_join(words if other else [*words, "--ppl-update"])
 
 
 def check_metric(key: Key, metric: MetricName) -> None:

@@ -9,14 +9,16 @@ import msgspec
 from msgspec import Struct
 
 from ..report import plain
-from ..values import LossDetail, Recording, Verdict, WeightsDetail
+from ..values import LossDetail, Recording, Scalar, Verdict, WeightsDetail
 
 
 class Outbox(Struct):
     """What one test produced, in wire form as soon as it leaves the process.
 
     ``journals`` are the files of complete measurements, which may go when the run ends.
-    ``losses`` and ``weights`` are what is behind the verdicts, for reports.
+    ``losses`` and ``weights`` are what is behind the verdicts, for reports. ``asides``
+    are for those who ask for more (``-v``), and so are ``environments``, each by its
+    checkpoint and key.
     """
 
     verdicts: list[Verdict] = []
@@ -25,6 +27,8 @@ class Outbox(Struct):
     journals: list[str] = []
     losses: list[LossDetail] = []
     weights: list[WeightsDetail] = []
+    asides: list[str] = []
+    environments: dict[str, dict[str, Scalar]] = {}
 
     def drain(self) -> dict[str, Any] | None:
         """Everything as plain JSON data, and the box is empty; None if it was."""
@@ -32,7 +36,7 @@ class Outbox(Struct):
         if not any(boxes.values()):
             return None
         for name in boxes:
-            setattr(self, name, [])
+            setattr(self, name, type(getattr(self, name))())
         wire: dict[str, Any] = plain(boxes)
         return wire
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from ..report import watch_lines, watch_live
+from ..report import can_be_redrawn, watch_lines, watch_live
 from ..report.progress import ScorerProgress
+from ..safetext import encodable
 from .files import shown_path
+from .terminal import terminal_encoding
 from .xdist import worker_index
 
 
 def watch(
-    config: pytest.Config, label: str, *, unit: str = "windows"
+    config: pytest.Config, label: str, *, unit: str = "windows", early: bool = False
 ) -> AbstractContextManager[ScorerProgress]:
     """Progress as the run's output allows it; none in a worker and under ``-q``."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
@@ -26,7 +28,7 @@ def watch(
         or config.option.verbose < 0
     ):
         return _silent()
-    return _on_terminal(config, reporter, label, unit)
+    return _on_terminal(config, reporter, label, unit, early)
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def _silent() -> Iterator[ScorerProgress]:
 
 @contextmanager
 def _on_terminal(
-    config: pytest.Config, reporter: Any, label: str, unit: str
+    config: pytest.Config, reporter: Any, label: str, unit: str, early: bool
 ) -> Iterator[ScorerProgress]:
     """Progress with output capturing suspended, so that it is seen while it runs."""
     capture = config.pluginmanager.getplugin("capturemanager")
@@ -44,15 +46,21 @@ def _on_terminal(
         capture.global_and_fixture_disabled() if capture is not None else nullcontext()
     )
     line = getattr(reporter, "currentfspath", None)
+    encoding = terminal_encoding()
+
+    def write(text: str) -> None:
+        reporter.write_line(encodable(text, encoding))
+
     try:
         with suspended:
-            if reporter.isatty:
+            if reporter.isatty and can_be_redrawn():
                 reporter.ensure_newline()
-                with watch_live(label, unit=unit) as progress:
-                    yield progress
+                colour = reporter.hasmarkup
+                with watch_live(label, unit=unit, early=early, colour=colour) as told:
+                    yield told
             else:
-                with watch_lines(label, reporter.write_line, unit=unit) as progress:
-                    yield progress
+                with watch_lines(label, write, unit=unit, early=early) as told:
+                    yield told
     finally:
         if isinstance(line, Path) and reporter.currentfspath is None:
             config.stash[_BROKEN_LINE] = line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -36,12 +37,14 @@ from ..options import (
     parse_threads,
 )
 from ..report import check_report_path, read_ladder
+from ..safetext import one_line
 from ..startup import importing
 from ..values import LadderDetail
 from .controller import PLUGIN_NAME, Controller
 from .files import BaselineFiles
 from .guard import Guard
 from .progress import watch
+from .terminal import FAILURES_NAME, Failures
 from .xdist import share_threads, threads_share, worker_index
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 
 GUARD = pytest.StashKey[Guard]()
 
+_LONGEST_PATH = 400
 _REPEATED = (
     "baselines",
     "corpus",
@@ -76,6 +80,7 @@ def guard_of(config: pytest.Config) -> Guard:
         if worker_index(config) is None:
             controller = Controller(config, guard.options, guard.targets, guard.files)
             config.pluginmanager.register(controller, PLUGIN_NAME)
+            config.pluginmanager.register(Failures(), FAILURES_NAME)
     return config.stash[GUARD]
 
 
@@ -145,8 +150,23 @@ def _targets(
         return parse_targets(options.models, _known(config, files))
     except UsageError as error:
         # A checkpoint may be unknown only because its file cannot be read.
-        broken = "".join(f"{reason}\n" for reason in files.broken())
-        raise UsageError(f"{broken}{error}{_elsewhere(config, files)}") from error
+        broken = files.broken()
+        # Then the file's own fault is all that there is to mend.
+        if broken and (
+            not files.names()
+            or any(
+                _may_mean(model, stem) for model in options.models for stem in broken
+            )
+        ):
+            raise UsageError("\n".join(broken.values())) from error
+        reasons = "".join(f"{reason}\n" for reason in broken.values())
+        raise UsageError(f"{reasons}{error}{_elsewhere(config, files)}") from error
+
+
+def _may_mean(model: str, stem: str) -> bool:
+    """Whether a value of --ppl-model names a checkpoint of the file, or none at all."""
+    name, equals, _ = model.partition("=")
+    return name.partition("/")[0] == stem or not (equals or "/" in model)
 
 
 def _elsewhere(config: pytest.Config, files: BaselineFiles) -> str:
@@ -281,7 +301,7 @@ def _corpora(config: pytest.Config) -> dict[str, str]:
     here = {name: config.invocation_params.dir / path for name, path in typed.items()}
     for origin, paths in (("ini ppl_corpus", rooted), ("--ppl-corpus", here)):
         for name, path in paths.items():
-            if not path.exists():
+            if not os.path.exists(path):
                 raise UsageError(f"{origin}: {name}: {path} does not exist")
     return {name: str(path) for name, path in (rooted | here).items()}
 
@@ -296,7 +316,7 @@ def _include_path(config: pytest.Config) -> tuple[str, ...]:
         ("--ppl-include-path", here),
     ):
         for path in paths:
-            if not path.is_dir():
+            if not os.path.isdir(path):
                 raise UsageError(f"{origin}: {path} is no folder")
     return tuple(map(str, [*rooted, *here]))
 
@@ -432,7 +452,7 @@ def _known(config: pytest.Config, files: BaselineFiles) -> Known:
     return Known(
         paths=paths,
         candidates=tuple(name for name in paths if name.partition("/")[0] in stems),
-        exists=lambda text: (base / text).exists(),
+        exists=lambda text: os.path.exists(base / text),
         same_path=same_path,
         folder=str(files.folder),
     )
@@ -464,6 +484,17 @@ class _Loader:
         if self._guard.options.threads is None:
             share_threads(self._config)
         _forget_last_failure()
+        started = time.perf_counter()
+        loaded = self._load(target)
+        seconds = time.perf_counter() - started
+        path = one_line(target.spec, most=_LONGEST_PATH)
+        self._guard.outbox.asides.append(
+            f"loaded {target.name} ({path}) in {seconds:.1f} s: {loaded.dtype} on "
+            f"{loaded.device}"
+        )
+        return loaded
+
+    def _load(self, target: Target) -> Loaded:
         brought = self._config.hook.pytest_pplguard_load_model(checkpoint=target)
         if brought is not None:
             return _from_hook(brought, target)

@@ -79,13 +79,21 @@ class Weights:
         """
         return self.fingerprint_of((self._targets[name], self.model(name)))
 
-    def fingerprint_of(self, files: FromFiles) -> Fingerprint:
-        """As :meth:`fingerprint`, of what a test has measured by its path."""
+    def fingerprint_of(self, files: FromFiles, *, load: bool = True) -> Fingerprint:
+        """As :meth:`fingerprint`, of what a test has measured by its path.
+
+        Without ``load`` it is an error if a model would have to be loaded.
+        """
         target, model = files
         located = self._located(target)
         # A test may save another checkpoint to the folder of the one before.
         state = target, files_state(located)
         if state not in self._fingerprints:
+            if not load:
+                # What fails for want of a model is no answer to whoever loads one.
+                found = fingerprint(located, allow_pickle=self._options.allow_pickle)
+                self._fingerprints[state] = found
+                return found
             try:
                 self._fingerprints[state] = fingerprint(
                     located, model=model, allow_pickle=self._options.allow_pickle
@@ -146,11 +154,7 @@ class Weights:
         that was ``told``. With a ``key`` it also says whether that was measured on the
         recorded weights.
         """
-        target, _ = files
-        _, entry = split_name(name)
-        # A path of the entry's name would be taken for a checkpoint.
-        baseline = f"{shown_path(self._files.path(name), self._start)}/{entry}"
-        words = ("pplguard", "diff", baseline, target.spec, "--all")
+        command = self.diff_command(name, files[0])
         try:
             recorded = self.recorded(name)
             if recorded is None:
@@ -162,7 +166,7 @@ class Weights:
             return (f"what differs from the recorded one is not known: {error}",)
         if quiet and not compare(recorded, now).matters:
             return ()
-        lines = explain(recorded, now, limit=_MOST_LINES, command=shlex.join(words))
+        lines = explain(recorded, now, limit=_MOST_LINES, command=command)
         measured = self._files.entry(name).recorded.get(key or "")
         known = None if measured is None else measured.weights_digest
         if known in (None, recorded.digest):
@@ -183,6 +187,13 @@ class Weights:
             "fingerprint, from which differ:",
             *lines,
         )
+
+    def diff_command(self, name: str, target: Target) -> str:
+        """The command that shows all that differs from the recorded checkpoint."""
+        _, entry = split_name(name)
+        # A path of the entry's name would be taken for a checkpoint.
+        baseline = f"{shown_path(self._files.path(name), self._start)}/{entry}"
+        return shlex.join(("pplguard", "diff", baseline, target.spec, "--all"))
 
     def _located(self, target: Target) -> Located:
         from ..measure import locate_target

@@ -64,7 +64,7 @@ class Room:
         return model
 
     @contextmanager
-    def _watch(self, label: str, **_: str) -> Iterator[Progress]:
+    def _watch(self, label: str, **_: object) -> Iterator[Progress]:
         yield lambda *call: self.progress.append((label, *call))
 
     def measure(

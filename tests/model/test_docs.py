@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -173,10 +174,9 @@ def written(words: list[str]) -> list[str]:
     ]
 
 
-def workflow_steps() -> list[dict[str, Any]]:
-    steps: list[dict[str, Any]] = yaml_block("github-workflow")["jobs"]["gates"][
-        "steps"
-    ]
+def steps_of(name: str) -> list[dict[str, Any]]:
+    (job,) = yaml_block(name)["jobs"].values()
+    steps: list[dict[str, Any]] = job["steps"]
     return steps
 
 
@@ -185,7 +185,7 @@ def test_the_workflow_for_github_holds_together() -> None:
     assert set(workflow) == {"name", "on", "permissions", "concurrency", "jobs"}
     assert set(workflow["on"]) == {"pull_request", "workflow_dispatch"}
     (job,) = workflow["jobs"].values()
-    assert set(job) == {"runs-on", "env", "steps"}
+    assert set(job) == {"name", "runs-on", "env", "steps"}
     for step in job["steps"]:
         assert len({"uses", "run"} & set(step)) == 1
         assert set(step) <= {"name", "uses", "run", "with", "if", "timeout-minutes"}
@@ -201,6 +201,65 @@ def test_the_workflow_for_github_holds_together() -> None:
     files = written(pytest_line([step.get("run", "") for step in job["steps"]]))
     assert len(files) == 3
     assert fnmatch.filter(files, upload["with"]["path"]) == files
+
+
+def test_the_workflow_with_the_action_gives_it_what_it_takes() -> None:
+    *_, step = steps_of("github-action")
+    assert step["uses"] == "OWNER/pytest-pplguard@TAG"
+    action = yaml.safe_load(read("action.yml"))
+    required = {name for name, spec in action["inputs"].items() if spec.get("required")}
+    assert required <= set(step["with"]) <= set(action["inputs"])
+    blocks = re.findall(r"```yaml\n( +- uses: OWNER.*?)```", read("docs/ci.md"), re.S)
+    (example,) = (yaml.safe_load(block) for block in blocks)
+    assert set(example[0]["with"]) <= set(action["inputs"])
+
+
+def git(*words: str, cwd: Path) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=no")
+    done = subprocess.run(
+        ["git", *identity, *words], cwd=cwd, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_the_steps_of_the_review_work(tmp_path: Path) -> None:
+    """On a branch that loosens a gate, checked out as for a pull request."""
+    copy_demo(tmp_path)
+    git("init", "--quiet", "--initial-branch=main", cwd=tmp_path)
+    git("add", "--all", cwd=tmp_path)
+    git("commit", "--quiet", "--message=first", cwd=tmp_path)
+    base = git("rev-parse", "HEAD", cwd=tmp_path)
+    file = tmp_path / "baselines" / "demo.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert "max_ratio: 1.10" in text
+    file.write_text(text.replace("max_ratio: 1.10", "max_ratio: 1.50"), "utf-8")
+    git("commit", "--quiet", "--all", "--message=second", cwd=tmp_path)
+    steps = {step.get("name"): step for step in steps_of("review-workflow")}
+    assert steps["Review"]["env"] == {
+        "BASE": "${{ github.event.pull_request.base.sha }}"
+    }
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n", encoding="utf-8")
+    scripts = Path(sysconfig.get_path("scripts"))
+    for name in ("Check", "Review"):
+        done = subprocess.run(
+            ["bash", "-e", "-c", steps[name]["run"]],
+            cwd=tmp_path,
+            env=os.environ
+            | {"BASE": base, "GITHUB_STEP_SUMMARY": str(summary)}
+            | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+            | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    written = summary.read_text(encoding="utf-8")
+    assert written == "before\n" + (tmp_path / "review.md").read_text(encoding="utf-8")
+    assert "Baselines: 1 gate loosened" in written
+    line = "`max_ratio 1.5, to dense, key wanda/demo:256` | `baselines/demo.yaml:71` |"
+    assert line in written
+    assert "--body-file review.md" in steps["Comment"]["run"]
 
 
 def test_the_job_for_gitlab_holds_together() -> None:
@@ -234,7 +293,7 @@ def run_in_ci(
 def test_the_command_of_the_workflow_for_github_works(tmp_path: Path) -> None:
     copy_demo(tmp_path)
     summary = tmp_path / "summary.md"
-    words = pytest_line([step.get("run", "") for step in workflow_steps()])
+    words = pytest_line([step.get("run", "") for step in steps_of("github-workflow")])
     done = run_in_ci(
         words,
         tmp_path,

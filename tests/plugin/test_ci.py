@@ -378,7 +378,7 @@ def test_a_red_log(project: Project, summary: Path) -> None:
     given = project.give(w50="ppl:9", broken="broken")
     result = project.run("a", "baselines", *given)
     log = "\n".join(result.stdout.lines)
-    log = re.sub(r"windows in [\d.]+ s", "windows in 0.1 s", shorten(log))
+    log = re.sub(r"windows in [\d.]+ s( \(.*\))?", "windows in 0.1 s", shorten(log))
     log = re.sub(r"\n(platform|rootdir|configfile|plugins|asyncio).*", "", log)
     gate = "baselines/llama.yaml::w50::wanda/tiny:16"
     command = f"pytest {gate} --ppl-model llama/w50=ppl:9 --ppl-update"

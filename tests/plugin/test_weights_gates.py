@@ -511,7 +511,7 @@ def test_reports(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     xml = (project.path / "r.xml").read_text()
     assert '"ppl.llama/w50.weights.same.outcome" value="changed"' in xml
-    assert '"ppl.llama/w50.sparsity.2:4.measured" value="16"' in xml
+    assert '"ppl.llama/w50.sparsity.2:4.measured" value="16.0"' in xml
     result.stdout.fnmatch_lines(
         [
             "::error file=baselines/llama.yaml,line=8,title=perplexity::llama/w50 "

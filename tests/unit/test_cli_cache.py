@@ -46,10 +46,11 @@ def test_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         f"entries  3 results ({sizes['result'] / 1000:.1f} kB), 1 other that only "
         f"save time ({sizes['windows']} B)",
         "made     2026-11-18 11:06 to 2026-11-18 11:08 UTC",
-        "llama/dense (out/my dense)                   1 result      "
-        f"{len_of(tmp_path, 'my dense')} B  last used 2026-11-18 12:06 UTC",
-        "llama/w50 (out/w50)                         2 results     "
-        f"{len_of(tmp_path, 'out/w50') / 1000:.1f} kB  last used 2026-11-18 12:06 UTC",
+        "llama/dense (out/my dense)",
+        f"  1 result, {len_of(tmp_path, 'my dense')} B, last used 2026-11-18 12:06 UTC",
+        "llama/w50 (out/w50)",
+        f"  2 results, {len_of(tmp_path, 'out/w50') / 1000:.1f} kB, last used "
+        "2026-11-18 12:06 UTC",
     ]
 
 

@@ -16,6 +16,7 @@ import pytest_pplguard
 PACKAGE = Path(pytest_pplguard.__file__).parent
 
 LEVELS = (
+    ("safetext",),
     ("errors", "startup"),
     ("tensornames",),
     ("values",),
@@ -33,7 +34,7 @@ LEVELS = (
     ),
     ("lm_eval_names",),
     ("scoring", "lm_eval_bridge"),
-    ("comparison", "divergence", "inspection", "lm_eval_tasks"),
+    ("audit", "comparison", "divergence", "inspection", "lm_eval_tasks", "review"),
     ("measure",),
     ("report",),
     ("session",),
@@ -148,3 +149,14 @@ def test_gates_that_are_deselected_load_nothing_heavy(tmp_path: Path) -> None:
     modules = imported(RUN, tmp_path)
     assert "pytest_pplguard.session.setup" in modules
     assert modules.isdisjoint(HEAVY)
+
+
+def test_checking_baselines_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from pytest_pplguard.cli.check import check_baselines\n"
+        f"assert check_baselines([Path({str(PACKAGE.parent / 'baselines')!r})])"
+    )
+    modules = imported(code, tmp_path)
+    assert "pytest_pplguard.audit" in modules
+    assert modules.isdisjoint({*HEAVY, "numpy", "rich", "jinja2", "plotly"})

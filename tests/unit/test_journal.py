@@ -46,10 +46,7 @@ def written(folder: Path, *indices: int) -> Path:
 
 def continued(count: int, path: Path) -> str:
     stamp = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-    return (
-        f"it: continued an interrupted run of {stamp}; {count} of 6 windows were "
-        "scored already"
-    )
+    return f"it: {count} of 6 windows were scored already, the last at {stamp}"
 
 
 def test_a_new_journal_is_empty_and_says_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from pytest_pplguard.report import (
     plain,
     results_document,
     summary_lines,
-    watch_lines,
     write_report,
 )
 from pytest_pplguard.values import (
@@ -238,86 +237,6 @@ def test_a_report_that_could_not_be_written_is_refused(path: str, message: str) 
     with pytest.raises(UsageError) as caught:
         check_report_path(path, option="--ppl-report")
     assert str(caught.value) == message
-
-
-# ---------------------------------------------------------------------------- progress
-
-
-def test_a_log_gets_a_line_every_interval_and_one_at_the_end() -> None:
-    now = iter([0.0, 0.0, 10.0, 31.0, 40.0, 61.5, 70.0, 70.0])
-    lines: list[str] = []
-    with watch_lines("m/x wanda", lines.append, clock=lambda: next(now)) as progress:
-        for done in range(6):
-            progress(done, 5, math.log(6.0))
-    assert lines == [
-        "pplguard: m/x wanda: 2 of 5 windows, 6 per token, about 46 s left",
-        "pplguard: m/x wanda: 4 of 5 windows, 6 per token, about 15 s left",
-        "pplguard: m/x wanda: 5 windows in 70.0 s",
-    ]
-
-
-def test_the_time_left_of_a_run_that_goes_on_counts_its_own_windows() -> None:
-    now = iter([0.0, 0.0, 31.0, 40.0, 40.0])
-    lines: list[str] = []
-    with watch_lines("m/x wanda", lines.append, clock=lambda: next(now)) as progress:
-        for done in (90, 91, 100):
-            progress(done, 100, math.log(6.0))
-    assert lines == [
-        "pplguard: m/x wanda: going on after 90 of 100 windows",
-        "pplguard: m/x wanda: 91 of 100 windows, 6 per token, about 279 s left",
-        "pplguard: m/x wanda: 100 windows in 40.0 s",
-    ]
-
-
-def test_hours_of_measuring_are_about_twenty_lines() -> None:
-    now = iter([0.0, *(float(second) for second in range(0, 36_120, 60))])
-    lines: list[str] = []
-    with watch_lines("m/x wanda", lines.append, clock=lambda: next(now)) as progress:
-        for done in range(601):
-            progress(done, 600, math.log(6.0))
-    assert len(lines) == 20
-    assert lines[0] == (
-        "pplguard: m/x wanda: 30 of 600 windows, 6 per token, about 34200 s left"
-    )
-
-
-def test_a_task_has_answers_and_no_perplexity() -> None:
-    now = iter([0.0, 0.0, 31.0, 40.0, 40.0])
-    lines: list[str] = []
-    with watch_lines(
-        "m/x lm-eval/piqa:64", lines.append, unit="answers", clock=lambda: next(now)
-    ) as progress:
-        for done in (1, 2, 4):
-            progress(done, 4, math.log(6.0))
-    assert lines == [
-        "pplguard: m/x lm-eval/piqa:64: going on after 1 of 4 answers",
-        "pplguard: m/x lm-eval/piqa:64: 2 of 4 answers, about 62 s left",
-        "pplguard: m/x lm-eval/piqa:64: 4 answers in 40.0 s",
-    ]
-
-
-def test_a_measurement_that_ends_early_says_how_far_it_came() -> None:
-    lines: list[str] = []
-    with watch_lines("m/x wanda", lines.append, clock=lambda: 0.0) as progress:
-        for done in range(4):
-            progress(done, 10, math.log(6.0))
-    assert lines == ["pplguard: m/x wanda: 3 of 10 windows in 0.0 s"]
-
-
-def test_one_window_is_no_windows() -> None:
-    now = iter([0.0, 0.0, 1.0, 1.0])
-    lines: list[str] = []
-    with watch_lines("m/x wanda", lines.append, clock=lambda: next(now)) as progress:
-        progress(0, 1, math.nan)
-        progress(1, 1, 2.0)
-    assert lines == ["pplguard: m/x wanda: 1 window in 1.0 s"]
-
-
-def test_loading_leaves_no_line() -> None:
-    lines: list[str] = []
-    with watch_lines("loading m/x", lines.append):
-        assert lines == []
-    assert lines == []
 
 
 WHEN, WORDS = "2026-11-26T09:12Z", "from cache, measured 2026-11-26 09:12 UTC"

@@ -58,7 +58,15 @@ def unescape(text: str, characters: str) -> str:
     return text
 
 
-@given(text=st.text(), file=st.text(min_size=1))
+SEEN = st.text(
+    st.one_of(
+        st.characters(exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp")),
+        st.sampled_from("\r\n%:,"),
+    ),
+)
+
+
+@given(text=SEEN, file=SEEN.filter(bool))
 def test_the_runner_reads_what_was_meant(text: str, file: str) -> None:
     (command,) = annotation_commands("error", [Remark(text, file, 3)])
     properties, data = parse(command)
@@ -66,6 +74,13 @@ def test_the_runner_reads_what_was_meant(text: str, file: str) -> None:
     assert "\r" not in command
     assert data == text
     assert properties == {"file": file, "line": "3", "title": "perplexity"}
+
+
+def test_a_log_that_shows_the_command_is_not_coloured_by_it() -> None:
+    (command,) = annotation_commands("error", [Remark("a\x1b[31m\u202eb", "c\x9bd", 1)])
+    assert command == (
+        "::error file=c\\x9bd,line=1,title=perplexity::a\\x1b[31m\\u202eb"
+    )
 
 
 @pytest.mark.parametrize(("count", "last"), [(10, "9"), (11, "and 2 more"), (30, "21")])

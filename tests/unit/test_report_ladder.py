@@ -15,6 +15,7 @@ from pytest_pplguard.report import (
     check_plot,
     ladder_document,
     ladder_lines,
+    read_ladder,
     write_waterfall,
 )
 from pytest_pplguard.report.ladder import (
@@ -272,6 +273,92 @@ def test_the_json_document() -> None:
     }
     assert [step["measured"] for step in steps] == [*[True] * 6, False]
     assert {*steps[0]} == {*steps[-1]}
+
+
+# ------------------------------------------------------------------------- read again
+
+
+def test_a_document_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "ladder.json"
+    document = ladder_document("caf\udce9/w50", ladder())
+    file.write_text(json.dumps(document), "utf-8")
+    found = read_ladder(file, option="--ppl-ladder")
+    assert found.model == "caf\udce9/w50"
+    kept = {name: document[name] for name in found.document if name != "steps"}
+    assert {**found.document, "steps": None} == {**kept, "steps": None}
+    assert {*kept} > {"from", "to", "text", "conclusion"}
+    for step, written in zip(found.document["steps"], document["steps"], strict=True):
+        assert step == {name: written[name] for name in step}
+        assert {*step} == {"change", "perplexity", "log_change", "share"}
+
+
+AS_IT_IS = json.dumps(ladder_document("m", ladder()))
+NOT_A_LADDER = "is not a ladder of `pplguard explain --json`: "
+ANEW = "; write it anew with `pplguard explain MODEL --json FILE`"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expecting value: line 1 column 1 (char 0)"),
+        (AS_IT_IS[:200], None),
+        ("[]", "Expected `object`, got `array`"),
+        ("{}", "Object missing required field `schema`"),
+        ('{"schema": "1"}', "Expected `int`, got `str` - at `$.schema`"),
+        ('{"schema": 0}', "Expected `int` >= 1 - at `$.schema`"),
+        ('{"schema": 1, "verdicts": []}', "Object missing required field `model`"),
+        ('{"schema": NaN}', "NaN is not finite"),
+        ("[" * 100_000, None),
+        (AS_IT_IS.replace("12.5", "1e999"), "1e999 is not finite"),
+        (
+            AS_IT_IS.replace("12.5", "-12.5"),
+            "Expected `float` > 0.0 - at `$.steps[1].perplexity`",
+        ),
+        (
+            AS_IT_IS.replace('"wanda itself"', "7"),
+            "Expected `str`, got `int` - at `$.steps[0].change`",
+        ),
+        (
+            AS_IT_IS.replace('"notices": []', '"notices": [null]'),
+            "Expected `str`, got `null` - at `$.notices[0]`",
+        ),
+    ],
+)
+def test_something_else_is_one_line(
+    tmp_path: Path, text: str, message: str | None
+) -> None:
+    file = tmp_path / "ladder.json"
+    file.write_text(text, "utf-8")
+    with pytest.raises(UsageError) as caught:
+        read_ladder(file, option="--ppl-ladder")
+    said = str(caught.value)
+    assert said.startswith(f"--ppl-ladder: {file} {NOT_A_LADDER}")
+    assert said.endswith(ANEW)
+    assert "\n" not in said
+    if message is not None:
+        assert said == f"--ppl-ladder: {file} {NOT_A_LADDER}{message}{ANEW}"
+
+
+def test_a_ladder_that_is_newer_or_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "ladder.json"
+    file.write_text('{"schema": 2}', "utf-8")
+    with pytest.raises(UsageError) as caught:
+        read_ladder(file, option="--ppl-ladder")
+    assert str(caught.value) == (
+        f"--ppl-ladder: {file} has schema 2, and this version reads up to 1: update "
+        "pytest-pplguard, or write it anew with `pplguard explain MODEL --json FILE`"
+    )
+    with pytest.raises(UsageError) as caught:
+        read_ladder(tmp_path, option="--ppl-ladder")
+    assert str(caught.value) == (
+        f"--ppl-ladder: {tmp_path} cannot be read: Is a directory"
+    )
+    with pytest.raises(UsageError) as caught:
+        read_ladder(tmp_path / "no.json", option="--ppl-ladder")
+    assert str(caught.value) == (
+        f"--ppl-ladder: {tmp_path / 'no.json'} cannot be read: No such file or "
+        "directory"
+    )
 
 
 # -------------------------------------------------------------------------- the picture

@@ -33,8 +33,8 @@ from pytest_pplguard.errors import (
     CorpusError,
     PplguardError,
     UsageError,
-    printable,
 )
+from pytest_pplguard.safetext import printable
 from pytest_pplguard.values import Recorded, Source
 
 from .test_baselines_store import TODAY, recording

@@ -1,10 +1,5 @@
 """The page: one self-contained file for people who did not see the run."""
 
-from __future__ import annotations
+from .page import html_report
 
-from ...values import Details, Results
-
-
-def html_report(results: Results, details: Details) -> str:
-    """The whole page."""
-    raise NotImplementedError
+__all__ = ["html_report"]

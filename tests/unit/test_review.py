@@ -1,0 +1,486 @@
+"""What counts as loosened, and what else a commit did to baselines."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from pytest_pplguard.review import Fact, GateChange, Review, Row, loosens, review
+from pytest_pplguard.values import (
+    BaselineFile,
+    CheckpointEntry,
+    Gates,
+    Recorded,
+    RecordedFingerprint,
+    RelativeGate,
+    Source,
+    SparsityGate,
+    Tolerance,
+)
+
+KEY = "wanda/wikitext2:4096"
+ONE, TWO = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+Direction = Literal["both", "no-worse"]
+
+
+# -------------------------------------------------------------------------- tolerances
+
+bound = st.one_of(st.none(), st.floats(0, 3, allow_subnormal=False))
+limit = st.one_of(st.none(), st.floats(0.5, 20, allow_subnormal=False))
+direction: st.SearchStrategy[Direction] = st.sampled_from(["both", "no-worse"])
+
+
+@st.composite
+def tolerances(draw: st.DrawFn) -> Tolerance:
+    sigma = draw(st.one_of(st.none(), st.floats(0.1, 5)))
+    least, most = draw(limit), draw(limit)
+    if least is not None and most is not None and least > most:
+        least, most = most, least
+    return Tolerance(
+        rel=draw(bound) if sigma is None else None,
+        abs=draw(bound) if sigma is None else None,
+        min=least,
+        max=most,
+        drift=draw(bound),
+        sigma=sigma,
+        direction=draw(direction),
+    )
+
+
+def admits(
+    gate: Tolerance, value: float, base: float, error: float, drift: float, higher: bool
+) -> bool:
+    """As docs/baseline-files.md has it, bound by bound."""
+    below_is_better = not higher
+    free_below = gate.direction == "no-worse" and below_is_better
+    free_above = gate.direction == "no-worse" and not below_is_better
+    around = []
+    if gate.rel is not None:
+        around.append((base / (1 + gate.rel), base * (1 + gate.rel)))
+    if gate.abs is not None:
+        around.append((base - gate.abs, base + gate.abs))
+    if gate.sigma is not None:
+        around.append((base - gate.sigma * error, base + gate.sigma * error))
+    return (
+        all(free_below or value >= low for low, _ in around)
+        and all(free_above or value <= high for _, high in around)
+        and (gate.max is None or value <= gate.max)
+        and (gate.min is None or value >= gate.min)
+        and (gate.drift is None or drift <= gate.drift)
+    )
+
+
+@settings(max_examples=600)
+@given(
+    tolerances(), tolerances(), st.floats(0.01, 30), st.floats(0.5, 20),
+    st.floats(1e-6, 10), st.floats(0, 5), st.booleans(),
+)  # fmt: skip
+@example(Tolerance(rel=0.1), Tolerance(abs=0.6), 5.55, 5.0, 1.0, 0.0, False)
+@example(Tolerance(sigma=2.0), Tolerance(sigma=3.0), 5.25, 5.0, 0.1, 0.0, False)
+@example(Tolerance(sigma=2.0, max=7.0), Tolerance(rel=0.1), 5.2, 5.0, 0.05, 0.0, False)
+@example(Tolerance(rel=0.1), Tolerance(rel=0.1, direction="no-worse"), 1.0, 5.0, 1.0,
+         0.0, False)  # fmt: skip
+@example(Tolerance(rel=0.1), Tolerance(rel=0.1, direction="no-worse"), 9.0, 5.0, 1.0,
+         0.0, True)  # fmt: skip
+@example(Tolerance(drift=0.1), Tolerance(), 5.0, 5.0, 1.0, 0.2, False)
+def test_what_admits_more_is_loosened(
+    old: Tolerance,
+    new: Tolerance,
+    value: float,
+    base: float,
+    error: float,
+    drift: float,
+    higher: bool,
+) -> None:
+    metric = "top1_agreement" if higher else "token_perplexity"
+    facts = (value, base, error, drift, higher)
+    assume(admits(new, *facts) and not admits(old, *facts))
+    assert loosens(old, new, metric=metric, baseline=base)
+    assert loosens(old, new, metric="acc", baseline=base, task=True)
+    assert loosens(old, new, metric=metric, baseline=None)
+
+
+@settings(max_examples=300)
+@given(tolerances(), st.floats(0.5, 20), st.booleans())
+def test_nothing_is_looser_than_itself(
+    gate: Tolerance, base: float, higher: bool
+) -> None:
+    metric = "top1_agreement" if higher else "token_perplexity"
+    assert not loosens(gate, gate, metric=metric, baseline=base)
+    assert not loosens(gate, gate, metric=metric, baseline=None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "metric", "expected"),
+    [
+        (Tolerance(rel=0.005), Tolerance(rel=0.004), "token_perplexity", False),
+        # Around 5, 0.01 is less than half a percent.
+        (Tolerance(rel=0.005), Tolerance(abs=0.01), "token_perplexity", False),
+        (Tolerance(rel=0.005), Tolerance(abs=0.03), "token_perplexity", True),
+        (Tolerance(rel=0.005), Tolerance(rel=0.01, max=5.01, min=4.99),
+         "token_perplexity", False),
+        (Tolerance(max=6.0), Tolerance(max=6.0, min=1.0), "token_perplexity", False),
+        (Tolerance(rel=0.1, direction="no-worse"), Tolerance(rel=0.1),
+         "token_perplexity", False),
+        (Tolerance(rel=0.1, direction="no-worse"), Tolerance(rel=0.2),
+         "token_perplexity", True),
+        # Below the baseline nothing is worse, whatever the new bound is.
+        (Tolerance(max=5.5, direction="no-worse"), Tolerance(max=5.5, rel=0.1),
+         "token_perplexity", False),
+        (Tolerance(sigma=2.0), Tolerance(sigma=1.0), "acc", False),
+        (Tolerance(sigma=2.0, max=4.0), Tolerance(sigma=3.0, max=4.0, min=4.5), "acc",
+         True),
+        (Tolerance(rel=0.1, drift=0.002), Tolerance(rel=0.1, drift=0.001),
+         "token_perplexity", False),
+    ],
+)  # fmt: skip
+def test_by_hand(old: Tolerance, new: Tolerance, metric: str, expected: bool) -> None:
+    task = metric == "acc"
+    assert loosens(old, new, metric=metric, baseline=5.0, task=task) is expected
+
+
+def test_a_published_value_has_its_rounding_on_both_sides() -> None:
+    """5.0 with one decimal is 4.95 to 5.05, and abs counts from there."""
+    old, new = Tolerance(max=5.06), Tolerance(abs=0.02)
+    assert loosens(old, new, metric="token_perplexity", baseline=5.0, digits=1)
+    assert not loosens(
+        Tolerance(max=5.08, min=4.9), new,
+        metric="token_perplexity", baseline=5.0, digits=1,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------- gates
+
+
+def recorded(value: float = 5.0, **changes: Any) -> Recorded:
+    fields: dict[str, Any] = {
+        "metrics": {"token_perplexity": value},
+        "source": Source(kind="measured"),
+        "windows": 83,
+        "units": {"tokens": 339885},
+        "windows_digest": ONE,
+        "corpus_digest": ONE,
+        "evidence": f"llama/w50/wanda-{value}.json",
+        "first": {"token_perplexity": 4.0, "date": "2026-11-23"},
+        "environment": {"dtype": "float16", "torch": "2.12.0"},
+    }
+    return Recorded(**fields | changes)
+
+
+def entry(name: str = "w50", **changes: Any) -> CheckpointEntry:
+    fields: dict[str, Any] = {
+        "recorded": {KEY: recorded()},
+        "lines": {"": 4, "gates": 5, "gates.sparsity": 7, f"gates.{KEY}": 6}
+        | {f"gates.{KEY}.token_perplexity": 6},
+    }
+    return CheckpointEntry(name, **fields | changes)
+
+
+def file(*entries: CheckpointEntry, model: str = "org/m", stem: str = "llama") -> Any:
+    checkpoints = {entry.name: entry for entry in entries}
+    return {stem: BaselineFile(f"baselines/{stem}.yaml", model, checkpoints)}
+
+
+def gated(**gates: Any) -> CheckpointEntry:
+    return entry(gates=Gates(**gates))
+
+
+def done(old: CheckpointEntry, new: CheckpointEntry) -> Review:
+    return review(file(old), file(new))
+
+
+HALF = SparsityGate(fraction=0.5, abs=0.001, scope="tensor")
+EACH = "fraction 0.5, abs 0.001, scope tensor"
+RATIO = RelativeGate(to="dense", key=KEY, max_ratio=1.3)
+METRIC = {KEY: {"token_perplexity": Tolerance(rel=0.005)}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "gate", "texts", "loosened"),
+    [
+        ({"metrics": METRIC},
+         {"metrics": {KEY: {"token_perplexity": Tolerance(rel=0.05)}}},
+         f"{KEY} token_perplexity", ("rel 0.005", "rel 0.05"), True),
+        ({"metrics": METRIC}, {}, f"{KEY} token_perplexity", ("rel 0.005", "removed"),
+         True),
+        ({}, {"metrics": METRIC}, f"{KEY} token_perplexity", ("none", "rel 0.005"),
+         False),
+        # What is not written is 0.5 %.
+        ({"metrics": METRIC}, {"metrics": {KEY: {"token_perplexity": Tolerance()}}},
+         f"{KEY} token_perplexity", ("rel 0.005", "the default"), False),
+        ({"metrics": METRIC}, {"metrics": {KEY: {"token_perplexity": Tolerance(
+            direction="no-worse")}}},
+         f"{KEY} token_perplexity", ("rel 0.005", "no-worse"), True),
+        ({"weights": "same"}, {"weights": "any"}, "weights", ("same", "any"), True),
+        ({"weights": "same"}, {"weights": "mask"}, "weights", ("same", "mask"), True),
+        ({"weights": "mask"}, {}, "weights", ("mask", "any"), True),
+        ({}, {"weights": "same"}, "weights", ("any", "same"), False),
+        ({"against": "dense"}, {}, "against", ("dense", "removed"), True),
+        ({"against": "dense"}, {"against": "old"}, "against", ("dense", "old"), True),
+        ({}, {"against": "dense"}, "against", ("none", "dense"), False),
+        ({"relative": RATIO}, {"relative": replace(RATIO, max_ratio=1.4)}, "relative",
+         (f"max_ratio 1.3, to dense, key {KEY}", f"max_ratio 1.4, to dense, key {KEY}"),
+         True),
+        ({"relative": RATIO}, {"relative": replace(RATIO, max_ratio=1.2)}, "relative",
+         (f"max_ratio 1.3, to dense, key {KEY}", f"max_ratio 1.2, to dense, key {KEY}"),
+         False),
+        ({"relative": RATIO}, {"relative": replace(RATIO, to="old")}, "relative",
+         (f"max_ratio 1.3, to dense, key {KEY}", f"max_ratio 1.3, to old, key {KEY}"),
+         True),
+        ({"sparsity": HALF}, {}, "sparsity",
+         (EACH, "removed"), True),
+        ({"sparsity": HALF}, {"sparsity": replace(HALF, abs=0.002)}, "sparsity",
+         (EACH, EACH.replace("001", "002")),
+         True),
+        ({"sparsity": HALF}, {"sparsity": replace(HALF, scope="total")}, "sparsity",
+         (EACH, "fraction 0.5, abs 0.001"), True),
+        ({"sparsity": HALF}, {"sparsity": replace(HALF, fraction=0.4)}, "sparsity",
+         (EACH, EACH.replace("0.5", "0.4")),
+         True),
+        ({"sparsity": HALF}, {"sparsity": replace(HALF, fraction=None)}, "sparsity",
+         (EACH, "abs 0.001, scope tensor"), True),
+        ({"sparsity": HALF}, {"sparsity": replace(HALF, abs=0.0, pattern="2:4")},
+         "sparsity", (EACH,
+                      "fraction 0.5, abs 0.0, pattern 2:4, scope tensor"), False),
+        ({"sparsity": SparsityGate(pattern="2:4")},
+         {"sparsity": SparsityGate(pattern="4:8")}, "sparsity",
+         ("abs 0.001, pattern 2:4", "abs 0.001, pattern 4:8"), True),
+        ({"sparsity": SparsityGate(pattern="4:8")},
+         {"sparsity": SparsityGate(pattern="2:4")}, "sparsity",
+         ("abs 0.001, pattern 4:8", "abs 0.001, pattern 2:4"), False),
+    ],
+)  # fmt: skip
+def test_gates(
+    old: dict[str, Any],
+    new: dict[str, Any],
+    gate: str,
+    texts: tuple[str, str],
+    loosened: bool,
+) -> None:
+    found = done(gated(**old), gated(**new))
+    line = {"sparsity": 7, f"{KEY} token_perplexity": 6}.get(gate, 5)
+    change = GateChange(
+        checkpoint="llama/w50", gate=gate, old=texts[0], new=texts[1],
+        file="baselines/llama.yaml", line=line,
+    )  # fmt: skip
+    expected = {"loosened" if loosened else "tightened": (change,)}
+    assert found == Review(**expected)  # type: ignore[arg-type]
+
+
+def test_the_default_of_a_task_is_counted_in_standard_errors() -> None:
+    key = "lm-eval/piqa:2048"
+    values = {
+        key: recorded(0.7, metrics={"acc": 0.7}, stderr={"acc": 0.01}, first={}),
+    }
+
+    def of(tolerance: Tolerance) -> CheckpointEntry:
+        return entry(recorded=values, gates=Gates(metrics={key: {"acc": tolerance}}))
+
+    written = Tolerance(sigma=2.0, direction="no-worse")
+    assert done(of(written), of(Tolerance())).loosened == ()
+    assert done(of(replace(written, sigma=1.0)), of(Tolerance())).loosened
+
+
+def test_allow_keys_and_reference() -> None:
+    old = entry(reference="dense")
+    found = done(old, replace(old, allow_keys=("lm_head.*",), reference="other"))
+    assert [(g.gate, g.old, g.new, g.line) for g in found.loosened] == [
+        ("allow_keys", "none", "lm_head.*", 4)
+    ]
+    assert found.incomparable == (Fact("llama/w50", "kl", "reference: dense -> other"),)
+    assert done(replace(old, allow_keys=("a", "b")), old).loosened == ()
+
+
+# ------------------------------------------------------------------------------ values
+
+
+def test_a_new_value() -> None:
+    after = entry(recorded={KEY: recorded(5.5)})
+    assert done(entry(), after) == Review(
+        rows=(
+            Row(
+                checkpoint="llama/w50",
+                key=KEY,
+                metric="token_perplexity",
+                old=5.0,
+                new=5.5,
+                change=5.5 / 5.0 - 1,
+                first=4.0,
+                drift=5.5 / 4.0 - 1,
+            ),
+        )
+    )
+
+
+def test_nothing_changed() -> None:
+    assert done(entry(), entry()).empty
+    assert not done(entry(), entry(recorded={KEY: recorded(5.5)})).empty
+
+
+def test_a_value_of_other_windows_has_no_change() -> None:
+    after = recorded(5.5, windows_digest=TWO, corpus_digest=TWO, windows=40,
+                     units={"tokens": 100})  # fmt: skip
+    found = done(entry(), entry(recorded={KEY: after}))
+    assert found.incomparable == (
+        Fact(
+            "llama/w50",
+            KEY,
+            "another text; other token windows; windows: 83 -> 40; "
+            "tokens: 339885 -> 100",
+        ),
+    )
+    (row,) = found.rows
+    assert (row.change, row.drift, row.note) == (None, None, "not comparable")
+
+
+def test_a_protocol_that_changed() -> None:
+    protocols = {5.0: {"first token": "BOS 1"}, 5.5: {"first token": "EOS 2"}}
+    asked = []
+
+    def protocol(stem: str, record: Recorded) -> Any:
+        asked.append(stem)
+        return protocols[record.metrics["token_perplexity"]]
+
+    found = review(
+        file(entry()), file(entry(recorded={KEY: recorded(5.5)})),
+        old_protocol=protocol, new_protocol=protocol,
+    )  # fmt: skip
+    assert asked == ["llama", "llama"]
+    (fact,) = found.incomparable
+    assert fact.text == "first token: BOS 1 -> EOS 2"
+
+
+def test_the_environment() -> None:
+    environment = {"dtype": "float32", "torch": "2.12.0", "lm_eval": "0.4.13"}
+    after = recorded(5.5, environment=environment)
+    assert done(entry(), entry(recorded={KEY: after})).environment == (
+        Fact(
+            "llama/w50", KEY, "dtype: float16 -> float32; lm_eval: none -> 0.4.13"
+        ),
+    )  # fmt: skip
+
+
+def test_edits_by_hand() -> None:
+    after = recorded(5.5, evidence="llama/w50/wanda-5.0.json",
+                     first={"token_perplexity": 5.4, "date": "2027-01-01"})  # fmt: skip
+    assert [
+        fact.text for fact in done(entry(), entry(recorded={KEY: after})).suspect
+    ] == [
+        "token_perplexity changed, and the evidence did not: edited by hand",
+        "the first record was changed (token_perplexity: 4.0 -> 5.4; date: 2026-11-23 "
+        "-> 2027-01-01): the total drift no longer counts from there",
+    ]
+    forgot = entry(recorded={KEY: recorded(5.5, first={})})
+    assert [fact.text for fact in done(entry(), forgot).suspect] == [
+        "the first record was removed"
+    ]
+
+
+def test_a_metric_more_in_the_first_record_is_no_edit() -> None:
+    first = {"token_perplexity": 4.0, "date": "2026-11-23", "other": 1.0}
+    assert (
+        done(entry(), entry(recorded={KEY: recorded(5.5, first=first)})).suspect == ()
+    )
+
+
+def test_published_instead_of_measured() -> None:
+    paper = Source(kind="published", reference="a paper", digits=1)
+    after = Recorded(metrics={"token_perplexity": 5.1}, source=paper)
+    found = done(entry(), entry(recorded={KEY: after}))
+    assert [(g.gate, g.old, g.new) for g in found.loosened] == [
+        (KEY, "measured", "published: a paper")
+    ]
+    (row,) = found.rows
+    assert (row.old, row.new, row.note) == (5.0, 5.1, "was measured")
+    back = done(entry(recorded={KEY: after}), entry())
+    assert back.loosened == ()
+    assert back.rows[0].note == "was published"
+
+
+def test_keys_and_checkpoints_that_come_and_go() -> None:
+    other = "wanda/wikitext2:2048"
+    old = [entry(), gated(weights="same", metrics=METRIC)]
+    old[1] = replace(old[1], name="gone", recorded={KEY: recorded(7.0)})
+    new = [entry(recorded={other: recorded(6.0)}), entry("new", recorded={})]
+    found = review(file(*old), file(*new))
+    assert found.entries == (
+        Fact("llama/w50", KEY, "key removed"),
+        Fact("llama/w50", other, "new key"),
+        Fact("llama/gone", "", "checkpoint removed"),
+        Fact("llama/new", "", "new checkpoint"),
+    )
+    assert [(row.checkpoint, row.old, row.new, row.note) for row in found.rows] == [
+        ("llama/w50", 5.0, None, "removed"),
+        ("llama/w50", None, 6.0, "new"),
+        ("llama/gone", 7.0, None, "removed"),
+    ]
+    assert [(g.checkpoint, g.gate, g.old, g.new) for g in found.loosened] == [
+        ("llama/gone", "all gates", "2 gates", "checkpoint removed")
+    ]
+
+
+def prints(digest: str, zeros: int = 8) -> RecordedFingerprint:
+    return RecordedFingerprint(
+        digest, 3, 1, 16, zeros, "llama/w50/f.json", "2026-11-23"
+    )
+
+
+def test_weights_that_changed_or_are_unknown() -> None:
+    old = entry(fingerprint=prints(ONE))
+    found = done(old, entry(fingerprint=prints(TWO, zeros=4)))
+    assert found.environment == (
+        Fact("llama/w50", "fingerprint",
+             "other weights (3 tensors, zeros 50.00 % -> 25.00 %)"),
+    )  # fmt: skip
+    assert done(old, entry()).suspect == (
+        Fact("llama/w50", "fingerprint",
+             "removed: nothing says which weights these values are of"),
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------- renamed
+
+
+def test_a_checkpoint_that_was_renamed() -> None:
+    """Its gates and values are compared with those that it had."""
+    old = replace(gated(metrics=METRIC), fingerprint=prints(ONE))
+    new = replace(old, name="other", gates=Gates(), recorded={KEY: recorded(5.5)})
+    found = review(file(old), file(new))
+    assert [(g.checkpoint, g.gate, g.old, g.new) for g in found.loosened] == [
+        ("llama/other", "checkpoint", "w50", "other"),
+        ("llama/other", f"{KEY} token_perplexity", "rel 0.005", "removed"),
+    ]
+    assert [row.old for row in found.rows] == [5.0]
+    assert found.entries == ()
+
+
+def test_a_file_that_was_renamed() -> None:
+    entries = [entry(), entry("dense", recorded={KEY: recorded(4.0)})]
+    changed = [entries[0], replace(entries[1], recorded={KEY: recorded(4.4)})]
+    third = entry("third", recorded={KEY: recorded(3.0)})
+    found = review(file(*entries, third), file(*changed, third, stem="llama-2"))
+    assert [(g.checkpoint, g.gate, g.old, g.new) for g in found.loosened] == [
+        ("llama-2", "file", "llama", "llama-2")
+    ]
+    (row,) = found.rows
+    assert (row.checkpoint, row.old, row.new) == ("llama-2/dense", 4.0, 4.4)
+
+
+def test_a_file_that_came_and_one_that_went() -> None:
+    found = review(
+        file(entry()), file(entry(recorded={KEY: recorded(9.0)}), stem="opt")
+    )
+    assert [fact.text for fact in found.entries] == [
+        "checkpoint removed",
+        "new checkpoint",
+    ]
+
+
+def test_another_base_model_and_files_that_cannot_be_read() -> None:
+    found = review(file(entry()), file(entry(), model="org/n"), unread=["x.yaml: bad"])
+    assert found.entries == (Fact("llama", "", "model: org/m -> org/n"),)
+    assert found.unread == ("x.yaml: bad",)
