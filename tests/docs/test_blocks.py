@@ -22,6 +22,10 @@ NOT_RUN = {
         "it trains and spoils twelve small models, which takes minutes; "
         "tests/unit/test_zoo_rules.py tests its rules"
     ],
+    "docs/history.md": [
+        "/srv is a runner's own; tests/unit/test_history_url.py tests such paths",
+        "it needs an MLflow server; tests/model/test_history.py starts one",
+    ],
     "docs/performance.md": [
         "it measures for an hour on a GPU; tests/unit/test_benchmarks.py tests its "
         "parts"
