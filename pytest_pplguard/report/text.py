@@ -45,7 +45,10 @@ def counted(count: int, unit: str) -> str:
 
 def change_text(change: float | None) -> str:
     """A relative change in percent, with its sign: ``+3.10 %``."""
-    return "-" if change is None else f"{change * 100:+.2f} %"
+    if change is None:
+        return "-"
+    # Of what is rounded away the sign is noise: "-0.00" differs between machines.
+    return f"{round(change * 100, 2) or 0.0:+.2f} %"
 
 
 def failure_text(verdict: Verdict) -> str:

@@ -127,7 +127,6 @@ def matches(shown: tuple[str, ...], printed: list[str]) -> bool:
         for line in _trimmed(shown)
     )
     text = "".join(f"{line.rstrip()}\n" for line in _trimmed(printed))
-    text = text.replace("-0.00 %", "+0.00 %")
     return re.fullmatch(pattern, text) is not None
 
 

@@ -299,7 +299,7 @@ def test_only_one_of_two_gated_metrics_was_published(project: Project) -> None:
     assert section(result) == (
         "llama/w50  baseline  measured  change  outcome\n"
         f"  {LM_EVAL}\n"
-        "  word_perplexity  19760  19759.7  -0.00 %  plausible\n"
+        "  word_perplexity  19760  19759.7  +0.00 %  plausible\n"
         "  byte_perplexity  -  8  -  MISSING\n"
         "1 missing, 1 plausible (published, no evidence)\n"
     )
@@ -310,7 +310,7 @@ def test_only_one_of_two_gated_metrics_was_published(project: Project) -> None:
         "llama/w50  baseline  measured  change  outcome\n"
         f"  {LM_EVAL}\n"
         "  word_perplexity  19759.7  19759.7  +0.00 %  within\n"
-        "  published  19760  19759.7  -0.00 %\n"
+        "  published  19760  19759.7  +0.00 %\n"
         "  byte_perplexity  8  8  +0.00 %  within\n"
         "2 within tolerance\n"
     )
