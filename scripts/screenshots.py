@@ -32,9 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if why := why_no_browser():
         sys.exit(f"error: {why}")
     with tempfile.TemporaryDirectory() as temporary:
-        page = make_report(Path(temporary))
-        for file in take(page, folder):
-            print(f"{file} {file.stat().st_size // 1000} kB")
+        report = make_report(Path(temporary))
+        with chromium() as browser:
+            for file in take(browser, report, folder):
+                print(f"{file} {file.stat().st_size // 1000} kB")
 
 
 def make_report(folder: Path) -> Path:
@@ -50,17 +51,16 @@ def make_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def take(report: Path, folder: Path) -> list[Path]:
+def take(browser: Browser, report: Path, folder: Path) -> list[Path]:
     """Write the pictures of a report into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with chromium() as browser:
-        for name, size, scheme, frame in PICTURES:
-            file = folder / f"report-{name}.png"
-            _take(browser, report, file, size, scheme, frame)
-            if file.stat().st_size > MOST_BYTES:
-                raise RuntimeError(f"{file} has {file.stat().st_size} bytes")
-            written.append(file)
+    for name, size, scheme, frame in PICTURES:
+        file = folder / f"report-{name}.png"
+        _take(browser, report, file, size, scheme, frame)
+        if file.stat().st_size > MOST_BYTES:
+            raise RuntimeError(f"{file} has {file.stat().st_size} bytes")
+        written.append(file)
     return written
 
 
@@ -108,10 +108,9 @@ def _windows(page: Page, file: Path) -> None:
 
 
 def _weights(page: Page, file: Path) -> None:
+    """Of the checkpoint that failed, which comes first."""
     _without_bar(page)
-    page.locator("#weights-2, #weights-1").filter(has_text="out/wanda-50").screenshot(
-        path=file
-    )
+    page.locator("[id^=weights-]").first.screenshot(path=file)
 
 
 PICTURES: tuple[tuple[str, tuple[int, int], Scheme, Frame], ...] = (

@@ -28,7 +28,8 @@ class Runs(NamedTuple):
     failing: Path
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while it runs no other test could start an event loop.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     if why := why_no_browser():
         pytest.skip(why)

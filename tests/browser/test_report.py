@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 import pytest
+
+from scripts.screenshots import IMAGES, take
 
 from .conftest import Runs
 
@@ -238,6 +241,19 @@ def test_without_scripts_all_but_plots_is_there(browser: Browser, runs: Runs) ->
         part = losses(page, "wanda/demo:256").first
         part.get_by_text(f"All {WINDOWS} windows").click()
         assert part.locator("table.rows").last.locator("tbody tr").count() == WINDOWS
+
+
+def test_the_pictures_of_the_docs_can_be_taken(
+    browser: Browser, runs: Runs, tmp_path: Path
+) -> None:
+    files = take(browser, runs.failing / "r.html", tmp_path / "images")
+    assert {file.name for file in files} == {
+        file.name for file in IMAGES.glob("report-*.png")
+    }
+    for file in files:
+        width, height = struct.unpack(">II", file.read_bytes()[16:24])
+        assert width >= 390
+        assert height >= 500
 
 
 Place = tuple[str, str, str]

@@ -206,7 +206,7 @@
         if (due) svg(sheet, "text", { x: x(rank), y: base + 16, "text-anchor": "middle" }, label);
       });
       const words = { text: "window, in the order of the text", drawn: "window, as they were drawn",
-        change: "rank, the window that moved the number most first" };
+        change: "rank by what a window adds to the change" };
       svg(sheet, "text", { x: (EDGE.left + scale.width) / 2, y: base + 33, "text-anchor": "middle" }, words[order]);
     }
 
