@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..protocols import USUAL_METHODS, check_key, get_protocol
 from ..report import comparison_document, comparison_lines
 from ..values import USUAL_REFERENCE, CheckpointEntry, Key, Scalar, near_matches
 from .diff import named_entry
-from .output import say, show_table, text_width, write_json
+from .output import say, show_table, terminal_width, text_width, write_json
 
 if TYPE_CHECKING:
     from ..checkpoints import Located
@@ -146,7 +147,11 @@ def compare_models(
     comparison = Comparison.of([rows[side.name] for side in sides])
     write_json(comparison_document(comparison), json_path)
     if json_path != "-":
-        show_table(comparison_lines(comparison, width=text_width()))
+        show_table(
+            comparison_lines(
+                comparison, width=text_width(), columns=terminal_width(sys.stdout)
+            )
+        )
     if measured is not None:
         measured.discard_journals()
     return comparison.complete

@@ -28,10 +28,15 @@ _COLUMNS = (
 )
 
 
-def comparison_lines(comparison: Comparison, *, width: int = _WIDTH) -> list[str]:
-    """The table, where its numbers come from, and what they mean."""
+def comparison_lines(
+    comparison: Comparison, *, width: int = _WIDTH, columns: int | None = None
+) -> list[str]:
+    """The table, where its numbers come from, and what they mean.
+
+    Prose is broken at ``width``; the table has ``columns``, if there are any.
+    """
     return [
-        *_table(comparison.rows, width),
+        *_table(comparison.rows, columns),
         "",
         *_sources(comparison.rows, width),
         "",
@@ -70,11 +75,11 @@ def _row_document(row: Row) -> dict[str, Any]:
 # ------------------------------------------------------------------------------- table
 
 
-def _table(rows: Sequence[Row], columns: int) -> list[str]:
+def _table(rows: Sequence[Row], columns: int | None) -> list[str]:
     """A line a model; where names leave no room for numbers, they stand above them."""
     width = max(len("model"), *(len(row.name) for row in rows))
     head = "".join(f"{title:>{size}}" for title, size in _COLUMNS)
-    if width + 1 + len(head) <= columns:
+    if columns is None or width + 1 + len(head) <= columns:
         return [
             f"{'model':<{width}} {head}",
             *(f"{row.name:<{width}} {_cells(row)}" for row in rows),
