@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from ..baselines import baseline_paths, read_baseline
@@ -10,7 +11,7 @@ from ..errors import UsageError
 from ..options import DEMO, DEMO_CHECKPOINTS, Options
 from ..report import check_plot, ladder_document, ladder_lines, write_waterfall
 from .measure import Checkpoint, Wanted
-from .output import show_table, text_width, write_json
+from .output import show_table, terminal_width, text_width, write_json
 
 
 def explain_model(
@@ -39,7 +40,11 @@ def explain_model(
     if picture is not None:
         write_waterfall(picture, ladder, spec)
     if json_path != "-":
-        show_table(ladder_lines(spec, ladder, width=text_width()))
+        show_table(
+            ladder_lines(
+                spec, ladder, width=text_width(), columns=terminal_width(sys.stdout)
+            )
+        )
     checkpoint.discard_journals()
 
 

@@ -73,15 +73,20 @@ def change_words(rung: Rung, ladder: Ladder) -> str:
     return f"{title}: {before} -> {after}"
 
 
-def ladder_lines(model: str, ladder: Ladder, *, width: int = _WIDTH) -> list[str]:
-    """The table of a ladder, and below it what it says."""
-    lines = [*_table(model, ladder, width), ""]
+def ladder_lines(
+    model: str, ladder: Ladder, *, width: int = _WIDTH, columns: int | None = None
+) -> list[str]:
+    """The table of a ladder, and below it what it says.
+
+    Prose is broken at ``width``; the table has ``columns``, if there are any.
+    """
+    lines = [*_table(model, ladder, columns), ""]
     for text in conclusion_lines(ladder):
         lines += wrap(text, width, break_on_hyphens=False, break_long_words=False)
     return lines
 
 
-def _table(model: str, ladder: Ladder, columns: int) -> Iterator[str]:
+def _table(model: str, ladder: Ladder, columns: int | None) -> Iterator[str]:
     pages = "" if ladder.limit is None else f"{first_pages(ladder.limit)} of "
     yield f"{model} on {pages}{ladder.corpus}"
     start, goal = Key.parse(ladder.start), Key.parse(ladder.goal)
@@ -107,7 +112,7 @@ def _table(model: str, ladder: Ladder, columns: int) -> Iterator[str]:
     )
     head = ("step", "what changes", "perplexity", "log change", "share")
     longest = max(len(row[1]) for row in (head, *rows))
-    width = min(longest, max(20, columns - _NUMBERS))
+    width = longest if columns is None else min(longest, max(20, columns - _NUMBERS))
     for step, change, perplexity, log_change, share in (head, *rows):
         said, *more = wrap(change, width, break_on_hyphens=False)
         yield (

@@ -119,8 +119,7 @@ def shell_blocks(path: Path) -> list[Block]:
 def matches(shown: tuple[str, ...], printed: list[str]) -> bool:
     """Whether ``printed`` is what the page shows; ``...`` stands for any lines.
 
-    White space at the ends of lines does not count, nor do empty lines at the end, nor
-    the sign of a change that is shown as nothing: the last digits differ by machine.
+    White space at the ends of lines does not count, nor do empty lines at the end.
     """
     pattern = "".join(
         r"(?:[^\n]*\n)*?" if line.strip() == "..." else re.escape(line.rstrip()) + "\n"
