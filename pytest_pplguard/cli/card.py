@@ -70,7 +70,7 @@ def write_card(
     written = [(r.metric_name, r.metric_value) for r in results_of(text)]
     assert all((r.metric_name, r.metric_value) in written for r in results)
     if dry_run:
-        show(text.removesuffix("\n"))
+        show(*text.removesuffix("\n").split("\n"))
         return
     if text == old:
         show(f"{shown}: up to date with {name}")

@@ -34,7 +34,7 @@ def check_baselines(paths: Sequence[Path]) -> bool:
     for folder in dict.fromkeys(file.parent for file in files):
         findings += _not_added(folder, [f for f in files if f.parent == folder])
     for finding in findings:
-        show(finding.text.replace("\n", "\\n"))
+        show(finding.text)
     wrong = sum(not finding.warning for finding in findings)
     counts = [
         _count(len(files), "baseline file"),

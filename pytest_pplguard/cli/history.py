@@ -17,7 +17,7 @@ from ..report import (
     write_trend,
 )
 from ..values import near_matches
-from .output import say, write_json
+from .output import say, show, write_json
 
 _FILL = "add runs with `pytest --ppl-history={}`"
 
@@ -64,8 +64,7 @@ def show_history(
     if not series:
         raise UsageError("no run has all of what was asked for: ask for less")
     if json_path != "-":
-        for line in history_lines(series, unicode=_shows_bars()):
-            print(line)
+        show(*history_lines(series, unicode=_shows_bars()))
     write_json(history_document(series), json_path)
     if picture is not None:
         write_trend(picture, series)

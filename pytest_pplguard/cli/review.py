@@ -57,10 +57,13 @@ def review_baselines(
     title = f"{folder.as_posix()}: {states.title}"
     write_json(review_document(found, title), json_path)
     if json_path != "-":
-        text = (
-            [review_markdown(found, title)] if markdown else review_lines(found, title)
+        show(
+            *(
+                review_markdown(found, title).removesuffix("\n").split("\n")
+                if markdown
+                else review_lines(found, title)
+            )
         )
-        show(*text)
     return bool(found.loosened)
 
 

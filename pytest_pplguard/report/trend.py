@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -43,7 +44,8 @@ def check_trend(path: str, *, option: str) -> Path:
     """The file for a picture, before there is anything to draw.
 
     Raises:
-        UsageError: another suffix, a folder that is not there, or no matplotlib.
+        UsageError: another suffix, a folder that is not there, or no matplotlib
+            or plotly.
     """
     file = Path(path)
     if file.suffix.lower() != ".html":
@@ -54,6 +56,11 @@ def check_trend(path: str, *, option: str) -> Path:
             raise UsageError(message) from error
     if not file.parent.is_dir():
         raise UsageError(f"{option} {path}: there is no folder {file.parent}")
+    if importlib.util.find_spec("plotly") is None:
+        raise UsageError(
+            f"{option} {path} needs the package plotly: "
+            "pip install 'pytest-pplguard[plots]'"
+        )
     return file
 
 

@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import mlflow
 import pytest
-from playwright.sync_api import sync_playwright
 from safetensors.numpy import load_file, save_file
 
 from pytest_pplguard.errors import PplguardError
 from pytest_pplguard.history import HistoryRun, export, export_runs, read_runs
+from scripts.browser import chromium, why_no_browser
 
 from .commands import pplguard, run_pytest
 
@@ -329,14 +329,13 @@ def _id(client: Any) -> str:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_in_a_browser(project: Path, scheme: Literal["light", "dark"]) -> None:
+    if why := why_no_browser():
+        pytest.skip(why)
     done = pplguard("history", URL, "--plot", "trend.html", cwd=project)
     assert done.returncode == 0, done.stderr
     said: list[str] = []
     fetched: list[str] = []
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
+    with chromium() as browser:
         page = browser.new_page(color_scheme=scheme)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
