@@ -10,7 +10,6 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from .gates import DEFAULT_MEASURED, DEFAULT_PUBLISHED, bounds, published_bounds
-from .gates.judge import describe
 from .values import (
     HIGHER_IS_BETTER,
     BaselineFile,
@@ -289,6 +288,9 @@ class _Review:
                 if was.name != name:
                     place = full, new.path, after[name].lines.get("")
                     self.loosen(full, "checkpoint", was.name, name, place)
+                if was.path != after[name].path:
+                    paths = f"{was.path or 'none'} -> {after[name].path or 'none'}"
+                    self._say("entries", full, "", f"path: {paths}")
                 self._gates(full, was, after[name], new.path)
                 self._values(full, old_stem, stem, was, after[name])
 
@@ -327,14 +329,21 @@ class _Review:
         for key in dict.fromkeys(keys):
             was, now = old.gates.metrics.get(key, {}), new.gates.metrics.get(key, {})
             for metric in dict.fromkeys([*was, *now]):
-                one, other = was.get(metric), now.get(metric)
+                before, after = was.get(metric), now.get(metric)
                 compare(
                     f"{key} {metric}",
-                    _written(one),
-                    _written(other),
+                    _written(before),
+                    _written(after),
                     f"gates.{key}.{metric}",
-                    _tolerance_loosens(key, metric, one, other, old, new),
+                    _tolerance_loosens(key, metric, before, after, old, new),
                 )
+            then, current = old.recorded.get(key), new.recorded.get(key)
+            if was and now and then is not None and current is not None:
+                # All that prints alike is allowed: fewer digits allow more.
+                one, other = then.source.digits, current.source.digits
+                if one is not None and other is not None:
+                    compare(f"{key} digits", str(one), str(other),
+                            f"recorded.{key}", other < one)  # fmt: skip
         a, b = old.gates, new.gates
         compare("sparsity", _flow(a.sparsity), _flow(b.sparsity), "gates.sparsity",
                 _sparsity_loosens(a.sparsity, b.sparsity))  # fmt: skip
@@ -486,6 +495,25 @@ class _Review:
                     f"{', '.join(moved)} changed, and the evidence did not: edited by "
                     "hand",
                 )
+            if was.evidence == now.evidence and (
+                errors := [m for m in was.stderr if was.stderr[m] != now.stderr.get(m)]
+                + [m for m in now.stderr if m not in was.stderr]
+            ):
+                self._say(
+                    "suspect",
+                    name,
+                    key,
+                    f"the standard error of {', '.join(errors)} changed, and the "
+                    "evidence did not",
+                )
+            if was.weights_digest is not None and now.weights_digest is None:
+                self._say(
+                    "suspect",
+                    name,
+                    key,
+                    "weights_digest was removed: nothing says which weights this was "
+                    "measured on",
+                )
             old_first = was.first or was.metrics
             if now.first and (forgot := _changes(
                 {m: old_first[m] for m in old_first if m in now.first}, now.first,
@@ -630,9 +658,22 @@ def _gate_names(gates: Gates) -> list[str]:
 
 
 def _written(tolerance: Tolerance | None) -> str:
+    """In full: bounds that differ in their eighth digit are not the same gate."""
     if tolerance is None:
         return ""
-    return describe(tolerance) or "the default"
+    parts = [
+        f"{name} {_digits(bound)}"
+        for name in ("rel", "abs", "sigma", "max", "min", "drift")
+        if (bound := getattr(tolerance, name)) is not None
+    ]
+    if tolerance.direction != "both":
+        parts.append(tolerance.direction)
+    return ", ".join(parts) or "the default"
+
+
+def _digits(bound: float) -> str:
+    short = f"{bound:g}"
+    return short if float(short) == bound else repr(bound)
 
 
 def _flow(gate: SparsityGate | RelativeGate | None) -> str:

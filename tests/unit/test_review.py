@@ -484,3 +484,67 @@ def test_another_base_model_and_files_that_cannot_be_read() -> None:
     found = review(file(entry()), file(entry(), model="org/n"), unread=["x.yaml: bad"])
     assert found.entries == (Fact("llama", "", "model: org/m -> org/n"),)
     assert found.unread == ("x.yaml: bad",)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "texts"),
+    [
+        (Tolerance(rel=0.01), Tolerance(rel=0.010000004),
+         ("rel 0.01", "rel 0.010000004")),
+        (Tolerance(max=5.681231), Tolerance(max=5.681234),
+         ("max 5.681231", "max 5.681234")),
+    ],
+)  # fmt: skip
+def test_a_bound_that_differs_in_a_late_digit(
+    old: Tolerance, new: Tolerance, texts: tuple[str, str]
+) -> None:
+    before, after = (
+        gated(metrics={KEY: {"token_perplexity": gate}}) for gate in (old, new)
+    )
+    assert [(g.old, g.new) for g in done(before, after).loosened] == [texts]
+    assert [(g.old, g.new) for g in done(after, before).tightened] == [texts[::-1]]
+
+
+def test_fewer_digits_of_a_published_value_allow_more() -> None:
+    def of(digits: int) -> CheckpointEntry:
+        source = Source(kind="published", reference="a paper", digits=digits)
+        value = Recorded(metrics={"token_perplexity": 7.0}, source=source)
+        lines = {"": 4, "gates": 5, f"recorded.{KEY}": 9}
+        return entry(recorded={KEY: value}, gates=Gates(metrics=METRIC), lines=lines)
+
+    change = GateChange(
+        checkpoint="llama/w50", gate=f"{KEY} digits", old="2", new="0",
+        file="baselines/llama.yaml", line=9,
+    )  # fmt: skip
+    assert done(of(2), of(0)) == Review(loosened=(change,))
+    assert done(of(0), of(2)) == Review(
+        tightened=(replace(change, old="0", new="2"),),
+    )
+
+
+def test_where_a_checkpoint_lies_is_told() -> None:
+    assert done(entry(path="models/a"), entry(path="models/b")) == Review(
+        entries=(Fact("llama/w50", "", "path: models/a -> models/b"),)
+    )
+    assert done(entry(), entry(path="b")).entries[0].text == "path: none -> b"
+
+
+def test_what_its_evidence_does_not_hold_was_edited() -> None:
+    old = recorded(stderr={"token_perplexity": 0.01}, weights_digest=ONE)
+    found = done(
+        entry(recorded={KEY: old}),
+        entry(recorded={KEY: replace(old, stderr={"token_perplexity": 1.0})}),
+    )
+    assert found == Review(
+        suspect=(
+            Fact("llama/w50", KEY, "the standard error of token_perplexity changed, "
+                 "and the evidence did not"),
+        )
+    )  # fmt: skip
+    found = done(
+        entry(recorded={KEY: old}),
+        entry(recorded={KEY: replace(old, weights_digest=None)}),
+    )
+    assert [fact.text for fact in found.suspect] == [
+        "weights_digest was removed: nothing says which weights this was measured on"
+    ]
