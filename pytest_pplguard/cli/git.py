@@ -32,17 +32,28 @@ class Repository:
         while not start.is_dir():
             start = start.parent
         self._start = start
+        self._environment = _without_hooks(os.environ)
         done = self._git("rev-parse", "--show-toplevel")
         if done.returncode:
             raise UsageError(
                 f"{folder} is in no git repository that can be read: {_said(done)}"
             )
         self._start = self.top = Path(os.fsdecode(done.stdout.rstrip(b"\r\n")))
+        # A hook's index is that of its own repository: a submodule has another.
+        index = self._environment.get("GIT_INDEX_FILE")
+        if index is not None and not self._has(Path(index)):
+            del self._environment["GIT_INDEX_FILE"]
         inside = Path(os.path.realpath(folder))
         top = Path(os.path.realpath(self.top))
         if not inside.is_relative_to(top):
             raise UsageError(f"{folder} leads out of the repository {self.top}")
         self.prefix = inside.relative_to(top).as_posix()
+
+    def _has(self, index: Path) -> bool:
+        """Whether an index lies where this repository has its own."""
+        done = self._git("rev-parse", "--absolute-git-dir")
+        own = os.fsdecode(done.stdout.rstrip(b"\r\n"))
+        return os.path.realpath(index.parent) == os.path.realpath(own)
 
     def _git(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         # A repository's own settings start no program of somebody else's here.
@@ -53,7 +64,7 @@ class Repository:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=False,
-                env=os.environ | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
+                env=self._environment | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
             )
         except FileNotFoundError as error:
             raise UsageError(
@@ -200,6 +211,17 @@ def baseline_names(names: Iterator[str] | Mapping[str, str]) -> list[str]:
         and not name.startswith(".")
         and name.endswith((".yaml", ".yml"))
     )
+
+
+def _without_hooks(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without what git tells a hook, and ``rebase --exec``, of its own repository.
+
+    With ``GIT_DIR`` alone git would take any folder that it is started in for the top.
+    """
+    found = dict(environ)
+    if "GIT_WORK_TREE" not in found:
+        found.pop("GIT_DIR", None)
+    return found
 
 
 def _said(done: subprocess.CompletedProcess[bytes]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,12 +52,17 @@ def run_origin(folder: Path, environ: Mapping[str, str]) -> Origin:
 
 def _git(folder: Path) -> tuple[str, str, bool]:
     """Commit, branch, and whether tracked files were changed."""
+    environ = dict(os.environ)
+    if "GIT_WORK_TREE" not in environ:
+        # Of a hook: git would take the folder for the top of its repository.
+        environ.pop("GIT_DIR", None)
     try:
         done = subprocess.run(
             ["git", *_HARMLESS, "-C", str(folder), *_STATUS],
             capture_output=True,
             stdin=subprocess.DEVNULL,
             timeout=_TIMEOUT,
+            env=environ,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_pplguard.cli.git import Repository
 from pytest_pplguard.cli.review import review_baselines
 from pytest_pplguard.errors import UsageError
 
@@ -460,3 +461,35 @@ def test_programs_of_the_repository_are_not_run(
     write(FILE, (4.4, 5.5))
     assert values(shown(capsys)) == [CHANGED]
     assert not Path("ran").exists()
+
+
+@pytest.mark.usefixtures("repository")
+def test_in_a_hook_of_a_work_tree(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    git("worktree", "add", "--quiet", "../other", "HEAD")
+    monkeypatch.chdir(tmp_path / "other")
+    edit(FILE, ("rel: 0.005", "rel: 0.5"))
+    plain = shown(capsys)
+    assert plain.startswith("baselines: working tree against HEAD")
+    assert "LOOSENED: 1 gate\n" in plain
+    # What git tells hooks, where they run for a work tree.
+    directory = git("rev-parse", "--absolute-git-dir")
+    monkeypatch.setenv("GIT_DIR", directory)
+    monkeypatch.setenv("GIT_INDEX_FILE", f"{directory}/index")
+    monkeypatch.setenv("GIT_PREFIX", "")
+    assert shown(capsys) == plain
+
+
+@pytest.mark.usefixtures("repository")
+def test_in_a_hook_of_another_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    subprocess.run(["git", "init", "--quiet", str(outer)], check=True)
+    monkeypatch.setenv("GIT_DIR", f"{outer}/.git")
+    monkeypatch.setenv("GIT_INDEX_FILE", f"{outer}/.git/index")
+    assert "llama.yaml" in Repository(FOLDER).staged_files()

@@ -102,3 +102,12 @@ def test_git_that_takes_too_long(
     monkeypatch.setenv("PATH", path)
     monkeypatch.setattr(room, "_TIMEOUT", 0.05)
     assert run_origin(repository, {}) == Origin()
+
+
+def test_in_a_hook_a_folder_below_is_no_top(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run_origin(repository / "sub", {})
+    assert (plain.branch, plain.dirty) == ("trunk", False)
+    monkeypatch.setenv("GIT_DIR", f"{repository}/.git")  # as of `git rebase --exec`
+    assert run_origin(repository / "sub", {}) == plain
