@@ -101,6 +101,13 @@ def evidence_problems(
     except BaselineError as error:
         yield str(error)
         return
+    yield from _unlike(evidence, where, key, recorded)
+
+
+def _unlike(
+    evidence: Evidence, where: str, key: Key, recorded: Recorded
+) -> Iterator[str]:
+    """What is recorded otherwise than it follows from ``evidence``."""
     place = f"{where}: evidence {recorded.evidence}"
     for name, there, here in (
         ("key", evidence.key, str(key)),
@@ -163,7 +170,7 @@ class _Audit:
     def entry(self, file: BaselineFile, entry: CheckpointEntry) -> None:
         name = f"{self.path.stem}/{entry.name}"
         for text, recorded in entry.recorded.items():
-            self._record(name, text, recorded, entry)
+            self._record(name, text, recorded, entry, file)
         if entry.fingerprint is not None:
             self.evidence.add(entry.fingerprint.evidence)
             try:
@@ -177,7 +184,12 @@ class _Audit:
             self._relative(name, entry, entry.gates.relative, file)
 
     def _record(
-        self, name: str, text: str, recorded: Recorded, entry: CheckpointEntry
+        self,
+        name: str,
+        text: str,
+        recorded: Recorded,
+        entry: CheckpointEntry,
+        file: BaselineFile,
     ) -> None:
         line = entry.lines[f"recorded.{text}"]
         key = Key.parse(text)
@@ -190,9 +202,23 @@ class _Audit:
             self.published += len(recorded.metrics)
             return
         self.evidence.add(recorded.evidence)
-        problems = [*evidence_problems(self.path.parent, name, key, recorded)]
-        for problem in problems:
-            self.add(line, problem)
+        where = f"{name}, {key}"
+        try:
+            evidence = read_evidence(self.path.parent, recorded, where=where)
+        except BaselineError as error:
+            self.add(line, str(error))
+            problems = [str(error)]
+        else:
+            problems = [*_unlike(evidence, where, key, recorded)]
+            for problem in problems:
+                self.add(line, problem)
+            if self._is_of_another(evidence, recorded, entry, file):
+                self.add(
+                    line,
+                    f"{where}: its evidence was measured of {evidence.checkpoint}, "
+                    "which has other weights: record this key again",
+                    "warning",
+                )
         if not problems:
             self.values += len(recorded.metrics)
         now = entry.fingerprint
@@ -204,6 +230,28 @@ class _Audit:
                 "update --fingerprint`",
                 "warning",
             )
+
+    def _is_of_another(
+        self,
+        evidence: Evidence,
+        recorded: Recorded,
+        entry: CheckpointEntry,
+        file: BaselineFile,
+    ) -> bool:
+        """Whether a record was copied from another checkpoint of the file.
+
+        One that was renamed keeps evidence that has its old name, and nobody else does.
+        """
+        now = entry.fingerprint
+        stem, _, other = evidence.checkpoint.partition("/")
+        if now is None or stem != self.path.stem or other == entry.name:
+            return False
+        theirs = file.checkpoints.get(other, CheckpointEntry(other)).fingerprint
+        return (
+            theirs is not None
+            and theirs.digest != now.digest
+            and recorded.weights_digest != now.digest
+        )
 
     def _gates(self, name: str, entry: CheckpointEntry) -> None:
         for text, gates in entry.gates.metrics.items():

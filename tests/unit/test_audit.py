@@ -301,3 +301,25 @@ def test_problems_of_one_record(file: Path) -> None:
     key = Key.parse(KEY)
     assert [*evidence_problems(file.parent, "llama/dense", key, recorded)] == []
     assert measured((4.0, 5.0)).metrics == recorded.metrics
+
+
+def test_a_record_that_was_copied_from_another_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "llama.yaml"
+    write(path, fingerprint=weights())
+    write(path, (4.5, 5.5), entry="w50", fingerprint=weights(1))
+    text = path.read_text()
+    start, middle = text.index("      wanda", text.index("recorded:")), None
+    middle = text.index("      fingerprint:", start)
+    better = re.sub(r" +weights_digest: .*\n", "", text[start:middle])
+    place = text.index("      wanda", text.index("recorded:", middle))
+    end = text.index("      fingerprint:", place)
+    path.write_text(text[:place] + better + text[end:])
+    (finding,) = audit_file(path).findings
+    assert finding.warning
+    assert finding.text == (
+        f"{path}:{line_of(path, KEY, 3)}: warning: llama/w50, {KEY}: its evidence was "
+        "measured of llama/dense, which has other weights: record this key again"
+    )
+    # A checkpoint that was renamed is no copy.
+    path.write_text(text.replace("  w50:", "  w60:"))
+    assert audit_file(path).findings == ()
