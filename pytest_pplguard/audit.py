@@ -247,11 +247,8 @@ class _Audit:
         if now is None or stem != self.path.stem or other == entry.name:
             return False
         theirs = file.checkpoints.get(other, CheckpointEntry(other)).fingerprint
-        return (
-            theirs is not None
-            and theirs.digest != now.digest
-            and recorded.weights_digest != now.digest
-        )
+        known = recorded.weights_digest
+        return theirs is not None and now.digest not in (theirs.digest, known)
 
     def _gates(self, name: str, entry: CheckpointEntry) -> None:
         for text, gates in entry.gates.metrics.items():
