@@ -145,8 +145,8 @@ def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     return project
 
 
-def run(folder: Path, model: str, **inputs: str) -> Run:
-    """The action, with pip noted in ``pip.json`` and not run."""
+def run(folder: Path, model: str, *, gates: str = "", **inputs: str) -> Run:
+    """The action, with pip noted in ``pip.json``, and ``gates`` in pytest's place."""
     stubs = folder.parent / "stubs"
     stubs.mkdir(exist_ok=True)
     (stubs / "python").write_text(
@@ -156,6 +156,7 @@ def run(folder: Path, model: str, **inputs: str) -> Run:
         "if words[:2] == ['-m', 'pip']:\n"
         f"    json.dump(words[2:], open({str(folder.parent / 'pip.json')!r}, 'w'))\n"
         "else:\n"
+        f"    {gates}\n"
         f"    os.execv({sys.executable!r}, [{sys.executable!r}, *words])\n"
     )
     (stubs / "python").chmod(0o755)
@@ -256,6 +257,15 @@ def test_what_cannot_be_run(folder: Path) -> None:
     assert done.values["outputs.outcome"] == "error"
     assert "unrecognized arguments: --ppl-no-such-option" in done.log
     assert "actions/cache/save" in by_action(done)
+
+
+def test_a_job_that_is_cancelled(folder: Path) -> None:
+    done = run(folder, "demo", gates="os.kill(os.getppid(), 9)")
+    assert done.failed
+    assert done.values["outputs.outcome"] == "error"
+    # What was written until then is uploaded.
+    report = Path(done.values["outputs.report"])
+    assert by_action(done)["actions/upload-artifact"]["path"] == str(report.parent)
 
 
 def test_no_model(folder: Path) -> None:
