@@ -41,6 +41,8 @@ _METHODS = {
     "vllm": "the method of vLLM's tests",
     "kl": "text cut as in the Wanda code",
 }
+_EMPTY = re.compile(r"\s*---(?P<end>\r?\n)(?=---[ \t]*(?:\r?\n|\Z))")
+"""The first line of metadata that hold nothing."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -209,6 +211,13 @@ def with_results(text: str, results: list[EvalResult], *, name: str, place: str)
             f"{place} starts with a byte order mark, which hides its metadata from the "
             "Hub: save it without one"
         )
+    if (empty := _EMPTY.match(text)) is not None:
+        # To the Hub's reader it would end at the next rule of the text.
+        new = eval_results_to_model_index(name, results)
+        written = _yaml({_INDEX: _merged([], new[0])})
+        written = written.replace("\n", empty["end"])
+        inside_at = empty.end()
+        return f"{text[:inside_at]}{written}{empty['end']}{text[inside_at:]}"
     match = REGEX_YAML_BLOCK.search(text)
     block = match[2] if match is not None else ""
     above = 0 if match is None else text.count("\n", 0, match.start(2))
@@ -224,9 +233,39 @@ def with_results(text: str, results: list[EvalResult], *, name: str, place: str)
     line_break = "\r\n" if match[1].endswith("\r\n") else "\n"
     written = written.replace("\n", line_break)
     start, end = span or (len(block), len(block))
+    end -= block[:end].endswith("\r")  # half of a line's end
     before = block[:start] + (line_break if not span and block.strip() else "")
     inside = before + written + block[end:]
+    _refuse_others(metadata, inside, index, place)
     return text[: match.start(2)] + inside + text[match.end(2) :]
+
+
+def _refuse_others(
+    old: dict[str, Any], block: str, index: list[dict[str, Any]], place: str
+) -> None:
+    """Refuse a ``block`` that does not read as the ``old`` metadata with our results.
+
+    Anchors, tags and what is indented as a whole are more than a splice can keep.
+    """
+    import yaml
+
+    try:
+        new = yaml.safe_load(block)
+    except yaml.YAMLError:
+        new = None
+    # The Hub's own writer leaves out what is null.
+    if _without_nulls(new) != _without_nulls({**old, _INDEX: index}):
+        raise UsageError(
+            f"{place}: {_INDEX} cannot be written into its metadata without changing "
+            f"the rest: write the fields without anchors, from the first column, and "
+            f"{_INDEX} as a block of its own"
+        )
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [*map(_without_nulls, value)] if isinstance(value, list) else value
 
 
 def results_of(text: str) -> list[EvalResult]:
@@ -277,7 +316,9 @@ def _ends(node: Any) -> Iterator[int]:
     """Where a node's text ends: a block's own mark is after the comments below it."""
     children = node.value if isinstance(node.value, list) else []
     if not children or node.flow_style:
-        yield node.end_mark.index
+        # Of text behind a `|` or `>` the mark stands on the next line.
+        block = isinstance(node.value, str) and node.style in ("|", ">")
+        yield node.end_mark.index - block
         return
     for child in children:
         for part in child if isinstance(child, tuple) else (child,):

@@ -352,3 +352,61 @@ def test_what_others_wrote_stays_a_text() -> None:
     (result,) = results_of(card("---\na: 1\n---\n", record))
     assert result.metric_args is not None
     assert result.metric_args["environment"] == {"device_name": hostile}
+
+
+OTHERS = (
+    "model-index:\n"
+    "- name: {name}\n"
+    "  results:\n"
+    "  - task: {{type: t}}\n"
+    "    dataset: {{name: d, type: d, config: null}}\n"
+    "    metrics:\n"
+    "    - type: acc\n"
+    "      value: 1\n"
+    "      name: {metric}\n"
+)
+
+
+@pytest.mark.parametrize("style", ["|", ">", "|-", "|+"])
+def test_results_that_end_in_a_block_of_text(style: str) -> None:
+    index = OTHERS.format(name="x", metric=f"{style}\n        two\n        lines")
+    text = f"---\n{index}license: mit # why\n---\nbody\n"
+    card = with_results(text, eval_results([published()]), name="n", place=PLACE)
+    assert card.endswith("\nlicense: mit # why\n---\nbody\n")
+    assert [result.metric_value for result in results_of(card)] == [1, VALUE]
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "mit"
+    windows = with_results(
+        text.replace("\n", "\r\n"), eval_results([published()]), name="n", place=PLACE
+    )
+    assert windows == card.replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"---\n{OTHERS.format(name='&n x', metric='a')}title: *n\n---\nb\n",
+        "---\n  license: mit\n  tags: [a]\n---\nb\n",
+        "---\nlicense: mit\n...\n---\nb\n",
+        "---\n? model-index\n: - name: x\n    results: []\n---\nb\n",
+    ],
+    ids=["anchor", "indented", "ended", "complex"],
+)
+def test_metadata_that_a_splice_would_break_are_refused(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        with_results(text, eval_results([published()]), name="n", place=PLACE)
+    assert str(error.value) == (
+        "m/README.md: model-index cannot be written into its metadata without changing "
+        "the rest: write the fields without anchors, from the first column, and "
+        "model-index as a block of its own"
+    )
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_empty_metadata_above_a_rule(end: str) -> None:
+    text = end.join(["---", "---", "", "# Title", "", "---", "foot", ""])
+    card = with_results(text, eval_results([published()]), name="n", place=PLACE)
+    assert card.startswith(f"---{end}model-index:{end}")
+    assert card.endswith(f"{end}{text.removeprefix(f'---{end}')}")
+    assert [result.metric_value for result in results_of(card)] == [VALUE]
+    again = with_results(card, eval_results([published()]), name="n", place=PLACE)
+    assert again == card
