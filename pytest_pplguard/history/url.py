@@ -26,11 +26,15 @@ def checked_url(url: str, *, base: Path, option: str) -> str:
             is no history, is too new, or cannot be written.
     """
     path = path_of(url, base=base, option=option)
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long
+        raise UsageError(f"{option}: {path}: {error.strerror or error}") from error
     if path.is_dir():
         raise UsageError(f"{option}: {path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise UsageError(f"{option}: the folder of {path} does not exist")
-    if not path.exists():
+    if not there:
         if not os.access(path.parent, os.W_OK):
             raise UsageError(f"{option}: nothing can be written to {path.parent}")
         return f"{_SQLITE}{path}"

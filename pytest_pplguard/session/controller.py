@@ -307,13 +307,25 @@ class Controller:
                 self._notices |= dict.fromkeys(notices)
         for path in self._options.reports:
             with self._collecting_problems():
-                write_report(path, self.results(), self.details())
+                self._write_report(path)
         if self._options.history is not None:
             with self._collecting_problems():
                 self._add_to_history(self._options.history)
         written = len(self._problems) == problems
         self._tell_github()
         return written
+
+    def _write_report(self, path: str) -> None:
+        try:
+            write_report(path, self.results(), self.details())
+        except (PplguardError, OSError):
+            raise
+        except Exception as error:
+            # What one cannot show is no reason to lose the others, and the history.
+            raise PplguardError(
+                f"--ppl-report: {path} could not be made ({type(error).__name__}: "
+                f"{error}): please report this fault of pytest-pplguard"
+            ) from error
 
     def _add_to_history(self, url: str) -> None:
         results = self.results()

@@ -6,6 +6,11 @@ import html
 import json
 import re
 
+import pytest
+
+from pytest_pplguard.history import read_runs
+from pytest_pplguard.report import files
+
 from .project import Project
 
 KEYS = """
@@ -58,3 +63,28 @@ def test_a_ladder_for_no_page_and_one_that_is_none(project: Project) -> None:
             "explain MODEL --json FILE`"
         ]
     )
+
+
+def test_a_page_that_cannot_be_made_costs_nothing_else(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise OverflowError("intermediate overflow in fsum")
+
+    monkeypatch.setitem(files._KINDS, ".html", fail)
+    project.baseline(KEYS, w50="ppl:8")
+    result = project.run(
+        *project.give(w50="ppl:8"),
+        "--ppl-report=r.html",
+        "--ppl-report=r.json",
+        "--ppl-history=sqlite:///h.db",
+    )
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "FAILED --ppl-report: *r.html could not be made (OverflowError: intermediate"
+            " overflow in fsum): please report this fault of pytest-pplguard"
+        ]
+    )
+    assert len(json.loads((project.path / "r.json").read_text())["verdicts"]) == 2
+    assert len(read_runs(project.path / "h.db")) == 1

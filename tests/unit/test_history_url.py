@@ -134,3 +134,10 @@ def test_somebody_who_adds_a_run_does_not_disturb(tmp_path: Path) -> None:
         assert checked_url("sqlite:///h.db", base=tmp_path, option="x")
         writer.execute("ROLLBACK")
     writer.close()
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    name = "x" * 300
+    assert message(f"sqlite:///{name}", tmp_path) == (
+        f"--ppl-history: {tmp_path}/{name}: File name too long"
+    )
