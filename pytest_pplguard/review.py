@@ -136,6 +136,23 @@ def review(
     return work.result(tuple(unread))
 
 
+def unreadable(stem: str, file: BaselineFile) -> GateChange | None:
+    """What is lost where ``file`` was read before and cannot be now; None if no gate.
+
+    One that no longer looks like a baseline file is not even collected.
+    """
+    count = sum(len(_gate_names(entry.gates)) for entry in file.checkpoints.values())
+    if not count:
+        return None
+    return GateChange(
+        checkpoint=stem,
+        gate="all gates",
+        old=f"{count} gate{'' if count == 1 else 's'}",
+        new="cannot be read",
+        file=file.path,
+    )
+
+
 def loosens(
     old: Tolerance,
     new: Tolerance,
@@ -358,6 +375,9 @@ class _Review:
         compare("allow_keys", ", ".join(old.allow_keys), ", ".join(new.allow_keys), "",
                 bool(added))  # fmt: skip
         if old.reference != new.reference and old.reference is not None:
+            if any(Key.parse(key).method == "kl" for key in old.gates.metrics):
+                self.loosen(name, "reference", old.reference, new.reference or "none",
+                            place(""))  # fmt: skip
             self._say(
                 "incomparable",
                 name,

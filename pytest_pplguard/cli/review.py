@@ -16,7 +16,7 @@ from ..baselines import parse_baseline, read_evidence, read_fingerprint
 from ..baselines.read import FINGERPRINT
 from ..errors import BaselineError, UsageError
 from ..report.review import review_document, review_lines, review_markdown
-from ..review import Fact, Review, review
+from ..review import Fact, Review, review, unreadable
 from ..values import BaselineFile, CheckpointEntry, Key, Recorded, Scalar
 from .git import Repository, baseline_names
 from .output import show, write_json
@@ -204,6 +204,10 @@ class _Working(_Side):
 
 
 def _compare(old: _Side, new: _Side) -> Review:
+    lost = (
+        unreadable(stem, old.files[stem]) for stem in new.unread if stem in old.files
+    )
+    gone = tuple(filter(None, lost))
     # What cannot be read on one side is compared with nothing; it is not gone.
     for side, other in ((old, new), (new, old)):
         for stem in side.unread:
@@ -216,7 +220,7 @@ def _compare(old: _Side, new: _Side) -> Review:
         new_protocol=new.protocol,
     )
     facts = tuple(fact for fact in _evidence(old, new))
-    return replace(found, suspect=found.suspect + facts)
+    return replace(found, loosened=gone + found.loosened, suspect=found.suspect + facts)
 
 
 def _evidence(old: _Side, new: _Side) -> Iterator[Fact]:

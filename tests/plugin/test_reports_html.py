@@ -82,8 +82,9 @@ def test_a_page_that_cannot_be_made_costs_nothing_else(
     assert result.ret == 1
     result.stdout.fnmatch_lines(
         [
-            "FAILED --ppl-report: *r.html could not be made (OverflowError: intermediate"
-            " overflow in fsum): please report this fault of pytest-pplguard"
+            "FAILED --ppl-report: *r.html could not be made (OverflowError: "
+            "intermediate overflow in fsum): please report this fault of "
+            "pytest-pplguard"
         ]
     )
     assert len(json.loads((project.path / "r.json").read_text())["verdicts"]) == 2

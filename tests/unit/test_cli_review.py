@@ -493,3 +493,18 @@ def test_in_a_hook_of_another_repository(
     monkeypatch.setenv("GIT_DIR", f"{outer}/.git")
     monkeypatch.setenv("GIT_INDEX_FILE", f"{outer}/.git/index")
     assert "llama.yaml" in Repository(FOLDER).staged_files()
+
+
+@pytest.mark.usefixtures("repository")
+def test_a_file_that_is_no_baseline_any_more_has_lost_its_gates(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Pytest does not collect it: nothing is red.
+    edit(FILE, ("schema:", "Schema:"), ("checkpoints:", "Checkpoints:"))
+    lost = "LOOSENED: 1 gate\n  llama  all gates\n      1 gate -> cannot be read\n"
+    assert lost in shown(capsys)
+    assert review_baselines(None, folder=FOLDER, markdown=True, json_path=None)
+    commit("lost")
+    # What was not read before has lost nothing.
+    edit(FILE, ("model:", "Model:"))
+    assert not review_baselines(None, folder=FOLDER, markdown=True, json_path=None)

@@ -292,6 +292,13 @@ def test_allow_keys_and_reference() -> None:
         ("allow_keys", "none", "lm_head.*", 4)
     ]
     assert found.incomparable == (Fact("llama/w50", "kl", "reference: dense -> other"),)
+    # A divergence from something nearer is smaller.
+    of_kl = Gates(metrics={"kl/wikitext2:4096": {"kl_divergence": Tolerance(max=0.1)}})
+    old = replace(old, gates=of_kl)
+    found = done(old, replace(old, reference="other"))
+    assert [(g.gate, g.old, g.new, g.line) for g in found.loosened] == [
+        ("reference", "dense", "other", 4)
+    ]
     assert done(replace(old, allow_keys=("a", "b")), old).loosened == ()
 
 
