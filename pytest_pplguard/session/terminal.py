@@ -53,7 +53,9 @@ class Failures:
         changed: list[tuple[Any, Any]] = []
         for category in _SHOWN_IN:
             for report in terminalreporter.stats.get(category, ()):
-                if getattr(report, IS_GATES, False):
+                # Somebody else may have put another text in its place.
+                own = hasattr(report.longrepr, "reprcrash")
+                if own and getattr(report, IS_GATES, False):
                     lines = failure_lines(
                         report.longreprtext, width=width, style=style, shown=shown
                     )

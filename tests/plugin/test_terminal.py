@@ -337,3 +337,28 @@ def test_a_slip_in_another_file_does_not_hide_ones_own(project: Project) -> None
     text = "\n".join(result.stderr.lines)
     assert "baselines/opt.yaml:5" in text
     assert "'llama/w60' is no checkpoint" in text
+
+
+def test_a_failure_that_somebody_else_has_reworded(
+    project: Project, red: list[str], plugin_args: tuple[str, ...]
+) -> None:
+    conftest = project.path / "conftest.py"
+    conftest.write_text(
+        f"{conftest.read_text()}\n"
+        "import pytest\n"
+        "@pytest.hookimpl(wrapper=True, tryfirst=True)\n"
+        "def pytest_runtest_makereport():\n"
+        "    report = yield\n"
+        "    if report.failed:\n"
+        "        report.longrepr = f'IN OTHER WORDS {report.longrepr}'\n"
+        "    return report\n"
+    )
+    result = project.run(*red, *plugin_args)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "IN OTHER WORDS llama/w50 wanda/tiny:16: token_perplexity regressed by*",
+            "* perplexity *",
+            COUNTS.strip(),
+        ]
+    )
