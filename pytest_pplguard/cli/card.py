@@ -183,8 +183,13 @@ def _measured(folder: Path, name: str, entry: CheckpointEntry) -> list[Published
                 key=key,
                 recorded=recorded,
                 evidence=read_evidence(folder, recorded, where=f"{name}, {text}"),
-                weights=now.digest,
             )
+        )
+    unsure = [str(r.key) for r in records if r.recorded.weights_digest is None]
+    if unsure:
+        say(
+            f"without a weights_digest, as it is not recorded on which weights "
+            f"they were measured: {', '.join(unsure)}; `pplguard update` records that"
         )
     if not records:
         raise UsageError(

@@ -49,14 +49,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 class Published(Struct, frozen=True, kw_only=True):
     """A measured record on its way into a card.
 
-    ``checkpoint`` is the full name, ``weights`` the digest of its fingerprint.
+    ``checkpoint`` is the full name.
     """
 
     checkpoint: str
     key: Key
     recorded: Recorded
     evidence: Evidence
-    weights: str
 
 
 def eval_results(records: Sequence[Published]) -> list[EvalResult]:
@@ -141,7 +140,7 @@ def _arguments(record: Published, metric: MetricName) -> dict[str, Any]:
         "units": dict(recorded.units),
         "windows_digest": recorded.windows_digest,
         "corpus_digest": recorded.corpus_digest,
-        "weights_digest": record.weights,
+        **_weights(recorded),
         "protocol": {
             name: value
             for name, value in record.evidence.protocol.items()
@@ -152,6 +151,12 @@ def _arguments(record: Published, metric: MetricName) -> dict[str, Any]:
     if metric in recorded.stderr:
         arguments["stderr"] = recorded.stderr[metric]
     return arguments
+
+
+def _weights(recorded: Recorded) -> dict[str, str]:
+    """The weights that were measured; nothing where the record does not know them."""
+    digest = recorded.weights_digest
+    return {} if digest is None else {"weights_digest": digest}
 
 
 # ------------------------------------------------------------------------------- cards

@@ -182,6 +182,9 @@ def test_what_was_not_measured_on_these_weights_is_left_out(
         "pplguard: left out, published elsewhere and not measured here: "
         "wanda/demo:128\n"
         "pplguard: left out, measured on other weights: wanda/demo:256\n"
+        "pplguard: without a weights_digest, as it is not recorded on which weights "
+        "they were measured: lm-eval/wikitext+demo:256, kl/demo:256:first16; `pplguard "
+        "update` records that\n"
     )
     assert "Perplexity per token" not in out
     assert out.endswith("5 results of demo/wanda-50\n")

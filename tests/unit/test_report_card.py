@@ -37,6 +37,7 @@ def published(
         "units": {"tokens": 339885},
         "windows_digest": "sha256:" + "1" * 64,
         "corpus_digest": "sha256:" + "2" * 64,
+        "weights_digest": "sha256:" + "3" * 64,
         "evidence": "llama/w50/x.json",
         "environment": {"pytest_pplguard": "0.1.0", "torch": "2.13.0", "dtype": "bf16"},
     }
@@ -55,7 +56,7 @@ def published(
     )
     return Published(
         checkpoint="llama/w50", key=Key.parse(key), recorded=recorded,
-        evidence=evidence, weights="sha256:" + "3" * 64,
+        evidence=evidence,
     )  # fmt: skip
 
 
@@ -410,3 +411,10 @@ def test_empty_metadata_above_a_rule(end: str) -> None:
     assert [result.metric_value for result in results_of(card)] == [VALUE]
     again = with_results(card, eval_results([published()]), name="n", place=PLACE)
     assert again == card
+
+
+def test_weights_that_nobody_recorded_are_not_claimed() -> None:
+    (result,) = eval_results([published(weights_digest=None)])
+    assert result.metric_args is not None
+    assert "weights_digest" not in result.metric_args
+    assert result.metric_args["windows_digest"] == "sha256:" + "1" * 64
