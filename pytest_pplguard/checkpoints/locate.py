@@ -129,7 +129,7 @@ def _find(
     """Where ``spec`` is; what a folder holds is not looked at."""
     if not spec.strip():
         raise CheckpointError("the path of a checkpoint is empty")
-    path = cwd / Path(spec).expanduser()
+    path = cwd / Path(os.path.expanduser(spec))
     # Of a name that is too long, os.path says that there is none.
     if os.path.isdir(path):
         return Located(spec, path)
@@ -157,10 +157,10 @@ def _find(
 def _split_base(spec: str, cwd: Path) -> tuple[str, str | None]:
     """``ADAPTER+BASE`` in two; a path that exists is not split."""
     places = [place for place, character in enumerate(spec) if character == "+"]
-    if not places or os.path.exists(cwd / Path(spec).expanduser()):
+    if not places or os.path.exists(cwd / Path(os.path.expanduser(spec))):
         return spec, None
     for place in places:
-        if os.path.isdir(cwd / Path(spec[:place]).expanduser()):
+        if os.path.isdir(cwd / Path(os.path.expanduser(spec[:place]))):
             break
     else:
         place = places[0]
@@ -205,7 +205,7 @@ def _named_base(found: Located, cwd: Path, find: Callable[[str], Located]) -> Lo
         dict.fromkeys(
             place.resolve()
             for start in (cwd, found.folder)
-            if os.path.isdir(place := start / Path(named).expanduser())
+            if os.path.isdir(place := start / Path(os.path.expanduser(named)))
         )
     )
     if len(places) > 1:

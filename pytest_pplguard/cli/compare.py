@@ -166,7 +166,7 @@ def _sides(spec: str, folder: Path, options: Options) -> Iterator[Side]:
         for name in DEMO_CHECKPOINTS:
             yield _model(name, options)
         return
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
         yield from _entries(path)
         return

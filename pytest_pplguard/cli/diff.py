@@ -133,7 +133,7 @@ class _Checkpoint:
 def _side(spec: str, options: Options, folder: Path) -> _Recorded | _Checkpoint:
     """A path that exists or a name of the demo is a checkpoint, else a baseline."""
     found = named_entry(spec, folder)
-    is_path = os.path.exists(Path(spec).expanduser()) or spec.startswith("demo/")
+    is_path = os.path.exists(Path(os.path.expanduser(spec))) or spec.startswith("demo/")
     if found is None or (is_path and found[0].parent == folder):
         return _Checkpoint(spec, options)
     path, name = found

@@ -50,7 +50,7 @@ def explain_model(
 
 def _refuse_baseline(spec: str, folder: Path) -> None:
     """A name that is recorded, and no checkpoint that is there."""
-    if spec in DEMO_CHECKPOINTS or os.path.exists(Path(spec).expanduser()):
+    if spec in DEMO_CHECKPOINTS or os.path.exists(Path(os.path.expanduser(spec))):
         return
     if spec == DEMO:
         raise UsageError(

@@ -48,7 +48,7 @@ def weights_size(spec: str) -> str:
 
     Of a Hub id it is known only when it is here.
     """
-    whole = Path(spec).expanduser()
+    whole = Path(os.path.expanduser(spec))
     parts = [whole] if os.path.exists(whole) else [*map(_path, spec.split("+"))]
     try:
         size = sum(file.stat().st_size for part in parts for file in _weights(part))
@@ -62,7 +62,7 @@ def weights_size(spec: str) -> str:
 
 def _path(spec: str) -> Path:
     name = spec.removeprefix("demo/")
-    return Path(spec).expanduser() if name == spec else DEMO_FOLDER / name
+    return Path(os.path.expanduser(spec)) if name == spec else DEMO_FOLDER / name
 
 
 def _weights(path: Path) -> list[Path]:

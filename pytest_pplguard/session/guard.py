@@ -456,7 +456,8 @@ class Guard:
         specs = [target.spec for target in self.targets.values()]
         parts = [part for spec in specs for part in (spec, *spec.split("+")) if part]
         return frozenset(
-            os.path.realpath(self._start / Path(part).expanduser()) for part in parts
+            os.path.realpath(self._start / Path(os.path.expanduser(part)))
+            for part in parts
         )
 
     def reclaim(self) -> None:

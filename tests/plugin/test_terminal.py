@@ -362,3 +362,12 @@ def test_a_failure_that_somebody_else_has_reworded(
             COUNTS.strip(),
         ]
     )
+
+
+def test_a_home_that_nobody_has(project: Project) -> None:
+    project.baseline(GATES, w50="ppl:8")
+    (project.path / "conftest.py").write_text("")  # the checkpoint is read from files
+    result = project.run("--ppl-model=llama/w50=~no-such-user/x")
+    assert result.ret == 1
+    assert "no-such-user/x does not exist" in result.stdout.str()
+    assert "RuntimeError" not in result.stdout.str()

@@ -315,3 +315,9 @@ def test_hub_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "be fetched from the Hub: ConnectError: no route. Give a local folder, or run "
         "`hf download org/name` where there is a network"
     )
+
+
+def test_a_home_that_nobody_has(tmp_path: Path) -> None:
+    assert refused("~no-such-user/x", tmp_path).startswith(
+        "~no-such-user/x does not exist (looked at "
+    )

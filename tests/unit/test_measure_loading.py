@@ -36,3 +36,7 @@ def test_what_is_not_here_has_no_size_yet(spec: str) -> None:
 
 def test_the_demo_has_one() -> None:
     assert weights_size("demo/dense") == "2.14 MB"
+
+
+def test_a_home_that_nobody_has_holds_nothing() -> None:
+    assert weights_size("~no-such-user/x") == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -146,7 +147,7 @@ def _locate(
 def _folder(spec: str) -> Path | None:
     """The folder that was meant, also that of an adapter before its base."""
     for end in (len(spec), *(i for i, letter in enumerate(spec) if letter == "+")):
-        path = Path(spec[:end]).expanduser()
+        path = Path(os.path.expanduser(spec[:end]))
         if spec[:end].strip() and path.is_dir():
             return path
     return None
