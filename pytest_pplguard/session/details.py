@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from ..checkpoints import Sparsity, sparsity_of
@@ -204,6 +205,8 @@ def loss_detail(
         problem = "no baseline losses: the baseline is a published value"
     elif recorded.windows_digest != detail.windows_digest:
         problem = "no baseline losses: the baseline is of other windows"
+    elif evidence and not _has(evidence, detail.windows, of):
+        problem = "no baseline losses: the evidence does not hold these windows"
     elif evidence:
         detail = replace(detail, baseline=_summed(evidence, detail.windows, of))
     return replace(detail, problem=_joined(detail.problem, problem))
@@ -255,6 +258,13 @@ def _of_invalid(name: str, key: Key, of: Summed, error: InvalidLossError) -> Los
         measured=tuple(losses[index][0] for index in windows),
         windows_digest=error.windows_digest,
         problem=str(error),
+    )
+
+
+def _has(scores: Sequence[WindowScore], indices: Sequence[int], of: Summed) -> bool:
+    """Whether there is a sum for each window: evidence may be of anybody's making."""
+    return max(indices) < len(scores) and all(
+        getattr(scores[index], of) is not UNSET for index in indices
     )
 
 

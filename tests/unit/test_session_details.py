@@ -247,3 +247,11 @@ def test_one_side_alone() -> None:
     assert (then.digest, then.recorded_digest) == ("", known.digest)
     assert set(then.recorded_zeros) == set(known.linear)
     assert NORM not in now.zeros
+
+
+def test_evidence_that_does_not_hold_the_windows() -> None:
+    why = "no baseline losses: the evidence does not hold these windows"
+    assert detail(evidence=THEN[:3]) == replace(DETAIL, baseline=(), problem=why)
+    of_losses = tuple(WindowScore(one.nll_sum, one.scored) for one in THEN)
+    found = detail(replace(MEASURED, key=str(KL)), evidence=of_losses, key=KL)
+    assert (found.baseline, found.problem) == ((), why)
