@@ -144,7 +144,10 @@ def test_two_runs_at_once_and_both_killed(loaded: Loaded, tmp_path: Path) -> Non
 
     result = measure(loaded, WANDA, folder)
     assert result.evidence == expected.evidence
-    assert f"; {known} of {expected.windows} windows" in result.notices[0]
+    assert (
+        f": {known} of {expected.windows} windows were scored already"
+        in result.notices[0]
+    )
 
 
 def test_two_whole_runs_at_once(loaded: Loaded, tmp_path: Path) -> None:
@@ -190,7 +193,7 @@ def test_another_model_does_not_go_on_with_it(loaded: Loaded, tmp_path: Path) ->
     finally:
         weight.data.copy_(saved)
     [notice] = measure(loaded, WANDA, tmp_path).notices
-    assert "continued" in notice
+    assert "394 of 394 windows were scored already" in notice
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from pytest_pplguard.measure.environment import using_threads
 from pytest_pplguard.options import Options, Target
 from pytest_pplguard.scoring import Scorer
 from pytest_pplguard.session import setup
+from pytest_pplguard.session.outbox import Outbox
 from pytest_pplguard.values import Key
 from tests.model.commands import pplguard
 from tests.model.tiny import save_tiny
@@ -180,7 +181,7 @@ def test_a_number_that_was_typed_wins_over_xdists_share(
         workerinput={"workerid": "gw1", "workercount": 4},
         hook=SimpleNamespace(pytest_pplguard_load_model=hook),
     )
-    guard: Any = SimpleNamespace(options=Options(threads=typed))
+    guard: Any = SimpleNamespace(options=Options(threads=typed), outbox=Outbox())
     setup._Loader(config, guard)(Target("one", "x"))
     torch.set_num_threads(3)
     assert found == [expected]
