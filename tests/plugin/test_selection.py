@@ -140,13 +140,9 @@ def test_a_checkpoint_of_a_malformed_file(project: Project) -> None:
     project.baseline("a: {}\na: {}\n")
     result = project.run("--ppl-model=llama/a=ppl:8")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(
-        [
-            "ERROR: *llama.yaml:5: *",
-            "--ppl-model: 'llama/a=ppl:8' is no existing path, and 'llama/a' is no "
-            "checkpoint (no baseline file is known)",
-        ]
-    )
+    result.stderr.fnmatch_lines(["ERROR: *llama.yaml:5: *"])
+    # What follows from it would only hide it.
+    result.stderr.no_fnmatch_line("*--ppl-model*")
 
 
 def test_two_files_of_one_name(project: Project, both: list[str]) -> None:
