@@ -238,7 +238,8 @@ def _expand(value: str, known: Known) -> list[Target]:
         if name not in known.paths:
             raise UsageError(
                 f"--ppl-model: {value!r} is no existing path, and {name!r} is no "
-                f"checkpoint{near_matches(name, known.paths)}{_among(known.paths)}"
+                f"recorded checkpoint{near_matches(name, known.paths)}"
+                f"{_among(known.paths)}"
             )
         if not path:
             raise UsageError(f"--ppl-model: no path behind {value!r}")

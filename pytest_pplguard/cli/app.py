@@ -212,7 +212,7 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="DENSE PRUNED...",
+            metavar="MODEL",
             help="The dense model, then those to compare with it; each a checkpoint "
             "as of measure, a recorded baseline FILE/NAME, or a baseline FILE for all "
             "in it; demo: the demo's two",
@@ -450,7 +450,7 @@ def inspect(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="Show how this checkpoint's tokenizer cuts the pages of wikitext; no "
             "weights are read",
         ),
@@ -543,7 +543,7 @@ def doctor(
 def show(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[FILE[/NAME]]", help="Only these (default: all)"),
+        typer.Argument(metavar="FILE[/NAME]", help="Only these (default: all)"),
     ] = None,
     baselines: Baselines = Path("baselines"),
 ) -> None:
@@ -557,9 +557,7 @@ def show(
 def check(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[FILE|DIR]...", help="Baseline files, or folders of them"
-        ),
+        typer.Argument(metavar="FILE|DIR", help="Baseline files, or folders of them"),
     ] = None,
     baselines: Baselines = Path("baselines"),
 ) -> None:
@@ -578,7 +576,7 @@ def review(
     revisions: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REV[..REV]]",
+            metavar="REV[..REV]",
             help="What to compare, as for git: A..B, A...B, or one commit with its "
             "parent (default: what is not committed, else the last commit)",
         ),
@@ -641,7 +639,7 @@ def history(
     ],
     checkpoints: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FILE/NAME]...", help="Only these (default: all)"),
+        typer.Argument(metavar="FILE/NAME", help="Only these (default: all)"),
     ] = None,
     key: Annotated[
         list[str] | None,

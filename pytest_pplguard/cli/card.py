@@ -78,7 +78,8 @@ def write_card(
     _replace(path, text, shown)
     for result in results:
         show(f"  {number(result.metric_value):>12}  {result.metric_name}")
-    show(f"{shown}: {len(results)} results of {name}")
+    many = f"{len(results)} result{'s' * (len(results) > 1)}"
+    show(f"{shown}: {many} of {name}")
 
 
 # ----------------------------------------------------------------------- what is shown

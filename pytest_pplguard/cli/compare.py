@@ -366,9 +366,10 @@ class _Measured:
         from .measure import watching
 
         self._options, self._how = options, how
+        self._told: set[str] = set()
         self._store: Store = Store(
             {model.name: Target(model.name, model.spec) for model in models},
-            load=lambda target: load_target(target, options, tell=say),
+            load=lambda target: load_target(target, options, tell=self._tell),
             open_corpus=lambda corpus: open_corpus(corpus, options.corpora),
             watch=watching,
             batch_size=options.batch_size,
@@ -377,6 +378,12 @@ class _Measured:
             journals=journals_of(options),
         )
         self._store.corpus(how.corpus)  # without a text there is nothing to load for
+
+    def _tell(self, *notices: str) -> None:
+        """Say what holds for several models, such as the device, once."""
+        new = [notice for notice in notices if notice not in self._told]
+        self._told.update(new)
+        say(*new)
 
     def row(self, model: Model) -> Row:
         """One model by both methods; what fails is said in its row."""
@@ -389,7 +396,7 @@ class _Measured:
             except PplguardError as error:
                 failures.append(f"{key}: {error}")
                 continue
-            say(*measured.notices)
+            self._tell(*measured.notices)
             numbers[method] = Number.measured(measured)
         sparsity, note = self._sparsity(model) if numbers else (None, "")
         return Row(

@@ -307,7 +307,11 @@ class _Bench:
         return measured
 
     def _get(self, options: Options) -> Loaded:
-        name = f"{self._spec} {options.attention} {options.dtype}"
+        # Other versions of the model are told apart by what differs in them.
+        other = [options.attention or "", options.dtype]
+        name = " ".join(
+            [self._spec, *(filter(None, other) if options is not self._options else ())]
+        )
         self._targets[name] = Target(name=name, spec=self._spec)
         self._loading[name] = options
         return self._store.loaded(name)

@@ -112,7 +112,7 @@ class _Shares(Struct, frozen=True):
             # Next to a bound, rounding decides which of two is further off.
             first = (failed or order)[0]
             placed = _place(verdict, self.now[first], self.expected[first], abs_)
-            verdict = replace(placed, notes=(f"measured is that of {first}",))
+            verdict = replace(placed, notes=(f"the share is that of {first}",))
         if not failed and (kinds["gone"] or kinds["new"]):
             verdict = replace(verdict, outcome=Outcome.NOT_COMPARABLE, passed=False)
         return replace(
@@ -125,7 +125,7 @@ class _Shares(Struct, frozen=True):
             notes=(
                 *verdict.notes,
                 f"{len(failed)} of {len(self.now)} {self.scope}s out of bounds; "
-                f"{total:.6g} in all together",
+                f"all together: {total:.6g}",
             ),
         )
 

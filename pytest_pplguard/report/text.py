@@ -282,8 +282,8 @@ def headline(verdict: Verdict) -> str:
     place = f"{name} {one_line(verdict.key)}"
     what = {
         Outcome.REGRESSED: f"{verdict.metric} {_regressed(verdict)}",
-        Outcome.IMPROVED: f"{verdict.metric} improved{_by(verdict)}, and should stay "
-        "within",
+        Outcome.IMPROVED: f"{verdict.metric} improved{_by(verdict)}, more than is "
+        "allowed",
         Outcome.CHANGED: f"{verdict.metric}: {_changed(verdict)}",
         Outcome.MISSING: f"{verdict.metric} has no baseline",
         Outcome.NOT_COMPARABLE: f"{verdict.metric} is not comparable to its baseline",

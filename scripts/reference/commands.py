@@ -66,7 +66,8 @@ def _parameters(command: Any, kind: str) -> list[Any]:
 
 def _shown(part: Any) -> str:
     if part.param_type_name == "argument":
-        return str(part.metavar)
+        shown = str(part.metavar) if part.required else f"[{part.metavar}]"
+        return f"{shown}..." if part.nargs == -1 else shown
     names = "/".join([*part.opts, *part.secondary_opts])
     return names if part.is_flag else f"{names} {part.metavar}"
 

@@ -61,7 +61,7 @@ def test_a_failing_run_says_why_at_once(browser: Browser, runs: Runs) -> None:
         assert page.locator("header .state").inner_text() == "FAILED"
         causes = page.locator(".causes li")
         assert causes.first.inner_text() == (
-            "layer 2, all projections: mask lost, 50.0 % -> 0.0 %"
+            "layer 2, all projections: mask lost, 50.0 % → 0.0 %"
         )
         for part in (page.locator("h1"), causes.first):
             box = part.bounding_box()

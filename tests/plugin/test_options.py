@@ -89,7 +89,7 @@ def test_the_same_value_twice_is_one(project: Project) -> None:
         (
             "llama/w5=ppl:8",
             "--ppl-model: 'llama/w5=ppl:8' is no existing path, and 'llama/w5' is no "
-            "checkpoint (did you mean 'llama/w50' or 'llama/dense'?) (known: "
+            "recorded checkpoint (did you mean 'llama/w50' or 'llama/dense'?) (known: "
             "llama/w50, llama/dense)",
         ),
         (
@@ -226,7 +226,7 @@ def test_mistakes(project: Project, args: list[str], text: str) -> None:
         (
             "ppl_model = llama/w5=x",
             "--ppl-model: 'llama/w5=x' is no existing path, and 'llama/w5' is no "
-            "checkpoint (did you mean 'llama/w50'?) (known: llama/w50)",
+            "recorded checkpoint (did you mean 'llama/w50'?) (known: llama/w50)",
         ),
     ],
 )
@@ -357,7 +357,7 @@ def test_a_path_behind_a_space_that_moves_the_root_directory(
     spaced = project.run(*given, "--ppl-journal", "../elsewhere/journal")
     assert mistake(spaced) == (
         "--ppl-model: 'llama/w50=ppl:8' is no existing path, and 'llama/w50' is no "
-        "checkpoint (no baseline file is known)\n"
+        "recorded checkpoint (no baseline file is known)\n"
         f"pytest's root directory is {project.path}; if that is not your project, "
         "write options that name an existing path with an equals sign: "
         "--ppl-model=PATH, --ppl-journal=PATH"

@@ -336,7 +336,7 @@ def test_a_slip_in_another_file_does_not_hide_ones_own(project: Project) -> None
     assert result.ret == 4
     text = "\n".join(result.stderr.lines)
     assert "baselines/opt.yaml:5" in text
-    assert "'llama/w60' is no checkpoint" in text
+    assert "'llama/w60' is no recorded checkpoint" in text
 
 
 def test_a_failure_that_somebody_else_has_reworded(

@@ -120,8 +120,8 @@ def test_a_mask_lost_in_one_layer_though_the_total_is_within(
             f"  allowed      0.37 .. 0.63 (abs 0.13 in every {scope}, "
             f"baselines/llama.yaml:{line})",
             "  because      layer 2, all projections: 0 of 0.5 (mask lost)",
-            f"  note         measured is that of model.layers.2{worst}",
-            f"  note         {wrong} out of bounds; 0.375 in all together",
+            f"  note         the share is that of model.layers.2{worst}",
+            f"  note         {wrong} out of bounds; all together: 0.375",
         ]
     assert section(result) == (
         "llama/layer  baseline  measured  change  outcome\n"

@@ -198,8 +198,8 @@ def test_improved_fails_both_ways_and_passes_no_worse() -> None:
     verdict = judge(5.0)
     assert (verdict.outcome, verdict.passed) == (Outcome.IMPROVED, False)
     assert failure_text(verdict).splitlines()[0] == (
-        "m/wanda-50 wanda/wikitext2:4096: token_perplexity improved by 16.67 %, and "
-        "should stay within"
+        "m/wanda-50 wanda/wikitext2:4096: token_perplexity improved by 16.67 %, more "
+        "than is allowed"
     )
     verdict = judge(5.0, tolerance=Tolerance(rel=0.03, direction="no-worse"))
     assert (verdict.outcome, verdict.passed) == (Outcome.IMPROVED, True)

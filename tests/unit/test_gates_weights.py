@@ -83,8 +83,8 @@ def test_a_mask_lost_in_three_layers() -> None:
         "  measured     0.0003\n"
         "  allowed      0.499 .. 0.501 (abs 0.001 in every tensor, m.yaml:3)\n"
         "  because      layers 12-14, all projections: 0.0003 of 0.5 (mask lost)\n"
-        "  note         measured is that of model.layers.12.mlp.up_proj.weight\n"
-        "  note         6 of 40 tensors out of bounds; 0.425045 in all together"
+        "  note         the share is that of model.layers.12.mlp.up_proj.weight\n"
+        "  note         6 of 40 tensors out of bounds; all together: 0.425045"
     )
     assert brief([verdict]) == (
         "m/x sparsity: fraction regressed by 99.94 %: measured 0.0003, allowed "
@@ -116,7 +116,7 @@ def test_layers_are_named_by_their_tensors() -> None:
         "layer 2, all projections: 0.4 of 0.5",
         "layer 4, all projections: 1 of 0.5 (all zeros)",
     )
-    assert verdict.notes[1] == "3 of 20 layers out of bounds; 0.5 in all together"
+    assert verdict.notes[1] == "3 of 20 layers out of bounds; all together: 0.5"
 
 
 def test_an_unpruned_checkpoint_is_one_line() -> None:
@@ -148,8 +148,8 @@ def test_recorded_shares() -> None:
         "  recorded in  m.yaml:9\n"
         "  because      layer 0, self_attn.q_proj: 0.69 of 0.3\n"
         "  because      layer 19, mlp.up_proj: 0.3 of 0.69\n"
-        "  note         measured is that of model.layers.0.self_attn.q_proj.weight\n"
-        "  note         2 of 40 tensors out of bounds; 0.5 in all together\n"
+        "  note         the share is that of model.layers.0.self_attn.q_proj.weight\n"
+        "  note         2 of 40 tensors out of bounds; all together: 0.5\n"
         "  to accept    pytest X --ppl-update"
     )
 

@@ -317,7 +317,7 @@ def test_environments_that_differ_come_first() -> None:
     assert [row.name for row in found[1].rows] == ["torch", "device", "python"]
     text = page(Results(verdicts=(PASSED,)), Details(losses=(same, other))).text
     assert "torch 2.13 2.14 ≠" in text
-    assert "✓ Nothing that is recorded differs." in text
+    assert "✓ The same as recorded." in text
 
 
 def test_a_ladder_is_a_waterfall() -> None:

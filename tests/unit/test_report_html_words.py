@@ -13,6 +13,7 @@ from pytest_pplguard.report.html.words import (
     rounded,
     shown,
     signed,
+    typeset,
     visible,
 )
 
@@ -31,6 +32,17 @@ from pytest_pplguard.report.html.words import (
 )
 def test_what_is_not_seen_is_made_visible(text: str, expected: str) -> None:
     assert visible(text) == expected
+
+
+def test_facts_are_typeset_but_not_what_they_quote() -> None:
+    assert typeset("layer 2: mask lost, 50.0 % -> 0.0 %") == (
+        "layer 2: mask lost, 50.0 % \u2192 0.0 %"
+    )
+    assert typeset("by 0.04 +- 0.003 nats") == "by 0.04 \u00b1 0.003 nats"
+    assert typeset('by 1 +- 2, at "a -> b +- 3 +- 4"') == (
+        'by 1 \u00b1 2, at "a -> b +- 3 +- 4"'
+    )
+    assert typeset("a->b, x +- y") == "a->b, x +- y"
 
 
 def test_a_long_name_keeps_both_ends() -> None:

@@ -99,6 +99,7 @@ def _environment() -> Environment:
         "percent": words.percent,
         "rounded": words.rounded,
         "signed": words.signed,
+        "typeset": words.typeset,
         "whole": _whole,
     }
     return environment

@@ -17,6 +17,7 @@ _HIDDEN = re.compile(
 """Control characters, what turns the direction of text, and halves of characters."""
 
 
+_PLUS_MINUS = re.compile(r"(?<=\d) \+- (?=\d)")
 _LONG_WORD = re.compile(r"\S{200,}")
 
 
@@ -38,6 +39,16 @@ def _shown(found: re.Match[str]) -> str:
 def shown(text: str) -> str:
     """``text`` as it stands on the page: visible, and no word buries what is below."""
     return _LONG_WORD.sub(lambda found: clip(found[0]), visible(text))
+
+
+def typeset(text: str) -> str:
+    """A fact with an arrow and a plus-minus as print has them, but not what it quotes.
+
+    Facts are in ASCII, because a terminal may have nothing else.
+    """
+    own, quote, quoted = text.partition('"')
+    own = _PLUS_MINUS.sub(" \N{PLUS-MINUS SIGN} ", own)
+    return own.replace(" -> ", " \N{RIGHTWARDS ARROW} ") + quote + quoted
 
 
 def clip(text: str, most: int = LONGEST_NAME) -> str:
