@@ -10,7 +10,7 @@ from msgspec import Struct
 from ..errors import UsageError
 from ..history import HistoryRun, all_series, export_runs, path_of, read_runs
 from ..report import (
-    check_trend,
+    check_plot,
     counted,
     history_document,
     history_lines,
@@ -50,7 +50,7 @@ def show_history(
             cannot be written.
         PplguardError: the file is no history, or the server refuses something.
     """
-    picture = None if plot is None else check_trend(plot, option="--plot")
+    picture = None if plot is None else check_plot(plot, option="--plot", or_page=True)
     runs = _runs(url)
     for what, asked, known in _parts(runs, wanted):
         _require(what, asked, known)

@@ -22,7 +22,7 @@ from .text import (
     number,
     summary_lines,
 )
-from .trend import check_trend, write_trend
+from .trend import write_trend
 from .waterfall import write_waterfall
 from .where import place_line, where_lines
 
@@ -36,7 +36,6 @@ __all__ = [
     "changes_table",
     "check_plot",
     "check_report_path",
-    "check_trend",
     "comparison_document",
     "comparison_lines",
     "conclusion",

@@ -9,28 +9,37 @@ from ..checkpoints import ZeroTable
 from ..errors import UsageError
 
 _SUFFIXES = (".png", ".svg", ".pdf")
+_PAGE = ".html"
 _COLOURS = "cividis"
 """Reads the same with and without colour vision, and in grey."""
 _MOST_NUMBERS = 1200
 """Cells that still have their number written in them."""
 
 
-def check_plot(path: str, *, option: str) -> Path:
+def check_plot(path: str, *, option: str, or_page: bool = False) -> Path:
     """The file for a picture, before there is anything to draw.
 
+    Args:
+        path: of the file.
+        option: what it was given by, for messages.
+        or_page: whether it may be an interactive page, .html, as well.
+
     Raises:
-        UsageError: another suffix, a folder that is not there, or no matplotlib.
+        UsageError: another suffix, a folder that is not there, or no matplotlib (of a
+            page: no plotly).
     """
     file = Path(path)
-    if file.suffix.lower() not in _SUFFIXES:
+    suffixes = (_PAGE, *_SUFFIXES) if or_page else _SUFFIXES
+    if file.suffix.lower() not in suffixes:
         raise UsageError(
-            f"{option} {path}: the suffix says what to write: {', '.join(_SUFFIXES)}"
+            f"{option} {path}: the suffix says what to write: {', '.join(suffixes)}"
         )
     if not file.parent.is_dir():
         raise UsageError(f"{option} {path}: there is no folder {file.parent}")
-    if importlib.util.find_spec("matplotlib") is None:
+    package = "plotly" if file.suffix.lower() == _PAGE else "matplotlib"
+    if importlib.util.find_spec(package) is None:
         raise UsageError(
-            f"{option} needs the package matplotlib: "
+            f"{option} {path} needs the package {package}: "
             "pip install 'pytest-pplguard[plots]'"
         )
     return file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +12,6 @@ from msgspec import Struct
 
 from ..errors import UsageError
 from ..history import Series, SeriesPoint
-from .heatmap import check_plot
 from .history import BREAK, commit_text, one_line
 from .text import change_text, number
 from .trend_page import page
@@ -38,30 +36,6 @@ class Panel(Struct, frozen=True):
     passed: tuple[bool, ...]
     hover: tuple[str, ...]
     baseline: tuple[float | None, ...] = ()
-
-
-def check_trend(path: str, *, option: str) -> Path:
-    """The file for a picture, before there is anything to draw.
-
-    Raises:
-        UsageError: another suffix, a folder that is not there, or no matplotlib
-            or plotly.
-    """
-    file = Path(path)
-    if file.suffix.lower() != ".html":
-        try:
-            return check_plot(path, option=option)
-        except UsageError as error:
-            message = str(error).replace("write: .png", "write: .html, .png")
-            raise UsageError(message) from error
-    if not file.parent.is_dir():
-        raise UsageError(f"{option} {path}: there is no folder {file.parent}")
-    if importlib.util.find_spec("plotly") is None:
-        raise UsageError(
-            f"{option} {path} needs the package plotly: "
-            "pip install 'pytest-pplguard[plots]'"
-        )
-    return file
 
 
 def write_trend(file: Path, series: Sequence[Series]) -> None:

@@ -67,8 +67,10 @@ def test_what_cannot_be_written(
     with pytest.raises(UsageError, match="there is no folder"):
         check_plot(str(tmp_path / "nowhere" / "zeros.png"), option="--heatmap")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError) as caught:
-        check_plot("zeros.png", option="--heatmap")
-    assert str(caught.value) == (
-        "--heatmap needs the package matplotlib: pip install 'pytest-pplguard[plots]'"
-    )
+    for name, package in (("zeros.png", "matplotlib"), ("zeros.html", "plotly")):
+        with pytest.raises(UsageError) as caught:
+            check_plot(name, option="--plot", or_page=True)
+        assert str(caught.value) == (
+            f"--plot {name} needs the package {package}: "
+            "pip install 'pytest-pplguard[plots]'"
+        )

@@ -13,7 +13,7 @@ import pytest
 from pytest_pplguard.errors import UsageError
 from pytest_pplguard.history import HistoryRun, Point, WeightsPoint, all_series
 from pytest_pplguard.report import (
-    check_trend,
+    check_plot,
     history_document,
     history_lines,
     write_trend,
@@ -162,7 +162,7 @@ class Tags(HTMLParser):
 
 
 def written(path: Path, runs: list[HistoryRun]) -> str:
-    write_trend(check_trend(str(path), option="--plot"), all_series(runs))
+    write_trend(check_plot(str(path), option="--plot", or_page=True), all_series(runs))
     return path.read_text(encoding="utf-8")
 
 
@@ -222,7 +222,7 @@ def test_a_page_runs_nothing_of_what_it_shows(tmp_path: Path) -> None:
 def test_pictures(tmp_path: Path, suffix: str, magic: bytes) -> None:
     path = tmp_path / f"t{suffix}"
     series = all_series([*RUNS, run(9, point(1.0, checkpoint="m/$a_$ <b>"))])
-    write_trend(check_trend(str(path), option="--plot"), series)
+    write_trend(check_plot(str(path), option="--plot", or_page=True), series)
     content = path.read_bytes()
     assert content.startswith(magic)
     write_trend(path, series)
@@ -247,7 +247,7 @@ def test_pictures(tmp_path: Path, suffix: str, magic: bytes) -> None:
 )
 def test_mistakes(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        check_trend(str(tmp_path / name), option="--plot")
+        check_plot(str(tmp_path / name), option="--plot", or_page=True)
     assert str(caught.value).replace(str(tmp_path), "HERE") == message
 
 
