@@ -420,10 +420,12 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
         stream.truncate(8 + len(text) + count * GIB)  # sparse: it takes no space
     (tmp_path / "config.json").write_text("{}")
     script = """
-        import os, sys
+        import os, signal, sys
         from pathlib import Path
         from pytest_pplguard.checkpoints import Located
         from pytest_pplguard.checkpoints.streams import each, stored_streams
+        # A job in a shell's background ignores it, and so do its children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         def work(stream):
             os.write(1, b"reading\\n")
             for chunk in stream.read():
