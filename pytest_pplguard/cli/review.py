@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,7 +115,7 @@ def _ends(revisions: str, dots: str) -> tuple[str, str]:
 # ------------------------------------------------------------------------------ sides
 
 
-class _Side:
+class _Side(ABC):
     """Baseline files and evidence in one state."""
 
     def __init__(self, folder: Path, label: str) -> None:
@@ -133,10 +134,11 @@ class _Side:
             return
         self.files[Path(name).stem] = file
 
+    @abstractmethod
     def blob(self, name: str) -> object:
         """What tells one content of ``name`` from another."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fetch(self, name: str) -> None:
         """Make evidence readable below the folder."""
 
@@ -194,6 +196,9 @@ class _Working(_Side):
     def blob(self, name: str) -> object:
         # Not the same object as any: what was touched is looked at.
         return object() if name in self._touched else None
+
+    def fetch(self, name: str) -> None:
+        """Evidence lies there already."""
 
     def ignored(self, name: str) -> bool:
         """Whether evidence is there and would never be committed."""

@@ -38,16 +38,16 @@ def markdown_blocks(results: Results) -> list[str]:
         blocks.append(f"**{_STOPPED}**\n")
     problems = [problem.text for problem in results.problems]
     if problems:
-        blocks.append(f"### Problems of the run\n\n{_fenced(problems)}")
+        blocks.append(f"### Problems of the run\n\n{fenced(problems)}")
     blocks += _tables(results.verdicts)
     failed = [verdict for verdict in results.verdicts if not verdict.passed]
     if failed:
         blocks.append("### Not passed\n")
-        blocks += [_fenced([failure_text(verdict)]) for verdict in failed]
+        blocks += [fenced([failure_text(verdict)]) for verdict in failed]
     notes = [f"warning: {warning.text}" for warning in results.warnings]
     notes += [f"note: {notice}" for notice in results.notices]
     if notes:
-        blocks.append(f"### Notes\n\n{_fenced(notes)}")
+        blocks.append(f"### Notes\n\n{fenced(notes)}")
     return blocks
 
 
@@ -80,9 +80,14 @@ def _table(checkpoint: str, verdicts: Sequence[Verdict]) -> str:
     ]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     paths = dict.fromkeys(verdict.path for verdict in verdicts if verdict.path)
-    given = "".join(f" = {_code(path)}" for path in paths if path != checkpoint)
+    given = "".join(f" = {code_span(path)}" for path in paths if path != checkpoint)
     return "\n".join(
-        [f"### {_mark(_passed(verdicts))} {_code(checkpoint)}{given}", "", *lines, ""]
+        [
+            f"### {_mark(_passed(verdicts))} {code_span(checkpoint)}{given}",
+            "",
+            *lines,
+            "",
+        ]
     )
 
 
@@ -97,8 +102,8 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
     outcome = verdict.outcome.value
     early = f" ({verdict.early})" if verdict.early else ""
     return (
-        _code(verdict.key),
-        _code(verdict.metric),
+        code_span(verdict.key),
+        code_span(verdict.metric),
         _baseline(verdict, show),
         measured_text(verdict, show),
         change_text(verdict.change),
@@ -139,7 +144,7 @@ def _mark(passed: bool) -> str:
     return _GREEN if passed else _RED
 
 
-def _code(text: str) -> str:
+def code_span(text: str) -> str:
     """``text`` as a code span that a table can hold."""
     text = printable(" ".join(text.split())) or " "
     ticks = "`" * (_longest_run(text) + 1)
@@ -148,7 +153,7 @@ def _code(text: str) -> str:
     return f"{ticks}{pad}{text}{pad}{ticks}".replace("|", r"\|")
 
 
-def _fenced(texts: Sequence[str]) -> str:
+def fenced(texts: Sequence[str]) -> str:
     """Texts as they are, in a fence that none of them can close."""
     text = printable("\n".join(texts))
     fence = "`" * max(3, _longest_run(text) + 1)

@@ -11,7 +11,7 @@ from ..review import Fact, GateChange, Review, Row
 from ..safetext import printable
 from ..values import SCHEMA
 from .json import plain
-from .markdown import _code, _fenced
+from .markdown import code_span, fenced
 from .text import change_text, counted, number
 
 _WIDTH = 80
@@ -157,9 +157,7 @@ def review_markdown(review: Review, title: str) -> str:
             f"<details><summary>Tightened gates</summary>\n\n{table}\n</details>\n"
         )
     if review.unread:
-        blocks.append(
-            f"### {_UNREAD}\n\n{_fenced(list(map(printable, review.unread)))}"
-        )
+        blocks.append(f"### {_UNREAD}\n\n{fenced(list(map(printable, review.unread)))}")
     return "\n".join(blocks).rstrip("\n")
 
 
@@ -217,4 +215,4 @@ def _listed(facts: Iterable[Fact]) -> str:
 
 
 def _shown(text: str) -> str:
-    return _code(printable(text))
+    return code_span(printable(text))
