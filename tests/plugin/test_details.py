@@ -97,15 +97,16 @@ def test_recorded_measurements_have_details(project: Project, run: Run) -> None:
     assert found["baseline"] == pytest.approx([15 * math.log(8)] * WINDOWS)
 
 
+RELATIVE = f"""
+dense: {{}}
+w50:
+  gates:
+    relative: {{to: dense, key: "{WANDA}", max_ratio: 1.2}}
+"""
+
+
 def test_both_sides_of_a_relative_gate(project: Project, run: Run) -> None:
-    project.baseline(
-        f"""
-        dense: {{}}
-        w50:
-          gates:
-            relative: {{to: dense, key: "{WANDA}", max_ratio: 1.2}}
-        """
-    )
+    project.baseline(RELATIVE)
     found = run(*project.give(dense="ppl:8", w50="ppl:9"))
     assert set(found) == {
         f"llama/dense {WANDA}", f"llama/w50 {WANDA}", "llama/dense", "llama/w50"
@@ -120,14 +121,7 @@ def test_both_sides_of_a_relative_gate(project: Project, run: Run) -> None:
 def test_a_checkpoint_that_was_not_loaded_has_no_weights(
     project: Project, run: Run
 ) -> None:
-    project.baseline(
-        f"""
-        dense: {{}}
-        w50:
-          gates:
-            relative: {{to: dense, key: "{WANDA}", max_ratio: 1.2}}
-        """
-    )
+    project.baseline(RELATIVE)
     found = run(*project.give(dense="ppl:8,nan:3", w50="ppl:9"))
     assert set(found) == {f"llama/dense {WANDA}", "llama/dense"}
 
