@@ -446,14 +446,41 @@ def _locked(path: Path) -> Iterator[None]:
     real = Path(os.path.realpath(path))
     real.parent.mkdir(parents=True, exist_ok=True)
     lock = real.with_name(f".{real.name}.lock")  # hidden: never collected
+    with _in_turn(path, real, filelock.FileLock(lock)):
+        yield
+
+
+def _in_turn(
+    path: Path, real: Path, lock: filelock.BaseFileLock
+) -> contextlib.AbstractContextManager[object]:
+    """Take the lock, however many others are served first.
+
+    Nobody queues for a lock: on a busy machine one of many may be unlucky for minutes.
+    As long as the file changes they get done, and so will this one.
+
+    Raises:
+        BaselineError: the file has not changed for :data:`LOCK_SECONDS`.
+    """
+    while True:
+        seen = _state(real)
+        try:
+            return lock.acquire(timeout=LOCK_SECONDS)
+        except filelock.Timeout as error:
+            if _state(real) == seen:
+                raise BaselineError(
+                    f"{path}: another process has been updating it for "
+                    f"{LOCK_SECONDS:.0f} s (it holds {lock.lock_file}): wait until it "
+                    "ends, then run again"
+                ) from error
+
+
+def _state(real: Path) -> tuple[int, int, int] | None:
+    """Differs as soon as somebody has replaced the file; None where there is none."""
     try:
-        with filelock.FileLock(lock, timeout=LOCK_SECONDS):
-            yield
-    except filelock.Timeout as error:
-        raise BaselineError(
-            f"{path}: another process has been updating it for {LOCK_SECONDS:.0f} s "
-            f"(it holds {lock}): wait until it ends, then run again"
-        ) from error
+        state = real.stat()
+    except FileNotFoundError:
+        return None
+    return state.st_ino, state.st_mtime_ns, state.st_size
 
 
 def _write_once(path: Path, content: bytes) -> None:

@@ -671,6 +671,25 @@ def test_a_lock_that_is_held(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         )
 
 
+def test_a_lock_that_others_are_given_first(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record([recording(file)], today=TODAY)
+    acquire, others = filelock.FileLock.acquire, [2, 1]
+
+    def unlucky(lock: filelock.FileLock, timeout: float, **rest: Any) -> Any:
+        if others:
+            os.utime(file, ns=(others[-1], others.pop()))
+            raise filelock.Timeout(lock.lock_file)
+        return acquire(lock, timeout, **rest)
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", unlucky)
+    record([recording(file, 6.0)], today=TODAY)
+    assert not others
+    recorded = checked(file).checkpoints["dense"].recorded.values()
+    assert [one.metrics["token_perplexity"] for one in recorded] == [6.0]
+
+
 # --------------------------------------------------------------------------- the disk
 
 
@@ -741,7 +760,7 @@ def test_eight_processes_lose_nothing(file: Path) -> None:
     key = "wanda/wikitext2:NUMBER"
     writers = [writer(file, f"p{n}", 1, 11, key) for n in range(8)]
     for process in writers:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     baseline = checked(file)
     values = {
