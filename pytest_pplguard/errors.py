@@ -50,6 +50,10 @@ class DeviceError(PplguardError):
     """The device that was asked for is not there, or ran out of memory."""
 
 
+class ExecutorError(PplguardError):
+    """A cluster or a server cannot be reached, or none of its replicas is left."""
+
+
 class CorpusError(PplguardError):
     """A text cannot be found, read or cut into windows."""
 

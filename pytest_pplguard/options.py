@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -15,6 +16,7 @@ DEMO = "demo"
 DEMO_CHECKPOINTS = ("demo/dense", "demo/wanda-50")
 JOURNAL_OFF = "off"
 BATCH_AUTO: Literal["auto"] = "auto"
+EXECUTORS = ("local", "ray", "server")
 PUBLISHED_POLICIES = ("accept", "warn", "fail")
 _LISTED = 8
 
@@ -41,6 +43,25 @@ class Early(Struct, frozen=True):
     error: float = 0.001
 
 
+class Execution(Struct, frozen=True):
+    """Where windows are scored.
+
+    ``local`` is this process. ``ray``: ``replicas`` of a checkpoint on a cluster at
+    ``address`` (None: RAY_ADDRESS, else one on this machine), each with
+    ``gpus_per_replica`` (None: 1 where the cluster has GPUs). ``server``: the endpoint
+    at ``address`` offers the checkpoint as ``model`` (None: the only one), and is sent
+    ``replicas`` requests at once. A portion of windows is given up after ``timeout``
+    seconds, and scored elsewhere.
+    """
+
+    where: Literal["local", "ray", "server"] = "local"
+    replicas: int = 1
+    gpus_per_replica: int | None = None
+    address: str | None = None
+    model: str | None = None
+    timeout: float = 600.0
+
+
 class Options(Struct, frozen=True):
     """Everything that the user set, checked, from command line and ini file.
 
@@ -51,13 +72,16 @@ class Options(Struct, frozen=True):
     ``threads`` of torch are left as they are where it is None. ``include_path`` are
     folders of YAML that defines tasks of lm-eval. ``ladders`` are what
     ``pplguard explain --json`` had measured, for reports. ``history`` is the address
-    of a database, None where results are not added to any.
+    of a database, None where results are not added to any. ``max_memory`` are bytes by
+    device (``0``, ``cpu``); empty where the model is on one device.
     """
 
     models: tuple[str, ...] = ()
     baselines: str = "baselines"
     corpora: dict[str, str] = {}
     device: str = "auto"
+    max_memory: dict[str, int] = {}
+    execution: Execution = Execution()
     dtype: str = "auto"
     attention: str | None = None
     batch_size: int | Literal["auto"] = 1
@@ -105,6 +129,104 @@ def parse_threads(text: str, *, option: str) -> int:
             f"{option}: {text!r} is no number of threads; give a whole number from 1"
         )
     return int(text)
+
+
+def parse_execution(values: Mapping[str, tuple[str, str]]) -> Execution:
+    """Where windows are scored.
+
+    Args:
+        values: by ``executor``, ``replicas``, ``gpus_per_replica``, ``ray_address``,
+            ``portion_timeout``, ``server`` and ``server_model``: what was given, empty
+            where nothing was, and the option or ini key that it was given by.
+
+    Raises:
+        UsageError: a value is none of its kind, or belongs to another executor.
+    """
+    where, option = values["executor"]
+    if where:
+        parse_choice(where, EXECUTORS, option=option)
+    where = where or "local"
+    for name, (text, option) in values.items():
+        needed = _EXECUTORS_OF.get(name)
+        if text and needed is not None and where not in needed:
+            flag = values["executor"][1]
+            raise UsageError(
+                f"{option} is for {flag} {' or '.join(needed)}: add that, or leave it "
+                "out"
+            )
+    if where == "server" and not values["server"][0]:
+        raise UsageError(
+            f"{values['executor'][1]} server: no server is given; add "
+            f"{values['server'][1]} http://HOST:PORT/v1"
+        )
+    usual = Execution()
+    replicas, gpus, timeout = (
+        values[name] for name in ("replicas", "gpus_per_replica", "portion_timeout")
+    )
+    return Execution(
+        where=where,  # type: ignore[arg-type]
+        replicas=_whole(replicas, 1) if replicas[0] else usual.replicas,
+        gpus_per_replica=_whole(gpus, 0) if gpus[0] else None,
+        address=values["server" if where == "server" else "ray_address"][0] or None,
+        model=values["server_model"][0] or None,
+        timeout=_seconds(timeout) if timeout[0] else usual.timeout,
+    )
+
+
+_EXECUTORS_OF = {
+    "replicas": ("ray", "server"),
+    "gpus_per_replica": ("ray",),
+    "ray_address": ("ray",),
+    "portion_timeout": ("ray", "server"),
+    "server": ("server",),
+    "server_model": ("server",),
+}
+"""Options that are for some executors only."""
+
+
+def _whole(given: tuple[str, str], least: int) -> int:
+    text, option = given
+    if not text.isdecimal() or int(text) < least:
+        raise UsageError(f"{option}: {text!r} is no whole number from {least}")
+    return int(text)
+
+
+def _seconds(given: tuple[str, str]) -> float:
+    text, option = given
+    seconds = _number(text)
+    if not 0 < seconds < math.inf:
+        raise UsageError(
+            f"{option}: {text!r} is no time; give seconds above 0, for example 600"
+        )
+    return seconds
+
+
+def parse_max_memory(values: Sequence[str], *, option: str) -> dict[str, int]:
+    """``DEVICE=SIZE`` of every value, in bytes.
+
+    Raises:
+        UsageError: no device, no size, or a device twice.
+    """
+    sizes: dict[str, int] = {}
+    for value in values:
+        device, _, size = value.partition("=")
+        match = _SIZE.fullmatch(size)
+        if match is None or not (device == "cpu" or device.isdecimal()):
+            raise UsageError(
+                f"{option}: {value!r} is not DEVICE=SIZE, for example 0=20GiB for the "
+                "first GPU or cpu=60GiB"
+            )
+        if device in sizes:
+            raise UsageError(f"{option}: {device} is given twice")
+        sizes[device] = int(float(match["number"]) * _UNITS[match["unit"].lower()])
+    return sizes
+
+
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[kmgt]i?b)", re.I | re.A)
+_UNITS = {
+    "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
 
 
 def parse_cap(text: str, *, option: str) -> float:

@@ -85,7 +85,57 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--ppl-device",
         metavar="DEVICE",
-        help="auto, cpu, cuda, cuda:N or mps (ini: ppl_device, default: auto)",
+        help="auto, cpu, cuda, cuda:N or mps; auto places a model that does not fit "
+        "one GPU on several (ini: ppl_device, default: auto)",
+    )
+    group.addoption(
+        "--ppl-max-memory",
+        action="append",
+        metavar="DEVICE=SIZE",
+        help="Place the model's layers on these devices, at most so much on each: "
+        "0=20GiB for a GPU by its number, cpu=60GiB; what is left goes to disk "
+        "(repeatable; ini: ppl_max_memory)",
+    )
+    group.addoption(
+        "--ppl-executor",
+        metavar="WHERE",
+        help="Score windows here (local), on replicas of a Ray cluster (ray), or on a "
+        "server that runs already (server) (ini: ppl_executor, default: local)",
+    )
+    group.addoption(
+        "--ppl-replicas",
+        metavar="N",
+        help="With ray: load the checkpoint so many times; with server: send so many "
+        "requests at once (ini: ppl_replicas, default: 1)",
+    )
+    group.addoption(
+        "--ppl-gpus-per-replica",
+        metavar="G",
+        help="GPUs of each replica; 0: it runs on a CPU (ini: ppl_gpus_per_replica, "
+        "default: 1 where the cluster has GPUs)",
+    )
+    group.addoption(
+        "--ppl-ray-address",
+        metavar="ADDRESS",
+        help="Ray's cluster: HOST:PORT, ray://HOST:PORT or auto (ini: ppl_ray_address, "
+        "default: RAY_ADDRESS, else a cluster on this machine alone)",
+    )
+    group.addoption(
+        "--ppl-portion-timeout",
+        metavar="SECONDS",
+        help="Give windows to another replica, or ask the server again, after so long "
+        "(ini: ppl_portion_timeout, default: 600)",
+    )
+    group.addoption(
+        "--ppl-server",
+        metavar="URL",
+        help="With --ppl-executor server: an OpenAI-compatible endpoint that tells "
+        "log-probabilities of the prompt, http://HOST:8000/v1 (ini: ppl_server)",
+    )
+    group.addoption(
+        "--ppl-server-model",
+        metavar="ID",
+        help="The model's id there (ini: ppl_server_model, default: the only one)",
     )
     group.addoption(
         "--ppl-dtype",
@@ -193,6 +243,14 @@ _INI: dict[str, tuple[Any, Any, str]] = {
     "ppl_corpus": ("linelist", [], "Twin of --ppl-corpus"),
     "ppl_include_path": ("linelist", [], "Twin of --ppl-include-path"),
     "ppl_device": ("string", "", "Twin of --ppl-device"),
+    "ppl_max_memory": ("linelist", [], "Twin of --ppl-max-memory"),
+    "ppl_executor": ("string", "", "Twin of --ppl-executor"),
+    "ppl_replicas": ("string", "", "Twin of --ppl-replicas"),
+    "ppl_gpus_per_replica": ("string", "", "Twin of --ppl-gpus-per-replica"),
+    "ppl_ray_address": ("string", "", "Twin of --ppl-ray-address"),
+    "ppl_portion_timeout": ("string", "", "Twin of --ppl-portion-timeout"),
+    "ppl_server": ("string", "", "Twin of --ppl-server"),
+    "ppl_server_model": ("string", "", "Twin of --ppl-server-model"),
     "ppl_dtype": ("string", "", "Twin of --ppl-dtype"),
     "ppl_batch_size": ("string", "", "Twin of --ppl-batch-size"),
     "ppl_attention": ("string", "", "Twin of --ppl-attention"),
@@ -378,13 +436,13 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return
     if nextitem is None:
         guard.forget_reference()
-    if guard.resident is None:
+    if not guard.ready:
         return
     from .lifetime import is_needed_after
 
     guard.reclaim()
-    if guard.resident is not None and (
-        nextitem is None or not is_needed_after(item, guard.resident)
+    if guard.ready and (
+        nextitem is None or not any(is_needed_after(item, name) for name in guard.ready)
     ):
         guard.store.evict()
 

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from ..options import JOURNAL_OFF, Options, parse_batch_size, parse_corpora
+from ..options import (
+    JOURNAL_OFF,
+    Execution,
+    Options,
+    parse_batch_size,
+    parse_corpora,
+    parse_execution,
+    parse_max_memory,
+)
 
 app = typer.Typer(
     name="pplguard",
@@ -110,7 +118,75 @@ IncludePath = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps")
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:N or mps; auto places a model that does not fit "
+        "one GPU on several",
+    ),
+]
+MaxMemory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--max-memory",
+        metavar="DEVICE=SIZE",
+        help="Place the model's layers on these devices, at most so much on each: "
+        "0=20GiB for a GPU by its number, cpu=60GiB; what is left goes to disk "
+        "(repeatable)",
+    ),
+]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        metavar="WHERE",
+        help="Score windows here (local), on replicas of a Ray cluster (ray), or on a "
+        "server that runs already (server) (default: local)",
+    ),
+]
+Replicas = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="With ray: load the checkpoint so many times; with server: send so many "
+        "requests at once (default: 1)",
+    ),
+]
+GpusPerReplica = Annotated[
+    str | None,
+    typer.Option(
+        metavar="G",
+        help="GPUs of each replica; 0: it runs on a CPU (default: 1 where the cluster "
+        "has GPUs)",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Ray's cluster: HOST:PORT, ray://HOST:PORT or auto (default: RAY_ADDRESS, "
+        "else a cluster on this machine alone)",
+    ),
+]
+PortionTimeout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Give windows to another replica, or ask the server again, after so long "
+        "(default: 600)",
+    ),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="With --executor server: an OpenAI-compatible endpoint that tells "
+        "log-probabilities of the prompt, http://HOST:8000/v1",
+    ),
+]
+ServerModel = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="The model's id there (default: the only one)"),
 ]
 Dtype = Annotated[
     str, typer.Option(metavar="DTYPE", help="auto, float32, float16 or bfloat16")
@@ -179,6 +255,14 @@ def measure(
     shots: Shots = None,
     include_path: IncludePath = None,
     device: Device = "auto",
+    max_memory: MaxMemory = None,
+    executor: ExecutorName = None,
+    replicas: Replicas = None,
+    gpus_per_replica: GpusPerReplica = None,
+    ray_address: RayAddress = None,
+    portion_timeout: PortionTimeout = None,
+    server: Server = None,
+    server_model: ServerModel = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
@@ -203,6 +287,11 @@ def measure(
     options = _options(
         wanted.files, device, dtype, batch_size, attention, threads, compile, journal,
         allow_pickle, trust_remote_code, include_path,
+        max_memory,
+        _execution(
+            executor, replicas, gpus_per_replica, ray_address, portion_timeout,
+            server, server_model,
+        ),
     )  # fmt: skip
     measure_model(model, wanted, options, json_path=json)
 
@@ -238,6 +327,14 @@ def compare(
     ] = None,
     baselines: Baselines = Path("baselines"),
     device: Device = "auto",
+    max_memory: MaxMemory = None,
+    executor: ExecutorName = None,
+    replicas: Replicas = None,
+    gpus_per_replica: GpusPerReplica = None,
+    ray_address: RayAddress = None,
+    portion_timeout: PortionTimeout = None,
+    server: Server = None,
+    server_model: ServerModel = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
@@ -260,7 +357,11 @@ def compare(
     files = [corpus] if corpus is not None and "=" in corpus else []
     options = _options(
         files, device, dtype, batch_size, attention, threads, compile, journal,
-        allow_pickle, trust_remote_code,
+        allow_pickle, trust_remote_code, None, max_memory,
+        _execution(
+            executor, replicas, gpus_per_replica, ray_address, portion_timeout,
+            server, server_model,
+        ),
     )  # fmt: skip
     name = corpus.partition("=")[0] if corpus is not None else None
     complete = compare_models(
@@ -302,6 +403,14 @@ def update(
     include_path: IncludePath = None,
     baselines: Baselines = Path("baselines"),
     device: Device = "auto",
+    max_memory: MaxMemory = None,
+    executor: ExecutorName = None,
+    replicas: Replicas = None,
+    gpus_per_replica: GpusPerReplica = None,
+    ray_address: RayAddress = None,
+    portion_timeout: PortionTimeout = None,
+    server: Server = None,
+    server_model: ServerModel = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
@@ -332,6 +441,11 @@ def update(
     options = _options(
         wanted.files, device, dtype, batch_size, attention, threads, compile, journal,
         allow_pickle, trust_remote_code, include_path,
+        max_memory,
+        _execution(
+            executor, replicas, gpus_per_replica, ray_address, portion_timeout,
+            server, server_model,
+        ),
     )  # fmt: skip
     run = update_fingerprint if fingerprint else update_checkpoint
     run(model, wanted, options, folder=baselines, checkpoint=checkpoint, base=base)
@@ -399,6 +513,14 @@ def explain(
         ),
     ] = None,
     device: Device = "auto",
+    max_memory: MaxMemory = None,
+    executor: ExecutorName = None,
+    replicas: Replicas = None,
+    gpus_per_replica: GpusPerReplica = None,
+    ray_address: RayAddress = None,
+    portion_timeout: PortionTimeout = None,
+    server: Server = None,
+    server_model: ServerModel = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
@@ -432,7 +554,11 @@ def explain(
     )  # fmt: skip
     options = _options(
         wanted.files, device, dtype, batch_size, attention, threads, compile, journal,
-        allow_pickle, trust_remote_code,
+        allow_pickle, trust_remote_code, None, max_memory,
+        _execution(
+            executor, replicas, gpus_per_replica, ray_address, portion_timeout,
+            server, server_model,
+        ),
     )  # fmt: skip
     explain_model(
         model, wanted, options, pages=limit, json_path=json, plot=plot, folder=baselines
@@ -710,6 +836,7 @@ def noise(
     ] = None,
     corpus: Corpora = None,
     device: Device = "auto",
+    max_memory: MaxMemory = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
@@ -731,7 +858,7 @@ def noise(
     )
     options = _options(
         wanted.files, device, dtype, batch_size, attention, threads, compile,
-        JOURNAL_OFF, allow_pickle, trust_remote_code,
+        JOURNAL_OFF, allow_pickle, trust_remote_code, None, max_memory,
     )  # fmt: skip
     measure_noise(model, wanted, options, variations=variations, json_path=json)
 
@@ -774,6 +901,32 @@ def clear(
     raise typer.Exit(0 if complete else 1)
 
 
+def _execution(
+    executor: str | None,
+    replicas: str | None,
+    gpus_per_replica: str | None,
+    ray_address: str | None,
+    portion_timeout: str | None,
+    server: str | None,
+    server_model: str | None,
+) -> Execution:
+    from ..executors import check_execution
+
+    execution = parse_execution(
+        {
+            "executor": (executor or "", "--executor"),
+            "replicas": (replicas or "", "--replicas"),
+            "gpus_per_replica": (gpus_per_replica or "", "--gpus-per-replica"),
+            "ray_address": (ray_address or "", "--ray-address"),
+            "portion_timeout": (portion_timeout or "", "--portion-timeout"),
+            "server": (server or "", "--server"),
+            "server_model": (server_model or "", "--server-model"),
+        }
+    )
+    check_execution(execution)
+    return execution
+
+
 def _options(
     files: list[str],
     device: str,
@@ -786,8 +939,12 @@ def _options(
     allow_pickle: bool,
     trust_remote_code: bool,
     include_path: list[str] | None = None,
+    max_memory: list[str] | None = None,
+    execution: Execution | None = None,
 ) -> Options:
     return Options(
+        max_memory=parse_max_memory(max_memory or (), option="--max-memory"),
+        execution=execution or Execution(),
         corpora=parse_corpora(files, option="--corpus"),
         device=device,
         dtype=dtype,

@@ -362,6 +362,7 @@ class _Measured:
 
     def __init__(self, models: Sequence[Model], options: Options, how: How) -> None:
         from ..corpora import open_corpus
+        from ..executors import make_executor
         from ..measure import Store, journals_of, load_target
         from .measure import watching
 
@@ -376,6 +377,7 @@ class _Measured:
             compile=options.compile,
             threads=options.threads,
             journals=journals_of(options),
+            executor=make_executor(options, tell=self._tell),
         )
         self._store.corpus(how.corpus)  # without a text there is nothing to load for
 

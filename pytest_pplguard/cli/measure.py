@@ -19,13 +19,13 @@ from ..checkpoints import (
 )
 from ..corpora import open_corpus
 from ..errors import UsageError
+from ..executors import make_executor
 from ..journal import discard
 from ..measure import (
     Store,
     journals_of,
     load_target,
     locate_target,
-    max_positions,
 )
 from ..options import Options, Target
 from ..protocols import PROTOCOLS, USUAL_METHODS, check_key, get_protocol
@@ -231,12 +231,18 @@ class Checkpoint:
             journals=journals_of(options),
             task_folders=options.include_path,
             trust_remote_code=options.trust_remote_code,
+            executor=make_executor(options, tell=say),
+            allow_keys=lambda wanted: (
+                allow_keys if wanted == self._name else reference_keys
+            ),
         )
 
     def keys(self, wanted: Wanted) -> list[Key]:
         """What is wanted of it, and on stderr what was chosen for the user."""
         return wanted_keys(
-            self._name, wanted, lambda: self._store.loaded(self._name).model
+            self._name,
+            wanted,
+            lambda: self._store.subject(self._name).facts.max_positions,
         )
 
     def measure(self, key: Key) -> Measurement:
@@ -284,22 +290,27 @@ class Checkpoint:
         return self._store.loaded(self._name).model
 
 
-def wanted_keys(name: str, wanted: Wanted, get_model: Callable[[], Any]) -> list[Key]:
-    """The keys, their windows and strides chosen where none were typed, and told."""
-    keys = wanted.keys(lambda method: default_window(name, get_model(), method))
+def wanted_keys(
+    name: str, wanted: Wanted, max_positions: Callable[[], int | None]
+) -> list[Key]:
+    """The keys, their windows and strides chosen where none were typed, and told.
+
+    ``max_positions`` of the checkpoint are asked for where they are needed.
+    """
+    keys = wanted.keys(lambda method: default_window(name, max_positions(), method))
     wanted.tell_strides(keys)
     return keys
 
 
-def default_window(name: str, model: Any, method: str) -> int:
+def default_window(name: str, limit: int | None, method: str) -> int:
     """The method's usual window, else the model's maximum; never silently.
 
-    At most 4,096 tokens, and no more than the model was made for.
+    At most 4,096 tokens, and no more than ``limit``, the positions that the model was
+    made for.
 
     Raises:
         UsageError: the model's config does not say.
     """
-    limit = max_positions(model)
     usual = get_protocol(method).usual_window
     if usual is not None and (limit is None or usual <= limit):
         say(f"{method}: window {usual} (usual for this method; --window changes it)")

@@ -14,7 +14,7 @@ from msgspec.structs import asdict, replace
 from ..checkpoints import Loaded
 from ..corpora import open_corpus
 from ..errors import MeasurementError, PplguardError, UsageError
-from ..measure import Store, load_target, measure_loaded
+from ..measure import Store, load_target, max_positions, measure_loaded
 from ..measure.environment import using_threads
 from ..measure.places import cut_windows
 from ..options import BATCH_AUTO, Options, Target
@@ -352,7 +352,7 @@ def measure_noise(
         )
     wanted.check_keys()
     bench = _Bench(spec, options)
-    keys = wanted_keys(spec, wanted, lambda: bench.loaded().model)
+    keys = wanted_keys(spec, wanted, lambda: max_positions(bench.loaded().model))
     if wanted.limit is None:
         keys = _limited(bench, keys, variations)
     runs, not_run = _measure_all(bench, keys, variations)

@@ -10,18 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from .loading import journals_of, load_target, locate_target
 from .store import Store
+from .subject import Executor, Facts, Subject, WindowScorer, facts_of, max_positions
 
 if TYPE_CHECKING:
     from .divergence import Side, measure_divergence, naming_reference
     from .ladder import check_ends
     from .results import Results
-    from .run import max_positions, measure_loaded
+    from .run import measure_loaded
 
 __all__ = [
+    "Executor",
+    "Facts",
     "Results",
     "Side",
     "Store",
+    "Subject",
+    "WindowScorer",
     "check_ends",
+    "facts_of",
     "journals_of",
     "load_target",
     "locate_target",
@@ -35,7 +41,6 @@ _ELSEWHERE = {
     "Results": "results",
     "Side": "divergence",
     "check_ends": "ladder",
-    "max_positions": "run",
     "measure_divergence": "divergence",
     "measure_loaded": "run",
     "naming_reference": "divergence",

@@ -18,7 +18,7 @@ from ..protocols import check_key, get_protocol, windows_digest
 from ..scoring import BatchSize, Progress, Scorer
 from ..values import Key, Measurement, Window, WindowScore
 from .environment import environment, using_threads
-from .run import check_ids, check_positions
+from .subject import check_ids, check_positions, facts_of
 from .texts import text_notice
 
 
@@ -170,11 +170,12 @@ class _Run:
         self._seconds += time.perf_counter() - started
 
     def _cut(self, loaded: Loaded) -> list[Window]:
-        check_positions(loaded.model, self._key)
+        facts = facts_of(loaded)
+        check_positions(facts, self._key)
         windows = get_protocol(self._key.method).windows(
             self._corpus, loaded.tokenizer, self._key
         )
-        check_ids(loaded.model, windows)
+        check_ids(facts, windows)
         return windows
 
     def describe(self, loaded: Loaded) -> Measurement:
@@ -192,7 +193,7 @@ class _Run:
             protocol=properties | {"official text": self._corpus.official},
             evidence=tuple(self.scores),
             environment=environment(
-                loaded,
+                facts_of(loaded),
                 self._key,
                 batch_size=self._batch_size,
                 compile=self._compile,

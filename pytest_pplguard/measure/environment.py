@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import Loaded
 from ..values import Key, Scalar
 
 if TYPE_CHECKING:  # importing it imports torch
     from ..scoring import BatchSize
+    from .subject import Facts
 
 _PACKAGES = ("torch", "transformers", "tokenizers")
 _SWITCHES = (
@@ -40,7 +40,7 @@ _SWITCHES = (
 
 
 def environment(
-    loaded: Loaded,
+    facts: Facts,
     key: Key,
     *,
     batch_size: BatchSize,
@@ -52,22 +52,31 @@ def environment(
     And what the user has chosen beyond what is usual: ``threads`` of a CPU, and
     ``compile`` where the model runs through torch.compile.
     """
-    packages = (*_PACKAGES, "lm_eval") if key.method == "lm-eval" else _PACKAGES
     chosen: dict[str, Scalar] = {}
-    if threads is not None and loaded.device.partition(":")[0] == "cpu":
+    if threads is not None and facts.device == "cpu":
         chosen["threads"] = threads
     if compile:
         chosen["compile"] = True
     return {
-        "dtype": loaded.dtype,
-        "device": loaded.device.partition(":")[0],
-        "device_name": device_name(loaded.device),
-        "attention": loaded.attention,
+        "dtype": facts.dtype,
+        "device": facts.device,
+        "device_name": facts.device_name,
+        "attention": facts.attention,
         "batch_size": batch_size,
         **chosen,
+        **facts.more,
+        **facts.versions,
+        # lm-eval cuts and counts in this process, wherever the model is.
+        **({"lm_eval": version("lm_eval")} if key.method == "lm-eval" else {}),
+    }
+
+
+def python_versions() -> dict[str, Scalar]:
+    """Of this package, Python and what runs models, in this process."""
+    return {
         "pytest_pplguard": version("pytest-pplguard"),
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: version(name) for name in _PACKAGES},
     }
 
 
@@ -87,16 +96,12 @@ def using_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def kernels(loaded: Loaded) -> dict[str, Scalar]:
+def switches(device: str) -> dict[str, Scalar]:
     """What decides the last bits beyond :func:`environment`: threads, torch's switches.
 
-    Not recorded: but for autocast it moves a perplexity by some parts in ten million.
+    As they are now for what runs on ``device``. Not recorded: but for autocast they
+    move a perplexity by some parts in ten million.
     """
-    return switches(loaded.device)
-
-
-def switches(device: str) -> dict[str, Scalar]:
-    """As :func:`kernels`, as they are now for what runs on ``device``."""
     import torch
 
     device = device.partition(":")[0]

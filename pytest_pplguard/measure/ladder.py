@@ -23,10 +23,11 @@ from ..protocols import (
     get_protocol,
     windows_digest,
 )
-from ..scoring import BatchSize, Progress, Scorer, place
+from ..scoring import BatchSize, Progress, place
 from ..values import Key, Ladder, Measurement, Rung, Scalar, Window, WindowScore
-from .environment import environment, kernels, using_threads
-from .run import OpenJournal, check_ids, check_positions, measure_loaded
+from .environment import environment, using_threads
+from .run import OpenJournal, measure_loaded
+from .subject import Subject, WindowScorer, check_ids, check_positions, subject_of
 from .texts import text_notice
 
 _ALLOWED = 1e-12
@@ -226,7 +227,7 @@ def _cut(protocol: Protocol) -> Cut | None:
 
 
 def climb(
-    loaded: Loaded,
+    model: Loaded | Subject,
     ends: tuple[End, End],
     corpus: Corpus,
     *,
@@ -244,7 +245,7 @@ def climb(
     same scores.
 
     Args:
-        loaded: model and tokenizer on their device.
+        model: model and tokenizer on their device, or what stands for them.
         ends: see :func:`ends_of`.
         corpus: the text of every rung.
         limit: pages that the text was cut to, if it was.
@@ -263,35 +264,39 @@ def climb(
         DeviceError: out of memory.
     """
     started = time.perf_counter()
+    subject = subject_of(model)
     for end in ends:
-        check_positions(loaded.model, end.key)
+        check_positions(subject.facts, end.key)
     states = path(ends[0].state, ends[1].state)
-    rungs = [_cut_rung(number, states, corpus, loaded) for number in range(len(states))]
+    rungs = [
+        _cut_rung(number, states, corpus, subject) for number in range(len(states))
+    ]
     for end, windows in zip(ends, (rungs[0], rungs[-1]), strict=True):
-        own = PROTOCOLS[end.key.method].windows(corpus, loaded.tokenizer, end.key)
+        own = PROTOCOLS[end.key.method].windows(corpus, subject.tokenizer, end.key)
         if windows_digest(own) != windows_digest(windows):
             raise MeasurementError(
                 f"{end.key}: the method's windows are not those of the cut that it "
                 "says it is, so no ladder ends at its number"
             )
     scored = _Scored(rungs)
-    check_ids(loaded.model, scored.windows)
+    check_ids(subject.facts, scored.windows)
     facts = environment(
-        loaded, ends[1].key, batch_size=batch_size, compile=compile, threads=threads
+        subject.facts,
+        ends[1].key,
+        batch_size=batch_size,
+        compile=compile,
+        threads=threads,
     )
     with using_threads(threads):
         notices = scored.score(
-            Scorer(
-                loaded.model,
-                batch_size=batch_size,
-                progress=progress,
-                compile=compile,
-            ),
+            subject.scorer(batch_size=batch_size, progress=progress, compile=compile),
             names=[_name(number, states) for number in range(len(states))],
             journal=None
             if open_journal is None
             else open_journal(
-                windows_digest(scored.windows), facts | kernels(loaded), scored.windows
+                windows_digest(scored.windows),
+                facts | subject.kernels(),
+                scored.windows,
             ),
         )
     words = count_words(corpus.pages)
@@ -301,7 +306,7 @@ def climb(
     ]
     for index, end in ((0, ends[0]), (-1, ends[1])):
         measured = _by_the_method_itself(
-            loaded, end, corpus, scored, batch_size=batch_size
+            subject, end, corpus, scored, batch_size=batch_size
         )
         values[index] = _same(end, values[index], measured.metrics[end.metric])
     return Ladder(
@@ -323,10 +328,10 @@ def climb(
 
 
 def _cut_rung(
-    number: int, states: Sequence[State], corpus: Corpus, loaded: Loaded
+    number: int, states: Sequence[State], corpus: Corpus, subject: Subject
 ) -> list[Window]:
     try:
-        windows = states[number].windows(corpus, loaded.tokenizer)
+        windows = states[number].windows(corpus, subject.tokenizer)
     except CorpusError as error:
         raise CorpusError(f"{_name(number, states)}: {error}") from error
     if not windows:
@@ -373,7 +378,7 @@ class _Scored:
         self._scores: list[WindowScore] = []
 
     def score(
-        self, scorer: Scorer, *, names: Sequence[str], journal: Journal | None
+        self, scorer: WindowScorer, *, names: Sequence[str], journal: Journal | None
     ) -> list[str]:
         """Score each window once; returns what the user should know.
 
@@ -429,7 +434,12 @@ def _units(state: State, scores: Sequence[WindowScore], words: int) -> dict[str,
 
 
 def _by_the_method_itself(
-    loaded: Loaded, end: End, corpus: Corpus, scored: _Scored, *, batch_size: BatchSize
+    subject: Subject,
+    end: End,
+    corpus: Corpus,
+    scored: _Scored,
+    *,
+    batch_size: BatchSize,
 ) -> Measurement:
     """The method's own measurement, of windows that are scored already."""
 
@@ -439,7 +449,7 @@ def _by_the_method_itself(
         return Journal(None, scored.finished(windows))
 
     return measure_loaded(
-        loaded,
+        subject,
         end.key,
         lambda name: corpus,
         batch_size=batch_size,

@@ -6,9 +6,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from msgspec.structs import replace
 
 from ..checkpoints import Loaded
@@ -23,17 +22,11 @@ from ..errors import (
 from ..gates import EarlyPlan
 from ..journal import Journal
 from ..protocols import PROTOCOLS, LmEval, Protocol, check_key, windows_digest
-from ..scoring import (
-    BatchSize,
-    Kept,
-    Progress,
-    Scorer,
-    Stop,
-    rotates_by_length,
-)
+from ..scoring import BatchSize, Kept, Progress, Stop
 from ..startup import importing
 from ..values import Key, Measurement, Scalar, Window, WindowScore
-from .environment import environment, kernels, using_threads
+from .environment import environment, using_threads
+from .subject import Subject, WindowScorer, check_ids, check_positions, subject_of
 from .texts import text_notice
 
 if TYPE_CHECKING:
@@ -51,7 +44,7 @@ It may know the windows already.
 
 
 def measure_loaded(
-    loaded: Loaded,
+    model: Loaded | Subject,
     key: Key,
     open_corpus: OpenCorpus,
     *,
@@ -67,7 +60,7 @@ def measure_loaded(
     """Measure a loaded checkpoint by ``key``.
 
     Args:
-        loaded: model and tokenizer on their device.
+        model: model and tokenizer on their device, or what stands for them.
         key: what to measure.
         open_corpus: gives the text of a name.
         batch_size: windows that the model reads at once, or ``auto``.
@@ -94,16 +87,17 @@ def measure_loaded(
         raise UsageError(f"key {key}: needs a reference to compare with")
     task = open_task(key, tasks) if protocol.runs_task(key) else None
     corpus = open_corpus(protocol.corpus(key)) if task is None else None
-    check_positions(loaded.model, key)
+    subject = subject_of(model)
+    check_positions(subject.facts, key)
     started = time.perf_counter()
     compile = compile and task is None
     run = _Run(
         protocol,
         key,
-        loaded,
-        Scorer(loaded.model, batch_size=batch_size, progress=progress, compile=compile),
+        subject,
+        subject.scorer(batch_size=batch_size, progress=progress, compile=compile),
         environment=environment(
-            loaded, key, batch_size=batch_size, compile=compile, threads=threads
+            subject.facts, key, batch_size=batch_size, compile=compile, threads=threads
         ),
         open_journal=open_journal,
         cut=cut,
@@ -142,8 +136,8 @@ class _Run:
         self,
         protocol: Protocol,
         key: Key,
-        loaded: Loaded,
-        scorer: Scorer,
+        subject: Subject,
+        scorer: WindowScorer,
         *,
         environment: dict[str, Scalar],
         open_journal: OpenJournal | None,
@@ -158,15 +152,15 @@ class _Run:
         self._cut: CutWindows = cut or (lambda _, anew: anew())
         self._protocol = protocol
         self._key = key
-        self._loaded = loaded
+        self._subject = subject
         self._scorer = scorer
-        self._finished: tuple[str, dict[int, WindowScore]] = ("", {})
+        self._finished: tuple[str, Mapping[int, WindowScore]] = ("", {})
 
     def measurement(
         self, corpus: Corpus, metrics: dict[str, float], units: dict[str, int]
     ) -> Measurement:
         """Of what was scored: all but the time that it took, and notices."""
-        tokenizer = self._loaded.tokenizer
+        tokenizer = self._subject.tokenizer
         return Measurement(
             key=str(self._key),
             metrics=metrics,
@@ -188,10 +182,10 @@ class _Run:
         """
         protocol, key = self._protocol, self._key
         with _in_words(protocol, key):
-            windows = list(protocol.windows(corpus, self._loaded.tokenizer, key))
+            windows = list(protocol.windows(corpus, self._subject.tokenizer, key))
             _check_windows(protocol, key, windows)
         self._take(windows)
-        if rotates_by_length(self._loaded.model):
+        if self._subject.facts.rotates_by_length:
             plan.remark = plan.remark or (
                 "the model's rotary positions depend on what it has read before"
             )
@@ -229,7 +223,7 @@ class _Run:
             return units_of_wikitext(self._protocol.pages(corpus, self._key))
         return self._protocol.units(scores, self._key)
 
-    def _until(self, stop: Stop, order: Sequence[int]) -> dict[int, WindowScore]:
+    def _until(self, stop: Stop, order: Sequence[int]) -> Mapping[int, WindowScore]:
         """Scores of the windows that were cut, in ``order`` until ``stop`` says so."""
         with self._keeping(order) as kept:
             return self._scorer.until(self.windows, kept, order=order, stop=stop)
@@ -242,7 +236,7 @@ class _Run:
         with _in_words(protocol, key):
             windows = self._cut(
                 (),
-                lambda: list(protocol.windows(corpus, self._loaded.tokenizer, key)),
+                lambda: list(protocol.windows(corpus, self._subject.tokenizer, key)),
             )
             _check_windows(protocol, key, windows)
         self._score(windows)
@@ -272,7 +266,7 @@ class _Run:
         def loglikelihoods(texts: list[str]) -> list[float]:
             windows = self._cut(
                 texts,
-                lambda: protocol.rolling(texts, self._loaded.tokenizer, self._key),
+                lambda: protocol.rolling(texts, self._subject.tokenizer, self._key),
             )
             self._score(windows)
             totals = [0.0] * len(texts)
@@ -296,7 +290,7 @@ class _Run:
             scores.extend(self.scores)
             return self.scores
 
-        result = task.evaluate(self._loaded.tokenizer, score)
+        result = task.evaluate(self._subject.tokenizer, score)
         return Measurement(
             key=str(self._key),
             metrics=result.metrics,
@@ -331,7 +325,7 @@ class _Run:
             )
         self.windows = windows
         self.windows_digest = windows_digest(self.windows)
-        check_ids(self._loaded.model, self.windows)
+        check_ids(self._subject.facts, self.windows)
 
     @contextlib.contextmanager
     def _keeping(self, order: Sequence[int] | None = None) -> Iterator[Kept | None]:
@@ -339,7 +333,7 @@ class _Run:
         if self._open_journal is None:
             yield None
         else:
-            deciding = self.environment | kernels(self._loaded)
+            deciding = self.environment | self._subject.kernels()
             if order is not None and deciding.get("batch_size") != 1:
                 # In another order windows are read beside other windows.
                 deciding["order"] = "drawn"
@@ -379,36 +373,3 @@ def _check_windows(protocol: Protocol, key: Key, windows: Sequence[Window]) -> N
                 f"tokens from position {window.start} of its window {number}, which "
                 f"has {len(window.ids)}"
             )
-
-
-def max_positions(model: torch.nn.Module) -> int | None:
-    """How many positions the model was made for, None where its config does not say."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
-
-
-def check_positions(model: torch.nn.Module, key: Key) -> None:
-    """Refuse a window that the model was not made for."""
-    limit = max_positions(model)
-    if limit is not None and key.window > limit:
-        raise MeasurementError(
-            f"key {key}: the window is longer than the {limit} positions that the "
-            "model was made for (max_position_embeddings); measure at a shorter window"
-        )
-
-
-def check_ids(model: torch.nn.Module, windows: Sequence[Window]) -> None:
-    """An id without an embedding would be an assertion deep inside a GPU kernel."""
-    get = getattr(model, "get_input_embeddings", None)
-    rows = getattr(get() if get is not None else None, "num_embeddings", None)
-    if rows is None:
-        return
-    largest = max(id_ for window in windows for id_ in (*window.ids, *window.targets))
-    if largest >= rows:
-        raise MeasurementError(
-            f"the tokenizer yields the id {largest}, but the model embeds {rows} ids: "
-            "model and tokenizer do not belong together"
-        )

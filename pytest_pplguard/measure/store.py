@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..checkpoints import Loaded, model_digest, state_digest
+from ..checkpoints import Loaded, state_digest
 from ..corpora import Corpus
 from ..errors import MeasurementError, PplguardError
 from ..gates import EarlyPlan
@@ -18,6 +18,7 @@ from ..values import Key, Ladder, Measurement, Scalar, Window, WindowPlace
 from .environment import using_threads
 from .loading import weights_size
 from .places import window_places
+from .subject import Executor, LocalModel, Subject
 
 # A measurement that is in the cache needs no torch, which takes seconds to import.
 if TYPE_CHECKING:
@@ -57,9 +58,13 @@ class Store:
         compile: run models through torch.compile while they are measured.
         threads: of torch while it loads and measures; None: as many as there are.
         journals: keep the finished windows of checkpoints; None: nothing does.
-        results: keep whole measurements for other runs; None: nothing does.
+        results: keep whole measurements for other runs; None: nothing does. Not with an
+            executor: what is measured elsewhere is not known before it is asked.
         task_folders: of YAML that defines tasks of lm-eval.
         trust_remote_code: whether a task's dataset may run code that it brings.
+        executor: where checkpoints are measured; None: in this process. What is lent
+            to code of the user's is always loaded here.
+        allow_keys: of a checkpoint by name, tensors that its model need not have.
     """
 
     def __init__(
@@ -76,8 +81,13 @@ class Store:
         results: Results | None = None,
         task_folders: Sequence[str] = (),
         trust_remote_code: bool = False,
+        executor: Executor | None = None,
+        allow_keys: Callable[[str], Sequence[str]] = lambda name: (),
     ) -> None:
         self._targets = targets
+        self._executor = executor
+        self._allow_keys = allow_keys
+        self._opened: tuple[str, Subject] | None = None
         self._load = load
         self._open_corpus = open_corpus
         self._watch = watch
@@ -102,8 +112,21 @@ class Store:
 
     @property
     def resident(self) -> str | None:
-        """Name of the checkpoint in memory."""
+        """Name of the checkpoint in this process's memory."""
         return self._resident[0] if self._resident is not None else None
+
+    @property
+    def ready(self) -> frozenset[str]:
+        """Names of the checkpoints that are loaded, here or where they are measured."""
+        both = (self._resident, self._opened)
+        return frozenset(one[0] for one in both if one is not None)
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """Of a checkpoint that is ready."""
+        if self._opened is not None and self._opened[0] == name:
+            return self._opened[1].tokenizer
+        found: Tokenizer = self.loaded(name).tokenizer
+        return found
 
     def loaded(self, name: str) -> Loaded:
         """The checkpoint, loaded now if it is not resident; evicts another one.
@@ -113,7 +136,7 @@ class Store:
         """
         if self._resident is not None and self._resident[0] == name:
             return self._resident[1]
-        self.evict()
+        self._evict_here()
         if (name, None) in self._failed:
             raise self._failed[name, None]
         if self._results is not None:
@@ -127,6 +150,33 @@ class Store:
         if loaded.from_files:
             self._from_files.add(name)
         return loaded
+
+    def subject(self, name: str) -> Subject:
+        """The checkpoint where it is measured; another one there is given up for it.
+
+        Raises:
+            PplguardError: it cannot be loaded; the same error every time.
+        """
+        if self._executor is None:
+            return LocalModel(self.loaded(name))
+        if self._opened is not None and self._opened[0] == name:
+            return self._opened[1]
+        self._close_opened()
+        if (name, None) in self._failed:
+            raise self._failed[name, None]
+        target = self._targets[name]
+        size = weights_size(target.spec)
+        label = f"loading {target.name}{f' ({size})' if size else ''}"
+        try:
+            with self._watch(label, unit=""):
+                opened = self._executor.open(target, self._allow_keys(name))
+        except PplguardError as error:
+            self._failed[name, None] = _untraced(error)
+            raise
+        self._opened = (name, opened)
+        if opened.from_files:
+            self._from_files.add(name)
+        return opened
 
     def came_from_files(self, name: str) -> bool:
         """Whether the checkpoint was loaded from its files, and not by a hook."""
@@ -230,12 +280,12 @@ class Store:
     def _measured_now(
         self, name: str, key: Key, early: EarlyPlan | None
     ) -> Measurement:
-        loaded = self.loaded(name)
+        subject = self.subject(name)
         label = f"{name} {key}"
-        journal = self._journal_of(loaded, str(key), label)
+        journal = self._journal_of(subject, str(key), label)
         results = None if self._shared else self._results
         measured = self.measure(
-            loaded,
+            subject,
             key,
             label=label,
             open_journal=journal,
@@ -245,7 +295,7 @@ class Store:
         # In another order a window was read beside others than usual.
         drawn = early is not None and not early.remark and self._batch_size != 1
         if results is not None and not drawn:
-            results.keep(self._targets[name], key, measured, loaded)
+            results.keep(self._targets[name], key, measured, self.loaded(name))
         return measured
 
     def ladder(
@@ -264,11 +314,11 @@ class Store:
         corpus = self.corpus(get_protocol(start.method).corpus(start))
         if pages is not None:
             corpus = corpus.first_pages(pages)
-        loaded = self.loaded(name)
+        subject = self.subject(name)
         label = f"{name} {start} to {goal}"
         with self._watch(label) as progress:
             return climb(
-                loaded,
+                subject,
                 ends,
                 corpus,
                 limit=pages,
@@ -276,7 +326,7 @@ class Store:
                 compile=self._compile,
                 threads=self._threads,
                 progress=progress,
-                open_journal=self._journal_of(loaded, f"{start} to {goal}", label),
+                open_journal=self._journal_of(subject, f"{start} to {goal}", label),
             )
 
     def _check_text(self, key: Key) -> None:
@@ -294,16 +344,16 @@ class Store:
 
         return TaskSource(self._task_folders, self._trust_remote_code)
 
-    def _journal_of(self, loaded: Loaded, key: str, label: str) -> OpenJournal | None:
-        """Opens the journal of the resident checkpoint.
+    def _journal_of(self, subject: Subject, key: str, label: str) -> OpenJournal | None:
+        """Opens the journal of the checkpoint that is ready.
 
         None for a model that a hook has brought, and for one that is not its files and
         config alone: losses of two runs may not belong together.
         """
-        if self._journals is None or not loaded.from_files:
+        if self._journals is None or not subject.from_files:
             return None
         if self._model_digest is None:
-            self._model_digest = model_digest(loaded.model)
+            self._model_digest = subject.digest()
         if self._model_digest is None:
             return None
         model, journals = self._model_digest, self._journals
@@ -327,7 +377,7 @@ class Store:
 
     def measure(
         self,
-        loaded: Loaded,
+        model: Loaded | Subject,
         key: Key,
         *,
         label: str,
@@ -335,14 +385,14 @@ class Store:
         cut: CutWindows | None = None,
         early: EarlyPlan | None = None,
     ) -> Measurement:
-        """Measure any loaded model; nothing is remembered."""
+        """Measure any model that is ready; nothing is remembered."""
         from .run import measure_loaded
 
         runs_task = get_protocol(key.method).runs_task(key)
         unit = "answers" if runs_task else "windows"
         with self._watch(label, unit=unit, early=early is not None) as progress:
             return measure_loaded(
-                loaded,
+                model,
                 key,
                 self.corpus,
                 batch_size=self._batch_size,
@@ -436,11 +486,22 @@ class Store:
         return window_places(indices, tokenizer, corpus, key, digest=digest)
 
     def evict(self) -> None:
-        """Give the resident checkpoint's memory back."""
+        """Give the memory of the checkpoints that are ready back."""
+        self._close_opened()
+        self._evict_here()
+
+    def _close_opened(self) -> None:
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = self._model_digest = None
+
+    def _evict_here(self) -> None:
         if self._resident is None:
             return
         device = self._resident[1].device
-        self._resident = self._digest = self._model_digest = None
+        self._resident = self._digest = None
+        if self._executor is None:
+            self._model_digest = None
         self._shared = False
         if not device.startswith("cpu"):
             import torch

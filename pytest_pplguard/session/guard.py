@@ -95,8 +95,13 @@ class Guard:
 
     @property
     def resident(self) -> str | None:
-        """Name of the checkpoint in memory."""
+        """Name of the checkpoint in this process's memory."""
         return None if self._store is None else self._store.resident
+
+    @property
+    def ready(self) -> frozenset[str]:
+        """Names of the checkpoints that are loaded, here or where they are measured."""
+        return frozenset() if self._store is None else self._store.ready
 
     # ------------------------------------------------------------------- baseline files
 
@@ -428,10 +433,8 @@ class Guard:
         self, name: str, measured: Measurement | InvalidLossError
     ) -> Tokenizer | None:
         """The checkpoint's tokenizer, if no model has to be loaded for it."""
-        tokenizer: Tokenizer | None
-        if self.resident == name:
-            tokenizer = self.store.loaded(name).tokenizer
-            return tokenizer
+        if name in self.ready:
+            return self.store.tokenizer(name)
         if isinstance(measured, InvalidLossError) or not measured.cached:
             return None
         if name not in self._tokenizers:

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +19,14 @@ from ..cache import default_folder as default_cache_folder
 from ..checkpoints import Hardware, Loaded, choose_device, choose_dtype
 from ..corpora import Corpus, open_corpus
 from ..errors import DeviceError, UsageError
+from ..executors import check_execution, make_executor
 from ..history import checked_url
 from ..options import (
     DEMO_CHECKPOINTS,
     JOURNAL_OFF,
     PUBLISHED_POLICIES,
     Early,
+    Execution,
     Known,
     Options,
     Target,
@@ -33,6 +35,8 @@ from ..options import (
     parse_choice,
     parse_corpora,
     parse_error,
+    parse_execution,
+    parse_max_memory,
     parse_targets,
     parse_threads,
 )
@@ -58,6 +62,14 @@ _REPEATED = (
     "corpus",
     "include_path",
     "device",
+    "max_memory",
+    "executor",
+    "replicas",
+    "gpus_per_replica",
+    "ray_address",
+    "portion_timeout",
+    "server",
+    "server_model",
     "dtype",
     "batch_size",
     "attention",
@@ -106,6 +118,8 @@ def _make_guard(config: pytest.Config) -> Guard:
             results=_results(config, guard),
             task_folders=options.include_path,
             trust_remote_code=options.trust_remote_code,
+            executor=make_executor(options, tell=guard.tell),
+            allow_keys=functools.partial(_allow_keys, guard),
         )
 
     guard = Guard(options, targets, files, make_store)
@@ -122,6 +136,10 @@ def _make_guard(config: pytest.Config) -> Guard:
 def _results(config: pytest.Config, guard: Guard) -> Results | None:
     """The cache of results, None where the user wants none, or there can be none."""
     if guard.options.cache is None:
+        return None
+    where = guard.options.execution.where
+    if where != "local":
+        guard.tell(f"results are not cached: they are measured elsewhere ({where})")
         return None
     brought = config.hook.pytest_pplguard_load_model.get_hookimpls()
     if brought:
@@ -219,6 +237,8 @@ def read_options(config: pytest.Config) -> Options:
         baselines=option.ppl_baselines or config.getini("ppl_baselines"),
         corpora=_corpora(config),
         device=device,
+        max_memory=_max_memory(config),
+        execution=_execution(config),
         dtype=dtype,
         attention=_either(config, "attention")[0] or None,
         compile=bool(_either(config, "compile")[0]),
@@ -304,6 +324,45 @@ def _corpora(config: pytest.Config) -> dict[str, str]:
             if not os.path.exists(path):
                 raise UsageError(f"{origin}: {name}: {path} does not exist")
     return {name: str(path) for name, path in (rooted | here).items()}
+
+
+def _max_memory(config: pytest.Config) -> dict[str, int]:
+    typed, origin = config.option.ppl_max_memory, "--ppl-max-memory"
+    if typed is None:
+        typed, origin = config.getini("ppl_max_memory"), "ini ppl_max_memory"
+    return parse_max_memory(typed, option=origin)
+
+
+def _execution(config: pytest.Config) -> Execution:
+    """Where windows are scored, checked as far as nothing has to be asked.
+
+    Raises:
+        UsageError: an option is wrong, or what it needs is not installed.
+    """
+    names = (
+        "executor",
+        "replicas",
+        "gpus_per_replica",
+        "ray_address",
+        "portion_timeout",
+        "server",
+        "server_model",
+    )
+    given = {name: _either(config, name) for name in names}
+    execution = parse_execution(given | _named(given, "executor", "server"))
+    check_execution(execution)
+    return execution
+
+
+def _named(
+    given: Mapping[str, tuple[str, str]], *names: str
+) -> dict[str, tuple[str, str]]:
+    """What was not given, by the option that it could be given by."""
+    return {
+        name: ("", f"--ppl-{name.replace('_', '-')}")
+        for name in names
+        if not given[name][0]
+    }
 
 
 def _include_path(config: pytest.Config) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ _ROOMS = {
     "comparison": "Measuring",
     "divergence": "Measuring",
     "measure": "Measuring",
+    "executors": "Clusters and servers",
     "report": "Reports",
     "session": "Marker, fixtures and the run",
     "items": "Marker, fixtures and the run",

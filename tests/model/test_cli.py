@@ -534,10 +534,21 @@ def test_update_takes_what_measure_takes(tmp_path: Path) -> None:
 def test_noise_takes_what_measure_takes(tmp_path: Path) -> None:
     """But no journal: a run that goes on would hide what has changed meanwhile.
 
-    And no second checkpoint, and no tasks: what moves is their losses.
+    And no second checkpoint, and no tasks: what moves is their losses. And in this
+    process, as threads and kernels are varied.
     """
     measure = options_of(pplguard("measure", "--help", cwd=tmp_path).stdout)
     noise = pplguard("noise", "--help", cwd=tmp_path).stdout
     tasks = {"--task", "--shots", "--include-path"}
-    assert options_of(noise) == measure - {"--journal", "--reference"} - tasks
+    elsewhere = {
+        "--executor",
+        "--replicas",
+        "--gpus-per-replica",
+        "--ray-address",
+        "--portion-timeout",
+        "--server",
+        "--server-model",
+    }
+    own = {"--journal", "--reference"}
+    assert options_of(noise) == measure - own - tasks - elsewhere
     assert "  -n N  " in noise

@@ -15,7 +15,7 @@ import torch
 from pytest_pplguard.checkpoints import Loaded, load, locate
 from pytest_pplguard.corpora import Corpus
 from pytest_pplguard.journal import Journal
-from pytest_pplguard.measure import Store, measure_loaded
+from pytest_pplguard.measure import Facts, Store, measure_loaded
 from pytest_pplguard.measure.environment import using_threads
 from pytest_pplguard.options import Options, Target
 from pytest_pplguard.scoring import Scorer
@@ -103,19 +103,11 @@ def test_what_is_set_is_recorded_and_decides_the_journal(
     assert measured.metrics == pytest.approx(usual.metrics, rel=1e-6)
 
 
-def test_threads_of_a_gpu_are_not_recorded(
-    tiny: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_of_a_gpu_are_not_recorded() -> None:
     from pytest_pplguard.measure import environment
 
-    monkeypatch.setattr(environment, "device_name", lambda device: "a GPU")
-    there = SimpleNamespace(dtype="float16", device="cuda:1", attention="sdpa")
-    facts = environment.environment(
-        there,  # type: ignore[arg-type]
-        Key.parse(KEYS[0]),
-        batch_size=2,
-        threads=2,
-    )
+    there = Facts("float16", "cuda", "a GPU", "sdpa", environment.python_versions())
+    facts = environment.environment(there, Key.parse(KEYS[0]), batch_size=2, threads=2)
     assert "threads" not in facts
     assert facts["device"] == "cuda"
 

@@ -36,6 +36,7 @@ LEVELS = (
     ("scoring", "lm_eval_bridge"),
     ("audit", "comparison", "divergence", "inspection", "lm_eval_tasks", "review"),
     ("measure",),
+    ("executors",),
     ("report",),
     ("session",),
     ("hooks", "items", "fixtures", "cli"),

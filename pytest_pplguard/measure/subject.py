@@ -1,0 +1,233 @@
+"""What a measurement needs of a model, wherever the model is.
+
+A model in this process is :class:`LocalModel`. One that replicas on other machines
+have loaded, or that a server offers, is another :class:`Subject`: its windows are cut
+here, and scored there.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+
+from ..checkpoints import Loaded, model_digest
+from ..errors import MeasurementError
+from ..options import Target
+from ..protocols import Tokenizer
+from ..values import Key, Scalar, Window, WindowScore
+from .environment import device_name, python_versions, switches
+
+# What is behind a subject may need torch; whoever asks another one need not have it.
+if TYPE_CHECKING:
+    from ..scoring import BatchSize, Kept, Progress, Stop
+
+
+class Facts(Struct, frozen=True):
+    """What is known of a model without running it.
+
+    ``device`` is a kind (``cuda``), ``device_name`` what the hardware is called,
+    ``versions`` are those of the packages where the model runs, ``more`` what is
+    recorded beside them, such as the executor. ``embeddings`` are the rows of its
+    embedding; it and ``max_positions`` are None where nobody says.
+    """
+
+    dtype: str
+    device: str
+    device_name: str
+    attention: str
+    versions: dict[str, Scalar]
+    max_positions: int | None = None
+    embeddings: int | None = None
+    rotates_by_length: bool = False
+    more: dict[str, Scalar] = {}
+
+
+class WindowScorer(Protocol):
+    """Scores windows; see :class:`pytest_pplguard.scoring.Scorer`, which is one."""
+
+    @property
+    def notices(self) -> list[str]:
+        """What the user should know, such as a fall-back."""
+
+    def __call__(
+        self,
+        windows: Sequence[Window],
+        kept: Kept | None = None,
+        *,
+        answers: bool = False,
+    ) -> list[WindowScore]:
+        """Evidence of each window, in the order given."""
+
+    def until(
+        self,
+        windows: Sequence[Window],
+        kept: Kept | None = None,
+        *,
+        answers: bool = False,
+        order: Sequence[int] | None = None,
+        stop: Stop | None = None,
+    ) -> Mapping[int, WindowScore]:
+        """Evidence of windows by index: of all, or until ``stop`` says so."""
+
+
+class Subject(abc.ABC):
+    """A checkpoint that is ready to be measured.
+
+    ``from_files`` says that nothing but its files and config decides what it computes;
+    ``notices`` are lines for the user.
+    """
+
+    tokenizer: Tokenizer
+    from_files: bool
+    notices: tuple[str, ...]
+
+    @property
+    @abc.abstractmethod
+    def facts(self) -> Facts:
+        """What is known of it without running it."""
+
+    @abc.abstractmethod
+    def kernels(self) -> dict[str, Scalar]:
+        """What decides the last bits beyond what is recorded, as it is now."""
+
+    @abc.abstractmethod
+    def digest(self) -> str | None:
+        """Of all that decides what it computes, comparable between processes.
+
+        None where something else may decide; then finished windows are not kept.
+        """
+
+    @abc.abstractmethod
+    def scorer(
+        self,
+        *,
+        batch_size: BatchSize = 1,
+        compile: bool = False,
+        progress: Progress | None = None,
+    ) -> WindowScorer:
+        """What scores windows with it."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give back what it holds; it is not used any more."""
+
+
+class Executor(abc.ABC):
+    """Where models run, if not in this process."""
+
+    @abc.abstractmethod
+    def open(self, target: Target, allow_keys: Sequence[str] = ()) -> Subject:
+        """Make a checkpoint ready there.
+
+        Raises:
+            CheckpointError: it cannot be found, read or loaded.
+            DeviceError: there is no device for it.
+            ExecutorError: nobody is there who could run it.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+class LocalModel(Subject):
+    """A model in this process."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._facts: Facts | None = None
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self.from_files = loaded.from_files
+        self.notices = loaded.notices
+
+    @property
+    def facts(self) -> Facts:
+        if self._facts is None:
+            self._facts = facts_of(self._loaded)
+        return self._facts
+
+    def kernels(self) -> dict[str, Scalar]:
+        return switches(self._loaded.device)
+
+    def digest(self) -> str | None:
+        return model_digest(self._loaded.model)
+
+    def scorer(
+        self,
+        *,
+        batch_size: BatchSize = 1,
+        compile: bool = False,
+        progress: Progress | None = None,
+    ) -> WindowScorer:
+        from ..scoring import Scorer
+
+        return Scorer(
+            self._loaded.model,
+            batch_size=batch_size,
+            progress=progress,
+            compile=compile,
+        )
+
+    def close(self) -> None:
+        """Nothing: whoever loaded the model gives it back."""
+
+
+def subject_of(model: Loaded | Subject) -> Subject:
+    """A model that is loaded, as a subject."""
+    return LocalModel(model) if isinstance(model, Loaded) else model
+
+
+def facts_of(loaded: Loaded) -> Facts:
+    """What is known of a model that is loaded."""
+    from ..scoring import rotates_by_length
+
+    return Facts(
+        dtype=loaded.dtype,
+        device=loaded.device.partition(":")[0],
+        device_name=device_name(loaded.device),
+        attention=loaded.attention,
+        versions=python_versions(),
+        max_positions=max_positions(loaded.model),
+        embeddings=_embeddings(loaded.model),
+        rotates_by_length=rotates_by_length(loaded.model),
+    )
+
+
+def max_positions(model: Any) -> int | None:
+    """How many positions a model was made for, None where its config does not say."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
+def _embeddings(model: Any) -> int | None:
+    get = getattr(model, "get_input_embeddings", None)
+    return getattr(get() if get is not None else None, "num_embeddings", None)
+
+
+def check_positions(facts: Facts, key: Key) -> None:
+    """Refuse a window that the model was not made for."""
+    limit = facts.max_positions
+    if limit is not None and key.window > limit:
+        raise MeasurementError(
+            f"key {key}: the window is longer than the {limit} positions that the "
+            "model was made for (max_position_embeddings); measure at a shorter window"
+        )
+
+
+def check_ids(facts: Facts, windows: Sequence[Window]) -> None:
+    """An id without an embedding would be an assertion deep inside a GPU kernel."""
+    rows = facts.embeddings
+    if rows is None:
+        return
+    largest = max(id_ for window in windows for id_ in (*window.ids, *window.targets))
+    if largest >= rows:
+        raise MeasurementError(
+            f"the tokenizer yields the id {largest}, but the model embeds {rows} ids: "
+            "model and tokenizer do not belong together"
+        )
