@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from pytest_pplguard.baselines import read_baseline
 from pytest_pplguard.checkpoints import Loaded, load, locate
 from pytest_pplguard.corpora import open_corpus
 from pytest_pplguard.gates import EarlyPlan, window_bounds
 from pytest_pplguard.journal import Journals
-from pytest_pplguard.measure import Store, measure_loaded
-from pytest_pplguard.measure import run as measuring
+from pytest_pplguard.measure import Store, facts_of, measure_loaded
+from pytest_pplguard.measure.subject import LocalModel
 from pytest_pplguard.options import Target
 from pytest_pplguard.protocols import PROTOCOLS
 from pytest_pplguard.report import watch_lines
@@ -379,7 +380,8 @@ def test_positions_by_length_need_all(
     loaded: Loaded, full: dict[str, Measurement], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another order would give other losses."""
-    monkeypatch.setattr(measuring, "rotates_by_length", lambda model: True)
+    rotating = replace(facts_of(loaded), rotates_by_length=True)
+    monkeypatch.setattr(LocalModel, "facts", rotating)
     plan = plan_for("wanda", full["wanda"])
     now = Gated(loaded).measure(WANDA, plan)
     assert now.early is None
