@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..tensornames import layer_of
 from .against import Survivors, compare_with_dense
 from .compare import Comparison, compare_streams
+from .config import is_quantised
 from .contents import Contents, contents
 from .device import (
     DeviceChoice,
@@ -31,6 +32,7 @@ from .files import (
 from .fingerprint import fingerprint, tensor_facts, to_record
 from .load import Loaded, load, load_tokenizer
 from .locate import Located, locate
+from .offloaded import at_hand, device_of, devices_of, loader_of
 from .placement import (
     Placement,
     check_max_memory,
@@ -62,6 +64,7 @@ __all__ = [
     "TensorInfo",
     "ZeroTable",
     "Zeros",
+    "at_hand",
     "changed_places",
     "check_max_memory",
     "choose_device",
@@ -70,6 +73,8 @@ __all__ = [
     "compare_streams",
     "compare_with_dense",
     "contents",
+    "device_of",
+    "devices_of",
     "digest",
     "each",
     "examine",
@@ -78,10 +83,12 @@ __all__ = [
     "fits",
     "free_memory",
     "is_out_of_memory",
+    "is_quantised",
     "layer_of",
     "layer_weights",
     "load",
     "load_tokenizer",
+    "loader_of",
     "locate",
     "main_device",
     "measure_sparsity",
