@@ -46,6 +46,9 @@ from pytest_pplguard.values import Key, Measurement
 
 from .commands import pplguard, run_pytest
 from .local_tasks import write_task
+from .test_checkpoints_adapter import adapted, lora
+from .test_checkpoints_compressed import checkpoint as compressed
+from .test_checkpoints_quantised import quantised
 from .tiny import save_tiny
 
 LAYERS = 5
@@ -201,6 +204,33 @@ def test_other_architectures(arch: str, folder: Path, tmp_path: Path) -> None:
     placed = read(path, size)
     assert any(weight.is_meta for weight in placed.model.parameters())
     assert measured(placed, "wanda/mine:32", folder, 2) == expected
+
+
+def pickled(folder: Path) -> Path:
+    from safetensors.torch import load_file
+
+    path = save_tiny(folder / "pickled", num_hidden_layers=LAYERS)
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    return path
+
+
+def test_pickles_and_sparse_compressed_weights(folder: Path, tmp_path: Path) -> None:
+    """Accelerate cannot read these from the files: they are written anew."""
+    for path in (pickled(tmp_path), compressed("sparse-bitmask", tmp_path / "sparse")):
+        located = locate(str(path), allow_pickle=True)
+        plain, placed = (
+            load(located, device=place, dtype="float32", allow_pickle=True)
+            for place in ("cpu", Placement("cpu", {"cpu": 110_000}))
+        )
+        assert any(weight.is_meta for weight in placed.model.parameters())
+        expected = measured(plain, "wanda/mine:32", folder)
+        assert measured(placed, "wanda/mine:32", folder) == expected
+        [written] = scratch()
+        assert any(written.iterdir())
+        del placed
+        gc.collect()
+        assert scratch() == set()
 
 
 def test_weights_that_are_saved_in_half_precision_are_widened_as_they_come(
@@ -414,6 +444,29 @@ def test_no_room_for_one_layer(folder: Path) -> None:
         "largest layer, model.embed_tokens, takes 40 KiB in float32: give at least "
         "that, or leave cpu out"
     )
+
+
+def test_an_adapter_and_a_quantised_checkpoint_stay_in_one_place(
+    tmp_path: Path,
+) -> None:
+    base = save_tiny(tmp_path / "base")
+    adapter = adapted(base, tmp_path / "lora", lora())
+    packed = quantised("pack-quantized", tmp_path / "packed")
+    for spec, why in (
+        (
+            f"{adapter}+{base}",
+            "is an adapter, which is merged into weights that are ",
+        ),
+        (str(packed), "is quantised, and its kernels read weights where they "),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            load_as(spec, max_memory={"cpu": 60_000})
+        assert str(caught.value).startswith(f"{spec} {why}")
+        assert "with --ppl-max-memory it can be on GPUs only, and takes " in str(
+            caught.value
+        )
+        whole = load_as(spec, max_memory={"cpu": 1_000_000})
+        assert not any(weight.is_meta for weight in whole.model.parameters())
 
 
 def test_compiled(folder: Path) -> None:
