@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -359,6 +361,12 @@ def _model(
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        if "offload_folder" in places and _is_full(error):
+            raise CheckpointError(
+                f"{located.spec}: no room in {tempfile.gettempdir()} for weights that "
+                "go to disk: set TMPDIR to a folder with room, or give "
+                "--ppl-max-memory more"
+            ) from error
         if broken := sorted(set(_CONVERSION.findall("\n".join(log)))):
             raise CheckpointError(
                 f"{located.spec}: {_named(broken)} could not be put together: tensors "
@@ -545,6 +553,13 @@ def _memory(spec: str, device: str, dtype: str) -> Iterator[None]:
             f"out of memory: {spec} does not fit on {device} in {dtype}. Way out: "
             "free the device, --ppl-dtype bfloat16, or another --ppl-device"
         ) from error
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether there is no room on a disk; safetensors says so in words alone."""
+    return getattr(error, "errno", None) == errno.ENOSPC or (
+        os.strerror(errno.ENOSPC) in str(error)
+    )
 
 
 def _first_line(error: BaseException) -> str:

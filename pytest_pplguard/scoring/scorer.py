@@ -620,7 +620,7 @@ class Scorer:
         length: int,
         answers: bool,
     ) -> str:
-        device = models.device(self._model)
+        device = memory.full_device(error, models.device(self._model))
         dtype = str(models.dtype(self._model)).removeprefix("torch.")
         what = place(batch[0], windows, answers=answers)
         if len(batch) > 1:
