@@ -45,6 +45,7 @@ from pytest_pplguard.options import Options, Target
 from pytest_pplguard.report import watch_lines
 from pytest_pplguard.scoring import memory, scorer
 from pytest_pplguard.values import Key, Measurement
+from tests.official import smollm2_gguf
 
 from .commands import pplguard, run_pytest
 from .local_tasks import write_task
@@ -492,6 +493,17 @@ def test_an_adapter_and_a_quantised_checkpoint_stay_in_one_place(
         )
         whole = load_as(spec, max_memory={"cpu": 1_000_000})
         assert not any(weight.is_meta for weight in whole.model.parameters())
+
+
+def test_a_gguf_file_stays_in_one_place() -> None:
+    file = smollm2_gguf()
+    with pytest.raises(CheckpointError) as caught:
+        load_as(str(file), max_memory={"cpu": 200_000_000})
+    assert str(caught.value) == (
+        f"{file} is a GGUF file, which is unpacked as a whole: with --ppl-max-memory "
+        "it can be on GPUs only, and takes 513 MiB in float32; give GPUs room for "
+        "that, or a checkpoint in safetensors files that needs no such step"
+    )
 
 
 def test_compiled(folder: Path) -> None:
