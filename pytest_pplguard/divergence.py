@@ -16,13 +16,14 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from msgspec import Struct
 
+from .checkpoints import at_hand
 from .errors import InvalidLossError, MeasurementError
-from .scoring import Progress, Scorer, batches, chunk_size, nll, place
+from .scoring import Progress, Scorer, batches, chunk_size, nll, place, to_logits
 from .values import Window, WindowScore
 
 BUFFER_BYTES = 8_000_000_000
@@ -78,7 +79,11 @@ class Reference:
 
     def to_logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Logits of some rows: [positions x vocabulary]."""
-        return rows if self._head is None else self._head(rows)
+        return to_logits(rows, self._head)
+
+    def at_hand(self) -> AbstractContextManager[None]:
+        """Inside, :meth:`to_logits` need not bring an offloaded head every time."""
+        return at_hand(self._head)
 
     def chunk_size(self, rows: torch.Tensor) -> int:
         """How many positions' logits may exist at once."""
@@ -206,24 +211,25 @@ def _compare(
     least = min(chunk_size(rows, scorer.head), reference.chunk_size(known))
     size = max(1, least // _AT_ONCE)
     parts: list[_Sums] = []
-    for start in range(0, len(targets), size):
-        part = slice(start, start + size)
-        logits = scorer.to_logits(rows[part])
-        theirs = reference.to_logits(known[part]).to(logits.device)
-        if logits.shape != theirs.shape:
-            raise MeasurementError(
-                f"{name} has logits for {logits.shape[-1]} tokens and the reference "
-                f"{reference.name} for {theirs.shape[-1]}: a divergence needs one "
-                "vocabulary"
+    with at_hand(scorer.head), reference.at_hand():
+        for start in range(0, len(targets), size):
+            part = slice(start, start + size)
+            logits = scorer.to_logits(rows[part])
+            theirs = reference.to_logits(known[part]).to(logits.device)
+            if logits.shape != theirs.shape:
+                raise MeasurementError(
+                    f"{name} has logits for {logits.shape[-1]} tokens and the "
+                    f"reference {reference.name} for {theirs.shape[-1]}: a divergence "
+                    "needs one vocabulary"
+                )
+            parts.append(
+                _Sums(
+                    nll=nll(logits, targets[part]).sum().item(),
+                    reference_nll=nll(theirs, targets[part]).sum().item(),
+                    kl=kl_divergence(theirs, logits).sum().item(),
+                    top1=int((theirs.argmax(-1) == logits.argmax(-1)).sum()),
+                )
             )
-        parts.append(
-            _Sums(
-                nll=nll(logits, targets[part]).sum().item(),
-                reference_nll=nll(theirs, targets[part]).sum().item(),
-                kl=kl_divergence(theirs, logits).sum().item(),
-                top1=int((theirs.argmax(-1) == logits.argmax(-1)).sum()),
-            )
-        )
     return _Sums(
         nll=math.fsum(sums.nll for sums in parts),
         reference_nll=math.fsum(sums.reference_nll for sums in parts),

@@ -52,14 +52,16 @@ def ppl_tokenizer(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def ppl_device(request: pytest.FixtureRequest) -> str:
     """The device that checkpoints are loaded to, as torch writes it: ``cuda:0``."""
-    from .checkpoints import choose_device, probe
+    from .checkpoints import main_device, probe
     from .errors import PplguardError
     from .session.setup import guard_of
     from .session.xdist import worker_index
 
     try:
-        return choose_device(
-            guard_of(request.config).options.device,
+        options = guard_of(request.config).options
+        return main_device(
+            options.device,
+            options.max_memory,
             probe(),
             worker_index=worker_index(request.config),
         ).device

@@ -488,15 +488,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_xdist_auto_num_workers(
     config: pytest.Config,
 ) -> Generator[None, int, int]:
-    """One worker a GPU, else no more than there are checkpoints."""
+    """One worker a GPU, and no more than there are checkpoints."""
     answer = yield
     # Called before pytest_configure.
-    targets = _checked_guard(config).targets if _is_asked(config) else ()
-    if not targets:
+    guard = _checked_guard(config) if _is_asked(config) else None
+    if guard is None or not guard.targets:
         return answer
     from .session.xdist import count_workers
 
-    return count_workers(answer, len(targets))
+    return count_workers(answer, len(guard.targets), guard.options)
 
 
 @pytest.hookimpl(optionalhook=True)

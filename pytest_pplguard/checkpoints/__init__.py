@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..tensornames import layer_of
 from .against import Survivors, compare_with_dense
 from .compare import Comparison, compare_streams
+from .config import is_quantised
 from .contents import Contents, contents
 from .device import (
     DeviceChoice,
@@ -15,6 +16,7 @@ from .device import (
     Hardware,
     choose_device,
     choose_dtype,
+    free_memory,
     is_out_of_memory,
     probe,
 )
@@ -30,6 +32,15 @@ from .files import (
 from .fingerprint import fingerprint, tensor_facts, to_record
 from .load import Loaded, load, load_tokenizer
 from .locate import Located, locate
+from .offloaded import at_hand, device_of, devices_of, loader_of
+from .placement import (
+    Placement,
+    check_max_memory,
+    choose_placement,
+    fits,
+    layer_weights,
+    main_device,
+)
 from .places import changed_places
 from .positions import positions
 from .sparsity import Sparsity, Zeros, measure_sparsity, sparsity_of
@@ -46,28 +57,40 @@ __all__ = [
     "Hardware",
     "Loaded",
     "Located",
+    "Placement",
     "Sparsity",
     "Stream",
     "Survivors",
     "TensorInfo",
     "ZeroTable",
     "Zeros",
+    "at_hand",
     "changed_places",
+    "check_max_memory",
     "choose_device",
     "choose_dtype",
+    "choose_placement",
     "compare_streams",
     "compare_with_dense",
     "contents",
+    "device_of",
+    "devices_of",
     "digest",
     "each",
     "examine",
     "files_state",
     "fingerprint",
+    "fits",
+    "free_memory",
     "is_out_of_memory",
+    "is_quantised",
     "layer_of",
+    "layer_weights",
     "load",
     "load_tokenizer",
+    "loader_of",
     "locate",
+    "main_device",
     "measure_sparsity",
     "model_digest",
     "model_streams",

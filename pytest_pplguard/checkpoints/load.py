@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import io
 import logging
+import os
 import re
+import shutil
+import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -33,6 +40,8 @@ from .files import (
 from .gguf import gguf_fields, open_gguf
 from .gguf_tokenizer import set_pre_tokenizer
 from .locate import Located
+from .offloaded import device_of, loader_of
+from .placement import CPU, DISK, Placement, placed
 from .streams import Stream
 
 if TYPE_CHECKING:
@@ -57,9 +66,10 @@ _CONVERSION = re.compile(r"^(\S+)\s*\|\s*\S*CONVERSION", re.MULTILINE)
 class Loaded(Struct, frozen=True, eq=False, weakref=True):
     """A model that is ready to be measured, with its tokenizer.
 
-    ``device``, ``dtype`` and ``attention`` are what the model really has, ``notices``
-    lines for the user. ``from_files`` says that :func:`load` made it, so that nothing
-    but its files and config decides what it computes.
+    ``device``, ``dtype`` and ``attention`` are what the model really has; its first
+    weights are on ``device`` if it is on several. ``notices`` are lines for the user.
+    ``from_files`` says that :func:`load` made it, so that nothing but its files and
+    config decides what it computes.
     """
 
     model: PreTrainedModel
@@ -84,7 +94,7 @@ class Loaded(Struct, frozen=True, eq=False, weakref=True):
         return cls(
             model=model,
             tokenizer=tokenizer,
-            device=str(weight.device),
+            device=str(device_of(model)),
             dtype=str(weight.dtype).removeprefix("torch."),
             attention=str(getattr(config, "_attn_implementation", None)),
             notices=notices,
@@ -94,7 +104,7 @@ class Loaded(Struct, frozen=True, eq=False, weakref=True):
 def load(
     located: Located,
     *,
-    device: str,
+    device: str | Placement,
     dtype: str,
     attention: str | None = None,
     allow_pickle: bool = False,
@@ -105,7 +115,7 @@ def load(
 
     Args:
         located: from :func:`locate`.
-        device: torch device.
+        device: torch device, or a placement on several.
         dtype: torch dtype by name.
         attention: attention implementation (``sdpa``, ``eager``, ...); None lets
             transformers choose.
@@ -118,6 +128,7 @@ def load(
             something is needed that was not allowed.
         DeviceError: the device ran out of memory.
     """
+    place = device if isinstance(device, Placement) else Placement(device)
     whole = located.model
     check_config(whole, trust_remote_code=trust_remote_code)
     if located.base is not None:
@@ -137,23 +148,25 @@ def load(
         tensors = tensor_index(whole.folder, allow_pickle=allow_pickle)
         settings["use_safetensors"] = files[0].suffix == ".safetensors"
     tokenized = with_tokenizer(located)
-    notices: tuple[str, ...] = ()
     _import_transformers()
     with (
         _quiet(bars=whole.gguf is not None or quantised) as log,
-        _memory(located.spec, device, dtype),
+        _memory(located.spec, place.device, dtype),
+        _offloading(located.spec, place) as settle,
     ):
         tokenizer = _tokenizer(tokenized, options)
         model, info = _model(
             whole,
             partial(_from_pretrained, whole, settings, tensors),
-            device,
+            settle.options,
             dtype,
             log,
         )
+        notices = settle(model)
         _check_keys(whole.spec, type(model).__name__, info, allow_keys)
         if located.base is not None:
-            model, notices = merge_adapter(model, located)
+            model, merged = merge_adapter(model, located)
+            notices += merged
         if quantised:
             _run_once(whole.spec, model)
             notices += _dequantised(whole.spec, log)
@@ -189,19 +202,20 @@ def _options(located: Located, *, trust_remote_code: bool) -> dict[str, Any]:
 
 @contextmanager
 def _quiet(*, bars: bool) -> Iterator[list[str]]:
-    """No progress bars and warnings while loading; what transformers logs is yielded.
+    """No progress bars and warnings while loading; what is logged is yielded.
 
     Args:
         bars: there are some that only stderr can silence: of GGUF, of quantisers.
     """
     from transformers.utils import logging as transformers_logging
 
-    logger = logging.getLogger("transformers")
+    loggers = [logging.getLogger(name) for name in ("transformers", "accelerate")]
     shown = transformers_logging.is_progress_bar_enabled()
     lines: list[str] = []
-    saved = logger.handlers, logger.level, logger.propagate
-    logger.handlers, logger.propagate = [_Lines(lines)], False
-    logger.setLevel(logging.WARNING)
+    saved = [(each, each.handlers, each.level, each.propagate) for each in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [_Lines(lines)], False
+        logger.setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     try:
         with (
@@ -211,8 +225,9 @@ def _quiet(*, bars: bool) -> Iterator[list[str]]:
             warnings.simplefilter("ignore")
             yield lines
     finally:
-        logger.handlers, level, logger.propagate = saved
-        logger.setLevel(level)
+        for logger, handlers, level, propagate in saved:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
         if shown:
             transformers_logging.enable_progress_bar()
 
@@ -307,24 +322,29 @@ def fit(
 
     trust = {"trust_remote_code": trust_remote_code}
     with _quiet(bars=False) as log:
-        model, info = _model(located, make, "meta", "float32", log)
+        model, info = _model(
+            located, make, {"device_map": {"": "meta"}}, "float32", log
+        )
     return model, _key_problems(info, ())
 
 
 def _model(
     located: Located,
     make: Callable[[], Callable[..., Any]],
-    device: str,
+    places: Mapping[str, Any],
     dtype: str,
     log: list[str],
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model and transformers' account of its weights."""
+    """The model and transformers' account of its weights.
+
+    ``places`` are the options of ``from_pretrained`` that say where weights go.
+    """
     import torch
 
     try:
         model, info = make()(
             dtype=getattr(torch, dtype),
-            device_map={"": device},
+            **places,
             # Only so that all of them are reported: _check_keys refuses them.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -341,6 +361,12 @@ def _model(
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        if "offload_folder" in places and _is_full(error):
+            raise CheckpointError(
+                f"{located.spec}: no room in {tempfile.gettempdir()} for weights that "
+                "go to disk: set TMPDIR to a folder with room, or give "
+                "--ppl-max-memory more"
+            ) from error
         if broken := sorted(set(_CONVERSION.findall("\n".join(log)))):
             raise CheckpointError(
                 f"{located.spec}: {_named(broken)} could not be put together: tensors "
@@ -350,6 +376,66 @@ def _model(
             f"{located.spec} could not be loaded: {_first_line(error)}"
         ) from error
     return model, info
+
+
+class _Settle:
+    """Where ``from_pretrained`` puts weights, and what is left to do behind it.
+
+    ``folder`` is for weights that accelerate cannot read from the checkpoint's files.
+    """
+
+    def __init__(self, spec: str, place: Placement, folder: Path | None) -> None:
+        self._spec = spec
+        self._place = place
+        self._folder = folder
+        self.options: dict[str, Any] = {"device_map": {"": place.device}}
+        if place.max_memory:
+            self.options = {
+                "device_map": "auto",
+                "max_memory": dict(place.max_memory),
+                "offload_folder": str(folder),
+            }
+
+    def __call__(self, model: PreTrainedModel) -> tuple[str, ...]:
+        """Keep the folder as long as the model reads it; where the layers are.
+
+        Raises:
+            DeviceError: layers are on disk that were to be on GPUs.
+        """
+        found: dict[str, object] = getattr(model, "hf_device_map", {})
+        if len(found) < 2 and DISK not in found.values():
+            return ()
+        if self._place.spread and {CPU, DISK} & {*found.values()}:
+            raise DeviceError(
+                f"{self._spec}: accelerate does not find room on the GPUs here for all "
+                "layers; give CPU memory with --ppl-max-memory, or free the GPUs"
+            )
+        loader = loader_of(model)
+        if loader is not None and self._folder is not None:
+            # Its last user may be an output head that outlives the model.
+            weakref.finalize(loader, shutil.rmtree, self._folder, ignore_errors=True)
+            if any(self._folder.iterdir()):
+                self._folder = None
+        return (f"where the layers of {self._spec} are: {placed(found)}",)
+
+    def clean(self) -> None:
+        """Remove a folder that nobody reads."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def _offloading(spec: str, place: Placement) -> Iterator[_Settle]:
+    """A folder for weights that are offloaded, gone with the model that reads it."""
+    folder = None
+    if place.max_memory:
+        gc.collect()  # accelerate's hooks keep a model that is not used any more
+        folder = Path(tempfile.mkdtemp(prefix="pplguard-offload-"))
+    settle = _Settle(spec, place, folder)
+    try:
+        yield settle
+    finally:
+        settle.clean()
 
 
 def _from_pretrained(
@@ -467,6 +553,13 @@ def _memory(spec: str, device: str, dtype: str) -> Iterator[None]:
             f"out of memory: {spec} does not fit on {device} in {dtype}. Way out: "
             "free the device, --ppl-dtype bfloat16, or another --ppl-device"
         ) from error
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether there is no room on a disk; safetensors says so in words alone."""
+    return getattr(error, "errno", None) == errno.ENOSPC or (
+        os.strerror(errno.ENOSPC) in str(error)
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from .offloaded import is_hooked, kept_tensors
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -31,7 +33,8 @@ def model_digest(model: PreTrainedModel) -> str | None:
     Covers the state, the config, and the source of model classes that neither torch nor
     transformers define; their versions are not covered. None where something else may
     decide: a ``forward`` that was replaced, hooks, tensors of a quantiser's own class,
-    classes without a source.
+    classes without a source. Where accelerate has placed layers makes no difference;
+    those that are offloaded are read one tensor at a time.
     """
     if not _is_plain(model):
         return None
@@ -58,9 +61,14 @@ def _is_plain(model: nn.Module) -> bool:
     return all(
         type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors
     ) and not any(
-        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+        _is_replaced(module) or module._forward_hooks or module._forward_pre_hooks
         for module in model.modules()
     )
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    """Whether ``forward`` is not its class's, but for what accelerate does to it."""
+    return "forward" in vars(module) and not is_hooked(module)
 
 
 def _sources(model: nn.Module) -> Iterator[str]:
@@ -95,23 +103,27 @@ def _structure(model: nn.Module) -> Iterator[str]:
         hooks = (len(module._forward_pre_hooks), len(module._forward_hooks))
         yield (
             f"{name} {kind.__module__}.{kind.__qualname__} {module.training} {hooks} "
-            f"{'forward' in vars(module)}"
+            f"{_is_replaced(module)}"
         )
 
 
 def _tensors(model: nn.Module) -> Iterator[str]:
-    seen: dict[int, str] = {}
+    seen: dict[object, str] = {}
+    kept = kept_tensors(model)
     everything = chain(
         model.named_parameters(remove_duplicate=False),
         model.named_buffers(remove_duplicate=False),
     )
     for name, tensor in everything:
-        if id(tensor) in seen:
-            yield f"{name} is {seen[id(tensor)]}"
+        away = kept.get(name)
+        which: object = id(tensor) if away is None else away.place
+        if which in seen:
+            yield f"{name} is {seen[which]}"
             continue
-        seen[id(tensor)] = name
-        shape = tuple(tensor.shape)
-        yield f"{name} {tensor.dtype} {shape} {tensor.device.type} {_bits(tensor)}"
+        seen[which] = name
+        real = tensor if away is None else away.load()
+        shape = tuple(real.shape)
+        yield f"{name} {real.dtype} {shape} {real.device.type} {_bits(real)}"
 
 
 def _bits(tensor: Tensor) -> str:

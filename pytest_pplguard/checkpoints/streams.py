@@ -17,6 +17,7 @@ from .config import is_quantised
 from .files import TensorInfo, file_state, read_config, tensor_bytes, tensor_index
 from .gguf import import_gguf, open_gguf
 from .locate import Located
+from .offloaded import kept_tensors
 
 if TYPE_CHECKING:
     import numpy
@@ -149,12 +150,17 @@ def state_streams(state: Mapping[str, Tensor]) -> list[Stream]:
 
 def model_streams(model: nn.Module) -> list[Stream]:
     """What a loaded model would save; a shared tensor under each of its names."""
-    kept = model.state_dict().keys()
+    saved = model.state_dict().keys()
+    away = kept_tensors(model)
     tensors = chain(
         model.named_parameters(remove_duplicate=False),
         model.named_buffers(remove_duplicate=False),
     )
-    return [_memory_stream(name, tensor) for name, tensor in tensors if name in kept]
+    return [
+        _memory_stream(name, tensor, away[name].load if name in away else None)
+        for name, tensor in tensors
+        if name in saved
+    ]
 
 
 def each(streams: Iterable[Stream], work: Callable[[Stream], T]) -> dict[str, T]:
@@ -197,13 +203,17 @@ def _decoded_stream(name: str, weight: Bitmasked) -> Stream:
     return Stream(name, weight.values.dtype, weight.values.shape, read)
 
 
-def _memory_stream(name: str, tensor: Tensor) -> Stream:
+def _memory_stream(
+    name: str, tensor: Tensor, load: Callable[[], Tensor] | None = None
+) -> Stream:
+    """Of a tensor in memory; ``load`` brings one that is offloaded."""
     dtype, shape = _kind(tensor), tuple(tensor.shape)
 
     def read(unit: int = 1) -> Iterator[Words]:
         import torch
 
-        flat = tensor.detach().reshape(-1)
+        here = tensor if load is None else load()
+        flat = here.detach().reshape(-1)
         size = _step(unit)
         for begin in range(0, flat.numel(), size):
             chunk = flat[begin : begin + size].cpu().contiguous()

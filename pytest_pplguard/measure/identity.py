@@ -26,8 +26,8 @@ from ..cache import TORCH, Cache
 from ..checkpoints import (
     Hardware,
     Located,
-    choose_device,
     choose_dtype,
+    main_device,
     probe,
     saved_dtype,
 )
@@ -179,6 +179,7 @@ def identity(
         "device": kind,
         "device name": device_name(place.device),
         "drivers": {} if kind == "cpu" else _drivers(),
+        "max memory": options.max_memory,
         "attention": options.attention,
         "batch size": options.batch_size,
         "compile": _compilers() if options.compile else False,
@@ -202,7 +203,9 @@ def place_of(located: Located, options: Options, *, worker: int | None) -> Place
         options.device == "auto" and _has_cpu_only(_torch_folder())
     )
     hardware = Hardware() if is_cpu else probe()
-    device = choose_device(options.device, hardware, worker_index=worker)
+    device = main_device(
+        options.device, options.max_memory, hardware, worker_index=worker
+    )
     dtype = choose_dtype(options.dtype, device.device, saved_dtype(located))
     # That a dtype is slow is of no use where it has been measured already.
     surprising = (device.notice, dtype.notice if options.dtype == "auto" else None)

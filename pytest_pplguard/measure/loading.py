@@ -7,16 +7,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..checkpoints import (
+    Hardware,
     Loaded,
     Located,
-    choose_device,
+    Placement,
+    check_max_memory,
     choose_dtype,
+    choose_placement,
+    free_memory,
+    is_quantised,
+    layer_weights,
     load,
     locate,
+    main_device,
     probe,
+    read_config,
     saved_dtype,
+    stored_streams,
 )
 from ..checkpoints.locate import DEMO as DEMO_FOLDER
+from ..errors import UsageError
 from ..journal import Journals, default_folder
 from ..options import JOURNAL_OFF, Options, Target
 
@@ -81,17 +91,30 @@ def load_target(
 ) -> Loaded:
     """Locate a checkpoint, choose device and dtype, and load it strictly.
 
+    With ``options.max_memory``, and where it does not fit one of several GPUs, its
+    layers are placed on several devices.
+
     Raises:
         CheckpointError: it is not there, or not whole.
-        DeviceError: the device is not there.
+        DeviceError: the device is not there, or too small.
+        UsageError: options contradict each other.
     """
     hardware = probe()
-    device = choose_device(options.device, hardware, worker_index=worker)
+    device = main_device(
+        options.device, options.max_memory, hardware, worker_index=worker
+    )
     located = locate_target(target, options)
     dtype = choose_dtype(options.dtype, device.device, saved_dtype(located))
     loaded = load(
         located,
-        device=device.device,
+        device=place(
+            located,
+            options,
+            device=device.device,
+            dtype=dtype.dtype,
+            hardware=hardware,
+            worker=worker,
+        ),
         dtype=dtype.dtype,
         attention=options.attention,
         allow_pickle=options.allow_pickle,
@@ -100,3 +123,80 @@ def load_target(
     )
     tell(*filter(None, (device.notice, dtype.notice)), *loaded.notices)
     return loaded
+
+
+def place(
+    located: Located,
+    options: Options,
+    *,
+    device: str,
+    dtype: str,
+    hardware: Hardware,
+    worker: int | None = None,
+) -> Placement:
+    """Where a checkpoint's layers go, known from its files' headers.
+
+    Args:
+        located: the checkpoint.
+        options: how it is to be placed.
+        device: from :func:`main_device`.
+        dtype: that it is loaded in, by torch's name.
+        hardware: what is there.
+        worker: number of the xdist worker, None outside one.
+
+    Raises:
+        CheckpointError: it is not whole, or cannot be placed that way.
+        DeviceError: there is no room for it.
+        UsageError: ``--ppl-compile`` does not go with several devices.
+    """
+    if device == "cpu" and not options.max_memory:
+        return Placement(device)
+    whole = located.model
+    quantised = whole.gguf is None and is_quantised(read_config(whole))
+    layers = layer_weights(
+        stored_streams(whole, allow_pickle=options.allow_pickle),
+        dtype,
+        quantised=quantised,
+    )
+
+    def free(index: int) -> int | None:
+        return free_memory(hardware, index)
+
+    if options.max_memory:
+        found = check_max_memory(
+            located.spec,
+            layers,
+            options.max_memory,
+            device=device,
+            dtype=dtype,
+            free=free,
+            offloads=_why_not_offloaded(located, quantised=quantised),
+        )
+    else:
+        found = choose_placement(
+            located.spec,
+            layers,
+            dtype=dtype,
+            device=device,
+            hardware=hardware,
+            free=free,
+            spread=options.device == "auto",
+            worker_index=worker,
+        )
+    if found.max_memory and options.compile:
+        raise UsageError(
+            "--ppl-compile and a model on several devices do not go together: "
+            "torch.compile gives up on what brings its layers' weights and inputs to "
+            "their device; leave --ppl-compile out"
+        )
+    return found
+
+
+def _why_not_offloaded(located: Located, *, quantised: bool) -> str:
+    if located.gguf:
+        return "is a GGUF file, which is unpacked as a whole"
+    if located.base is not None:
+        return "is an adapter, which is merged into weights that are in memory"
+    if quantised:
+        return "is quantised, and its kernels read weights where they are stored"
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -499,10 +500,13 @@ class Store:
         if self._resident is None:
             return
         device = self._resident[1].device
+        in_cycles = hasattr(self._resident[1].model, "hf_device_map")
         self._resident = self._digest = None
         if self._executor is None:
             self._model_digest = None
         self._shared = False
+        if in_cycles:  # accelerate's hooks on its modules refer to them
+            gc.collect()
         if not device.startswith("cpu"):
             import torch
 

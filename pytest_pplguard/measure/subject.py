@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
-from ..checkpoints import Loaded, model_digest
+from ..checkpoints import Loaded, devices_of, model_digest
 from ..errors import MeasurementError
 from ..options import Target
 from ..protocols import Tokenizer
@@ -187,13 +187,23 @@ def facts_of(loaded: Loaded) -> Facts:
     return Facts(
         dtype=loaded.dtype,
         device=loaded.device.partition(":")[0],
-        device_name=device_name(loaded.device),
+        device_name=_device_names(loaded),
         attention=loaded.attention,
         versions=python_versions(),
         max_positions=max_positions(loaded.model),
         embeddings=_embeddings(loaded.model),
         rotates_by_length=rotates_by_length(loaded.model),
     )
+
+
+def _device_names(loaded: Loaded) -> str:
+    """What the hardware is called that computes: each kind once, in order.
+
+    Layers on two GPUs of a kind are computed by the same kernels as on one, and those
+    that are offloaded where all others are: neither moves the number.
+    """
+    devices = [str(device) for device in devices_of(loaded.model)]
+    return " + ".join(dict.fromkeys(map(device_name, devices or [loaded.device])))
 
 
 def max_positions(model: Any) -> int | None:

@@ -2,7 +2,7 @@
 
 from .batching import BatchSize, batches, groups, shared_context
 from .head import chunk_size, nll
-from .models import rotates_by_length
+from .models import rotates_by_length, to_logits
 from .scorer import Kept, Progress, Scorer, Stop, place
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "place",
     "rotates_by_length",
     "shared_context",
+    "to_logits",
 ]

@@ -8,6 +8,8 @@ from typing import Any, TypeGuard
 
 import torch
 
+from ..checkpoints import at_hand, device_of
+
 _CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "accelerator": 2**26}
 """Logits that exist at once, as many float32 ones: 48 MB on a CPU, 256 MB on an
 accelerator. About what the body of a small model, and of a large one, takes; fewer rows
@@ -36,7 +38,7 @@ def nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     vocabulary's exponentials a little low (7e-6 nat a token at 49,152 words, measured
     against float64); a better sum would be apart from them by more than rounding.
     """
-    return _cross_entropy(logits, targets).to("cpu").double()
+    return _cross_entropy(logits, targets.to(logits.device)).to("cpu").double()
 
 
 def losses(
@@ -45,11 +47,23 @@ def losses(
     targets: torch.Tensor,
     head: torch.nn.Module | None,
 ) -> torch.Tensor:
-    """As :func:`nll`, of ``rows[positions]``: [positions], and on the rows' device.
+    """As :func:`nll`, of ``rows[positions]``: [positions], and on the head's device.
 
     ``rows`` are what ``head`` reads, [all x width], or logits where it is None. On an
     accelerator nothing waits for it.
     """
+    with at_hand(head):
+        where = (None if head is None else device_of(head)) or rows.device
+        return _losses(rows.to(where), positions.to(where), targets.to(where), head)
+
+
+def _losses(
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    targets: torch.Tensor,
+    head: torch.nn.Module | None,
+) -> torch.Tensor:
+    """As :func:`losses`, all in one place."""
     fill = _filling(rows, head)
     size = chunk_size(rows, head)
     if fill is not None:

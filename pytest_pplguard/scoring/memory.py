@@ -20,6 +20,7 @@ from ..errors import DeviceError
 _M_MMAP_THRESHOLD, _MAPPED_FROM, _ADAPTED_TO = -3, 2**20, 2**25
 
 _ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|[KMGT]iB)")
+_FULL = re.compile(r"\bGPU (\d+) has a total capacity")
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 _SAMPLED_EVERY = 0.01
@@ -48,6 +49,14 @@ def shortage(error: BaseException, device: torch.device) -> str:
     if left is not None:
         parts.append(f"{_gib(left[0])} of {_gib(left[1])} GiB are free")
     return ", ".join(parts)
+
+
+def full_device(error: BaseException, device: torch.device) -> torch.device:
+    """The one that had no memory left: ``device`` where its error names none."""
+    named = _FULL.search(str(error))
+    if named is None or device.type == "cpu":
+        return device
+    return torch.device(device.type, int(named[1]))
 
 
 def _gib(size: float) -> str:

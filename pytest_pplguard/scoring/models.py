@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import is_out_of_memory
+from ..checkpoints import device_of, is_out_of_memory
 from ..errors import MeasurementError
 
 OWN_ERRORS = (
@@ -121,7 +120,7 @@ def logits(
         if some is not None:
             return some
     found: torch.Tensor = called(input_ids=ids, **options).logits
-    return found if positions is None else found[0, positions]
+    return found if positions is None else found[0, positions.to(found.device)]
 
 
 def _of_positions(
@@ -148,6 +147,14 @@ def output_head(model: torch.nn.Module) -> torch.nn.Module | None:
     return head if isinstance(head, torch.nn.Module) else None
 
 
+def to_logits(rows: torch.Tensor, head: torch.nn.Module | None) -> torch.Tensor:
+    """Logits of some hidden states, on the head's device; without head, they are."""
+    if head is None:
+        return rows
+    found: torch.Tensor = head(rows.to(device_of(head) or rows.device))
+    return found
+
+
 def body(model: torch.nn.Module) -> torch.nn.Module | None:
     """What makes hidden states of ids, as transformers names it."""
     found = getattr(model, "base_model", None)
@@ -158,8 +165,7 @@ def device(model: torch.nn.Module) -> torch.device:
     """Where ids go."""
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     source = embeddings if isinstance(embeddings, torch.nn.Module) else model
-    first = next(itertools.chain(source.parameters(), model.parameters()), None)
-    return torch.device("cpu") if first is None else first.device
+    return device_of(source) or device_of(model) or torch.device("cpu")
 
 
 def dtype(model: torch.nn.Module) -> torch.dtype:

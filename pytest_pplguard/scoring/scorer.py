@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import torch
 from msgspec import UNSET, UnsetType
 
-from ..checkpoints import is_out_of_memory
+from ..checkpoints import at_hand, is_out_of_memory
 from ..errors import InvalidLossError, MeasurementError
 from ..options import BATCH_AUTO
 from ..protocols import windows_digest
@@ -477,11 +477,12 @@ class Scorer:
         targets = torch.tensor(window.targets, device=rows.device)
         size = max(1, chunk_size(rows, self.head) // 2)
         sums, greedy = [], True
-        for start in range(0, len(targets), size):
-            wanted = targets[start : start + size]
-            logits = self.to_logits(rows[start : start + size])
-            sums.append(nll(logits, wanted).sum().item())
-            greedy = greedy and bool((logits.argmax(-1) == wanted).all())
+        with at_hand(self.head):
+            for start in range(0, len(targets), size):
+                logits = self.to_logits(rows[start : start + size])
+                wanted = targets[start : start + size].to(logits.device)
+                sums.append(nll(logits, wanted).sum().item())
+                greedy = greedy and bool((logits.argmax(-1) == wanted).all())
         return _Loss(math.fsum(sums), greedy)
 
     def _each(self, windows: Sequence[Window]) -> list[torch.Tensor]:
@@ -551,7 +552,7 @@ class Scorer:
 
     def to_logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Logits of some of what :meth:`rows` gave: [positions x vocabulary]."""
-        return rows if self.head is None else self.head(rows)
+        return models.to_logits(rows, self.head)
 
     def _run(self, windows: Sequence[Window], *, compiled: bool = True) -> torch.Tensor:
         """Hidden states or logits of whole windows: [batch x tokens x width].
@@ -619,7 +620,7 @@ class Scorer:
         length: int,
         answers: bool,
     ) -> str:
-        device = models.device(self._model)
+        device = memory.full_device(error, models.device(self._model))
         dtype = str(models.dtype(self._model)).removeprefix("torch.")
         what = place(batch[0], windows, answers=answers)
         if len(batch) > 1:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ..options import Options
+
 _GATE = re.compile(r"(?P<file>.+\.ya?ml)::(?P<checkpoint>[^:]+)::(?P<rest>.+)")
 _RELATIVE = "relative::"
 _KL = "kl/"
@@ -58,9 +60,14 @@ def scopes(
 
 
 def worker_index(config: pytest.Config) -> int | None:
-    """Number of the xdist worker that this process is, None if it is none."""
+    """Number of the xdist worker that this process is.
+
+    None if it is none, or the only one: then all GPUs are its own.
+    """
     worker: Mapping[str, Any] | None = getattr(config, "workerinput", None)
-    return int(str(worker["workerid"]).removeprefix("gw")) if worker else None
+    if worker is None or int(worker["workercount"]) == 1:
+        return None
+    return int(str(worker["workerid"]).removeprefix("gw"))
 
 
 def share_threads(config: pytest.Config) -> None:
@@ -120,8 +127,16 @@ def make_scheduler(
     return CheckpointScheduling(config, log)
 
 
-def count_workers(answer: int, checkpoints: int) -> int:
-    """For ``-n auto``: one a GPU, else ``min(answer, checkpoints)``."""
-    from ..checkpoints import probe
+def count_workers(answer: int, checkpoints: int, options: Options) -> int:
+    """For ``-n auto``: one a GPU, else ``answer``; no more than there are checkpoints.
 
-    return probe().count or min(answer, checkpoints)
+    A single one where all of them would load to the same devices: several checkpoints
+    at once are more than they were given for.
+    """
+    if options.max_memory or ":" in options.device:
+        return 1
+    if options.device != "cpu" and options.execution.where == "local":
+        from ..checkpoints import probe
+
+        answer = probe().count or answer
+    return min(answer, checkpoints)

@@ -26,6 +26,11 @@ NOT_RUN = {
         "/srv is a runner's own; tests/unit/test_history_url.py tests such paths",
         "it needs an MLflow server; tests/model/test_history.py starts one",
     ],
+    "docs/large-models.md": [
+        "it needs several GPUs; tests/gpu/test_placement.py is about them",
+        "it needs several GPUs; tests/gpu/test_placement.py is about them",
+        "it needs several GPUs; tests/plugin/test_other_plugins.py fakes them",
+    ],
     "docs/performance.md": [
         "it measures for an hour on a GPU; tests/unit/test_benchmarks.py tests its "
         "parts"

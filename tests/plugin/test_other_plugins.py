@@ -91,6 +91,60 @@ def test_gates_of_a_checkpoint_stay_on_one_worker(project: Project) -> None:
         assert len({line[:5] for line in lines if line.startswith("[gw")}) == 1
 
 
+GPUS = """
+import os
+from pathlib import Path
+
+import pytest_pplguard.checkpoints
+from pytest_pplguard.checkpoints import Hardware, Loaded, locate
+from pytest_pplguard.measure import loading
+from tests.plugin import stub
+
+given = []
+
+def locate_target(target, options):
+    given.append(target)
+    return locate("demo/dense")
+
+def load(located, *, device, **options):
+    target = given[-1]
+    with Path("loads.txt").open("a") as log:
+        worker = os.environ["PYTEST_XDIST_WORKER"]
+        log.write(f"{{target.name}} {{worker}} {{device.device}}\\n")
+    return Loaded.of(*stub.make(target.spec))
+
+hardware = Hardware("cuda", {gpus}, ("NVIDIA H100",) * {gpus})
+pytest_pplguard.checkpoints.probe = loading.probe = lambda: hardware
+loading.free_memory = lambda hardware, index: 80 * 2**30
+loading.locate_target = locate_target
+loading.load = load
+"""
+"""A conftest of a machine with so many GPUs; notes who loads what, and where to."""
+
+
+@pytest.mark.parametrize(("gpus", "names"), [(2, "abcd"), (4, "abc")])
+def test_each_worker_has_a_gpu_and_no_checkpoint_is_loaded_twice(
+    gpus: int, names: str, project: Project
+) -> None:
+    specs = {name: f"ppl:{8 + place}" for place, name in enumerate(names)}
+    body = "".join(
+        f"{name}:\n  gates:\n"
+        "    wanda/tiny:16: {token_perplexity: {}}\n"
+        "    wanda/tiny:32: {token_perplexity: {}}\n"
+        for name in names
+    )
+    project.baseline(body, **specs)
+    (project.path / "conftest.py").write_text(GPUS.format(gpus=gpus))
+    result = project.run_apart("-p", "xdist.plugin", "-nauto", *project.give(**specs))
+    result.assert_outcomes(passed=2 * len(names))
+    loads = [line.split() for line in project.loads()]
+    assert sorted(name for name, *_ in loads) == [f"llama/{name}" for name in names]
+    # Each worker one GPU, and each GPU one worker.
+    pairs = {(worker, device) for _, worker, device in loads}
+    count = min(gpus, len(names))
+    assert pairs == {(f"gw{number}", f"cuda:{number}") for number in range(count)}
+
+
 def test_no_more_workers_than_checkpoints(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

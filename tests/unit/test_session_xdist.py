@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from pytest_pplguard.session.xdist import gated_checkpoint, scopes
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_pplguard import checkpoints
+from pytest_pplguard.checkpoints import Hardware
+from pytest_pplguard.options import Execution, Options
+from pytest_pplguard.session.xdist import (
+    count_workers,
+    gated_checkpoint,
+    scopes,
+    worker_index,
+)
 
 
 def test_gates_go_by_checkpoint_and_other_tests_alone() -> None:
@@ -55,3 +67,41 @@ def test_divergences_join_checkpoints() -> None:
 def test_two_that_are_relative_to_each_other() -> None:
     gates = ["b/a.yaml::x::relative::y", "b/a.yaml::y::relative::x"]
     assert len(set(scopes(gates).values())) == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "checkpoints_given", "options", "workers"),
+    [
+        (4, 20, Options(), 4),
+        (4, 3, Options(), 3),  # a worker without a checkpoint would idle
+        (0, 20, Options(), 16),
+        (0, 3, Options(), 3),
+        (4, 20, Options(device="cuda"), 4),
+        (4, 20, Options(device="cpu"), 16),
+        # All of them would load to the same devices.
+        (4, 20, Options(device="cuda:1"), 1),
+        (4, 20, Options(max_memory={"0": 1, "cpu": 1}), 1),
+        # The models are elsewhere.
+        (4, 20, Options(execution=Execution("ray")), 16),
+    ],
+)
+def test_workers_of_n_auto(
+    gpus: int,
+    checkpoints_given: int,
+    options: Options,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hardware = Hardware("cuda", gpus, ("NVIDIA H100",) * gpus)
+    monkeypatch.setattr(checkpoints, "probe", lambda: hardware)
+    assert count_workers(16, checkpoints_given, options) == workers
+
+
+def test_the_only_worker_has_all_gpus() -> None:
+    def config(**worker: object) -> pytest.Config:
+        given = {"workerinput": worker} if worker else {}
+        return SimpleNamespace(**given)  # type: ignore[return-value]
+
+    assert worker_index(config()) is None
+    assert worker_index(config(workerid="gw0", workercount=1)) is None
+    assert worker_index(config(workerid="gw3", workercount=4)) == 3
