@@ -15,6 +15,7 @@ from .device import (
     Hardware,
     choose_device,
     choose_dtype,
+    free_memory,
     is_out_of_memory,
     probe,
 )
@@ -30,6 +31,14 @@ from .files import (
 from .fingerprint import fingerprint, tensor_facts, to_record
 from .load import Loaded, load, load_tokenizer
 from .locate import Located, locate
+from .placement import (
+    Placement,
+    check_max_memory,
+    choose_placement,
+    fits,
+    layer_weights,
+    main_device,
+)
 from .places import changed_places
 from .positions import positions
 from .sparsity import Sparsity, Zeros, measure_sparsity, sparsity_of
@@ -46,6 +55,7 @@ __all__ = [
     "Hardware",
     "Loaded",
     "Located",
+    "Placement",
     "Sparsity",
     "Stream",
     "Survivors",
@@ -53,8 +63,10 @@ __all__ = [
     "ZeroTable",
     "Zeros",
     "changed_places",
+    "check_max_memory",
     "choose_device",
     "choose_dtype",
+    "choose_placement",
     "compare_streams",
     "compare_with_dense",
     "contents",
@@ -63,11 +75,15 @@ __all__ = [
     "examine",
     "files_state",
     "fingerprint",
+    "fits",
+    "free_memory",
     "is_out_of_memory",
     "layer_of",
+    "layer_weights",
     "load",
     "load_tokenizer",
     "locate",
+    "main_device",
     "measure_sparsity",
     "model_digest",
     "model_streams",

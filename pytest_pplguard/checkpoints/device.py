@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -84,6 +84,23 @@ def _name(accelerator: torch.device, index: int) -> str:
     return str(ask(index)) if ask else accelerator.type.upper()
 
 
+def free_memory(hardware: Hardware, index: int) -> int | None:
+    """Bytes that a process can take of an accelerator; None where torch cannot say.
+
+    Asking takes some of them: torch starts using the device.
+    """
+    import torch
+
+    if hardware.accelerator is None:
+        return None
+    module: Any = torch.get_device_module(hardware.accelerator)
+    if not hasattr(module, "mem_get_info"):
+        return None
+    free: int = module.mem_get_info(index)[0]
+    # What the allocator keeps of models that are gone is there for the next one.
+    return free + int(module.memory_reserved(index) - module.memory_allocated(index))
+
+
 def choose_device(
     requested: str, hardware: Hardware, *, worker_index: int | None = None
 ) -> DeviceChoice:
@@ -110,11 +127,11 @@ def choose_device(
         what = "CUDA GPU" if kind == "cuda" else f"{kind} device"
         raise DeviceError(
             f"no {what} here for --ppl-device {requested} "
-            f"(torch sees: {_seen(hardware)}). {_WAY_OUT}"
+            f"(torch sees: {seen(hardware)}). {_WAY_OUT}"
         )
     if index is not None and index >= hardware.count:
         raise DeviceError(
-            f"no {kind}:{index} here (torch sees: {_seen(hardware)}). {_WAY_OUT}"
+            f"no {kind}:{index} here (torch sees: {seen(hardware)}). {_WAY_OUT}"
         )
     if index is None and worker_index is not None:
         index = worker_index % hardware.count
@@ -136,7 +153,8 @@ def _parse(requested: str) -> tuple[str, int | None]:
     return match["kind"], int(match["index"]) if match["index"] else None
 
 
-def _seen(hardware: Hardware) -> str:
+def seen(hardware: Hardware) -> str:
+    """``2 GPUs: NVIDIA H100``, for messages."""
     if hardware.accelerator is None or hardware.count == 0:
         return "nothing"
     noun = {"cuda": "GPU"}.get(hardware.accelerator, f"{hardware.accelerator} device")
