@@ -140,7 +140,7 @@ def load(
     notices: tuple[str, ...] = ()
     _import_transformers()
     with (
-        _quiet(bars=whole.gguf is not None or quantised) as log,
+        quiet(bars=whole.gguf is not None or quantised) as log,
         _memory(located.spec, device, dtype),
     ):
         tokenizer = _tokenizer(tokenized, options)
@@ -188,7 +188,7 @@ def _options(located: Located, *, trust_remote_code: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet(*, bars: bool) -> Iterator[list[str]]:
+def quiet(*, bars: bool) -> Iterator[list[str]]:
     """No progress bars and warnings while loading; what transformers logs is yielded.
 
     Args:
@@ -237,7 +237,7 @@ def load_tokenizer(
         CheckpointError: transformers cannot read it.
     """
     tokenized = with_tokenizer(located)
-    with _quiet(bars=located.model.gguf is not None):
+    with quiet(bars=located.model.gguf is not None):
         tokenizer = _tokenizer(
             tokenized, _options(located.model, trust_remote_code=trust_remote_code)
         )
@@ -306,7 +306,7 @@ def fit(
         return _of_state(_config(located, trust), state, trust)
 
     trust = {"trust_remote_code": trust_remote_code}
-    with _quiet(bars=False) as log:
+    with quiet(bars=False) as log:
         model, info = _model(located, make, "meta", "float32", log)
     return model, _key_problems(info, ())
 
