@@ -55,8 +55,8 @@ class Machine(Struct, frozen=True):
             )
         if self.tflops is not None and not 0 < self.tflops < math.inf:
             raise UsageError(
-                f"--tflops: {self.tflops:g} is no speed; give what a GPU reaches, above "
-                "0, in 1e12 FLOPs a second"
+                f"--tflops: {self.tflops:g} is no speed; give what a GPU reaches, "
+                "above 0, in 1e12 FLOPs a second"
             )
         return Asked(
             gpus=int(match["gpus"]) if match else None,

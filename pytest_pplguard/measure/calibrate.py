@@ -146,10 +146,15 @@ def _time(model: Any, vocabulary: int, tokens: int, batch: int) -> tuple[float, 
     draw = random.Random(0)
     rows = [[draw.randrange(vocabulary) for _ in range(tokens)] for _ in range(batch)]
     ids = torch.tensor(rows, device=device)
+
+    def run_body() -> torch.Tensor:
+        hidden = models.hidden(body, ids)
+        hidden[0, 0, 0].item()  # whoever asks for a number waits for the device
+        return hidden
+
     with torch.no_grad(), memory.compact_heap(device):
-        # Whoever asks for a number waits for the device.
-        of_body = _median(lambda: models.hidden(body, ids)[0, 0, 0].item())
-        hidden = models.hidden(body, ids).flatten(0, 1)
+        of_body = _median(run_body)
+        hidden = run_body().flatten(0, 1)
         places = torch.arange(len(hidden), device=device)
         targets = ids.flatten()
         of_head = _median(lambda: losses(hidden, places, targets, head).sum().item())

@@ -1,7 +1,7 @@
-"""Plans a measurement: what it takes, counted and timed without the checkpoint's weights.
+"""Plans a measurement: what it takes, without the checkpoint's weights.
 
-The arithmetic is :mod:`pytest_pplguard.planning`'s; here are the tokenizer, the text and
-this machine asked.
+The arithmetic is that of :mod:`pytest_pplguard.planning`; here are the tokenizer, the
+text and this machine asked.
 """
 
 from __future__ import annotations
@@ -132,15 +132,14 @@ def plan(
         keys=tuple(work),
         replicas=asked.replicas,
     )
-    if asked.replicas > made.possible_replicas and where.gpus:
+    if asked.replicas > made.possible_replicas and where.fits and where.gpus:
         raise UsageError(
-            f"--replicas {asked.replicas}: {where.gpus} GPU"
-            f"{'s' if where.gpus > 1 else ''} each, and there are {pool.count}: at most "
-            f"{made.possible_replicas} fit"
+            f"--replicas {asked.replicas}: each takes {where.gpus} of {pool.count} "
+            f"GPUs, so that at most {made.possible_replicas} fit"
         )
     notices += _of_weights(located, skeleton, choice.dtype)
     timing = None
-    if asked.tflops is not None:
+    if asked.tflops is not None and where.fits:
         # A server works on all of its GPUs at once; layers on several GPUs do not.
         at_once = where.gpus if where.verdict == "several machines" else 1
         timing = Timing("given", asked.tflops * 1e12 * at_once)
@@ -183,8 +182,7 @@ def _pool(options: Options, asked: Asked, hardware: Hardware) -> tuple[str, Pool
     known = tuple(size for size in free if size is not None)
     if len(known) < len(free):  # it shares the machine's memory, and cannot say
         known = (cpu,)
-    offloads = cpu if options.max_memory or len(known) == hardware.count else None
-    return device, Pool(known, cpu=offloads, name=hardware.names[0])
+    return device, Pool(known, cpu=cpu, name=hardware.names[0])
 
 
 def _timing(
@@ -309,10 +307,7 @@ class _Counting:
             pages = [*WIKITEXT2_PAGES]
         else:
             pages = [len(page.encode()) for page in text.pages]
-        if by_page:
-            pages = pages[: key.first]
-        else:
-            pages = [sum(pages)]
+        pages = pages[: key.first] if by_page else [sum(pages)]
         tokens = [math.ceil(size / per_token) for size in pages]
         limit = None if by_page else key.first
         if text is not None and text.recipe.max_windows and not by_page:

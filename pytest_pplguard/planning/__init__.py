@@ -6,7 +6,7 @@ config, imports transformers when it is called.
 
 from .place import Place, Pool, place
 from .plan import Disk, KeyWork, Plan, Timing
-from .shape import ITEMSIZE, Layer, Memory, Shape, chunk_rows, pairs
+from .shape import CHUNK_BYTES, ITEMSIZE, Layer, Memory, Shape, chunk_rows, pairs
 from .skeleton import (
     Skeleton,
     disk_of,
@@ -28,6 +28,7 @@ from .work import (
 )
 
 __all__ = [
+    "CHUNK_BYTES",
     "ITEMSIZE",
     "PROOF_PASSES",
     "WIKITEXT2_PAGES",

@@ -7,7 +7,7 @@ model that is loaded. What is added here is what a device needs while it scores.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -96,7 +96,7 @@ def place(
     if left >= 0 and (fits(memory.weights, gpus[0]) or len(gpus) == 1):
         return Place("one GPU", 1, (alone,), left=left, least=1)
     if len(rooms) > 1:
-        found = _split(parts, dict(enumerate(rooms)))
+        found = _split(parts, rooms)
         if found is not None:
             return _several(parts, found, gpus, rooms, memory, least)
     if left >= 0:  # its weights leave less than is usual, and there is no other way
@@ -120,8 +120,12 @@ def _room(size: int, memory: Memory) -> int:
 
 
 def _split(
-    parts: Mapping[str, int], rooms: Mapping[int | str, int]
+    parts: Mapping[str, int], gpus: Sequence[int], cpu: int | None = None
 ) -> dict[str, int | str] | None:
+    """The device of each part, None where that would be the disk."""
+    rooms: dict[int | str, int] = dict(enumerate(gpus))
+    if cpu is not None:
+        rooms[CPU] = cpu
     found = assign(parts, rooms)
     return None if DISK in found.values() else found
 
@@ -169,7 +173,7 @@ def _elsewhere(
     named = {str(index): room for index, room in enumerate(rooms)}
     if pool.cpu is not None:
         cpu = int(FILL * pool.cpu)
-        found = _split(parts, {**dict(enumerate(rooms)), CPU: cpu})
+        found = _split(parts, rooms, cpu)
         if found is not None:
             offloaded = sum(parts[part] for part, on in found.items() if on == CPU)
             return Place(
@@ -182,10 +186,9 @@ def _elsewhere(
                 least=least,
             )
     if pool.machines > 1 and most is None:
-        everything = dict(enumerate(rooms * pool.machines))
-        found = _split(parts, everything)
-        if found is not None:
-            layers = _evenly(sum("layers" in part for part in parts), len(everything))
+        everything = rooms * pool.machines
+        if _split(parts, everything) is not None:
+            layers = _evenly(sum(".layers." in part for part in parts), len(everything))
             return Place("several machines", len(everything), layers, least=least)
     short = max(1, memory.weights - sum(rooms))
     return Place("nowhere", len(rooms), room=named, short=short, least=least)
@@ -198,7 +201,7 @@ def _layers(found: Mapping[str, int | str], count: int) -> tuple[int, ...]:
 
 
 def _least(parts: Mapping[str, int], room: int) -> int:
-    found = _split(parts, dict.fromkeys(range(_MANY), room))
+    found = _split(parts, [room] * _MANY)
     return 0 if found is None else 1 + max(int(device) for device in found.values())
 
 

@@ -13,8 +13,11 @@ from .work import Count
 
 
 class KeyWork(Struct, frozen=True):
-    """What one key takes. ``counted`` says how its windows are known: ``exact``, from
-    a baseline's record (``recorded``), or ``estimated``."""
+    """What one key takes.
+
+    ``counted`` says how its windows are known: ``exact``, from a baseline's record
+    (``recorded``), or ``estimated``.
+    """
 
     key: str
     counted: Literal["exact", "recorded", "estimated"]
@@ -39,8 +42,10 @@ class Timing(Struct, frozen=True):
 
 
 class Disk(Struct, frozen=True):
-    """Bytes of the weights' files; ``known`` by ``files``, an ``index``, or the
-    parameters (``estimated``)."""
+    """Bytes of the weights' files.
+
+    ``known`` by the ``files``, an ``index`` of them, or the parameters (``estimated``).
+    """
 
     size: int
     known: Literal["files", "index", "estimated"]

@@ -40,13 +40,15 @@ class Layer(Struct, frozen=True):
     experts together; ``experts`` their share of ``parameters``, of which each token
     reads ``read`` of ``count``. ``heads`` heads have queries of ``queries`` numbers
     together, keys of ``keys``, and give ``values``. ``middle`` is the width inside of
-    the MLP, or of one expert. ``reach`` is a sliding window in tokens, None where each
-    token sees all before it.
+    the MLP, or of one expert, and ``copies`` how many tensors of that width live at
+    once: 3 in a gated MLP (what was activated, its factor, their product). ``reach`` is
+    a sliding window in tokens, None where each token sees all before it.
     """
 
     parameters: int
     products: int
     middle: int
+    copies: int = 3
     heads: int = 0
     queries: int = 0
     keys: int = 0
@@ -71,20 +73,22 @@ class Layer(Struct, frozen=True):
     ) -> int:
         """Bytes that live at once at the layer's peak, its weights aside.
 
-        The residual and the normalised input are 2 x ``hidden`` a token. Attention has
-        queries, what rotates them (three more of the same size), keys and values
-        beside them; eager attention the scores of all pairs too, in this dtype, masked,
-        and in float32. The MLP has what was activated, what it is multiplied by, and
-        the product: 3 x ``middle``, for each expert that the token goes through.
+        While a layer runs the model holds the embedded tokens and the layer's input.
+        Attention has a residual, a normalised input, queries, keys and values, and what
+        rotates the queries: three more of their size. Eager attention has the scores
+        of all pairs, too, twice in float32, and once more in a dtype that is narrower.
+        The MLP has residual and normalised input as well, and ``copies`` of its width;
+        experts have as many for each that a token goes through, and a copy of its
+        input.
         """
-        tokens = batch * window
-        attention = itemsize * tokens * (2 * hidden + 4 * self.queries + 2 * self.keys)
-        if eager:
-            attention += batch * self.heads * window**2 * (2 * itemsize + 4)
-        through = self.read if self.count > 1 else 1
-        gathered = 2 * hidden * through if self.count > 1 else 0
-        wide = 2 * hidden + 3 * self.middle * through + gathered
-        return max(attention, itemsize * tokens * wide)
+        attention = 4 * hidden + 4 * self.queries + 2 * self.keys
+        wide = 4 * hidden + self.copies * self.middle * self.read
+        if self.count > 1:
+            wide += hidden * self.read
+        size = itemsize * batch * window
+        scores = batch * self.heads * window**2
+        each = 2 * max(itemsize, 4) + (itemsize if itemsize < 4 else 0)
+        return max(size * attention + (scores * each if eager else 0), size * wide)
 
 
 def pairs(tokens: int, reach: int | None = None) -> int:

@@ -12,11 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from ..errors import CheckpointError
-from .plan import Disk
-from .shape import Layer, Shape
-from ..startup import importing
-from ..tensornames import is_derived, layer_of
 from ..checkpoints.compressed import split_compressed
 from ..checkpoints.config import check_config, is_quantised
 from ..checkpoints.files import read_config, tensor_index, weight_files
@@ -29,6 +24,11 @@ from ..checkpoints.locate import (
     SAFETENSORS_INDEX,
     Located,
 )
+from ..errors import CheckpointError
+from ..startup import importing
+from ..tensornames import is_derived, layer_of
+from .plan import Disk
+from .shape import Layer, Shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +37,8 @@ _NEEDED = ("hidden_size", "num_hidden_layers")
 _USUAL = ("vocab_size", "num_attention_heads")
 _CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Fields of configs whose models do something to the head's output."""
+_UNFUSED = ("gelu_new", "gelu_fast", "gelu_accurate")
+"""Activations that transformers computes step by step."""
 _READ = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
 
 
@@ -250,11 +252,13 @@ def _layer(weights: dict[str, Any], config: Any, index: int) -> Layer:
     attends = any("attn" in name or "attention" in name for name in matrices)
     heads = of("num_attention_heads") if attends else 0
     size = of("head_dim", hidden // heads if heads else 0)
+    middle = _middle(experts or matrices, hidden)
     parts = of("qk_nope_head_dim") + of("qk_rope_head_dim")  # DeepSeek's
     return Layer(
         parameters=sum(w.numel() for w in weights.values()),
         products=sum(w.numel() for w in matrices.values()),
-        middle=_middle(experts or matrices, hidden),
+        middle=middle,
+        copies=_copies(experts or matrices, config, hidden, middle),
         heads=heads,
         queries=heads * (parts or size),
         keys=of("num_key_value_heads", heads) * size if heads else 0,
@@ -267,20 +271,34 @@ def _layer(weights: dict[str, Any], config: Any, index: int) -> Layer:
 
 
 def _middle(matrices: dict[str, Any], hidden: int) -> int:
-    """The widest that a matrix takes back to the hidden size, attention's aside.
+    """The widest that a matrix takes back to the hidden size, attention's aside."""
+    back = [into for into, out in _of_mlp(matrices) if out == hidden]
+    return max(back, default=0)
 
-    Matrices are [out x in], those of GPT-2 [in x out], experts' [count x out x in].
+
+def _copies(matrices: dict[str, Any], config: Any, hidden: int, middle: int) -> int:
+    """How many tensors as wide as the MLP live at once."""
+    names = ("hidden_act", "activation_function", "hidden_activation")
+    activations = [getattr(config, name, None) for name in names]
+    into = [out for size, out in _of_mlp(matrices) if size == hidden]
+    if 2 * middle in into or {*activations} & {*_UNFUSED}:
+        return 4
+    return 3 if into.count(middle) > 1 else 2
+
+
+def _of_mlp(matrices: dict[str, Any]) -> list[tuple[int, int]]:
+    """From how many numbers to how many each matrix goes.
+
+    Weights are [out x in], those of GPT-2 [in x out], experts' [count x out x in].
     """
-    widths = [0]
+    found = []
     for name, weight in matrices.items():
         if "attn" in name or "attention" in name or weight.ndim > 3:
             continue
         out, into = weight.shape[-2:]
-        if out == hidden:
-            widths.append(into)
-        if into == hidden and "c_proj" in name:
-            widths.append(out)
-    return int(max(widths))
+        turned = "c_fc" in name or "c_proj" in name
+        found.append((out, into) if turned else (into, out))
+    return found
 
 
 def _experts(experts: dict[str, Any], config: Any) -> int:

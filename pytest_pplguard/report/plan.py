@@ -127,7 +127,7 @@ def _place(plan: Plan) -> str:
         )
     if where.verdict == "several machines":
         return (
-            f"all {where.gpus} GPUs of {gpus}, {_split(where)}; layers can be placed on "
+            f"all {where.gpus} GPUs of {gpus}, {_split(where)}; layers are placed on "
             "one machine only, so a server has to span them (vLLM with pipeline "
             "parallelism)"
         )
@@ -214,11 +214,7 @@ def _time(plan: Plan) -> str:
         text += f", {plan.replicas} replicas"
     if plan.place.verdict == "several machines":
         text += f", {plan.place.gpus} at once"
-    if (
-        plan.place.verdict == "several GPUs"
-        or len(plan.place.layers) > 1
-        and (plan.place.verdict == "offloaded")
-    ):
+    if plan.place.gpus > 1 and plan.place.verdict in ("several GPUs", "offloaded"):
         text += "; the GPUs of one model work one after the other"
     return text
 
@@ -263,7 +259,9 @@ def _table(plan: Plan) -> list[str]:
 def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for key, *others in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:])]
+        cells = [
+            f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)
+        ]
         yield "  ".join([f"{key:<{widths[0]}}", *cells]).rstrip()
 
 
