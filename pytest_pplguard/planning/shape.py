@@ -76,7 +76,8 @@ class Layer(Struct, frozen=True):
         While a layer runs the model holds the embedded tokens and the layer's input.
         Attention has a residual, a normalised input, queries, keys and values, and what
         rotates the queries: three more of their size. Eager attention has the scores
-        of all pairs, too, twice in float32, and once more in a dtype that is narrower.
+        of all pairs, too, twice in float32, and once more in a dtype that is narrower;
+        they are kept until the layer is done.
         The MLP has residual and normalised input as well, and ``copies`` of its width;
         experts have as many for each that a token goes through, and a copy of its
         input.
@@ -86,9 +87,9 @@ class Layer(Struct, frozen=True):
         if self.count > 1:
             wide += hidden * self.read
         size = itemsize * batch * window
-        scores = batch * self.heads * window**2
+        scores = batch * self.heads * window**2 if eager else 0
         each = 2 * max(itemsize, 4) + (itemsize if itemsize < 4 else 0)
-        return max(size * attention + (scores * each if eager else 0), size * wide)
+        return max(size * attention + scores * each, size * wide + scores * itemsize)
 
 
 def pairs(tokens: int, reach: int | None = None) -> int:
