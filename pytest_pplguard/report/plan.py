@@ -113,23 +113,22 @@ def _place(plan: Plan) -> str:
     if where.verdict == "CPU":
         return f"the memory of this machine, {size(where.left)} of it to spare"
     if where.verdict == "one GPU":
-        return f"one GPU of {gpus}, {size(where.left)} of it to spare"
+        on = gpus if pool.count == 1 else f"one of {gpus}"
+        return f"{on}, {size(where.left)} of it to spare"
     if where.verdict == "several GPUs":
         return (
-            f"{where.gpus} GPUs of {gpus}, {_split(where)}, {size(where.left)} to "
-            "spare on the fullest"
+            f"{where.gpus} of {gpus}, {_split(where)}, {size(where.left)} to spare on "
+            "the fullest"
         )
     if where.verdict == "offloaded":
-        on = "the GPU" if where.gpus == 1 else f"{where.gpus} GPUs"
         return (
-            f"{on} of {gpus}, with {size(where.offloaded)} of the weights in CPU "
-            "memory, which is slow"
+            f"{gpus} with {size(where.offloaded)} of the weights in CPU memory, which "
+            "is slow"
         )
     if where.verdict == "several machines":
         return (
-            f"all {where.gpus} GPUs of {gpus}, {_split(where)}; layers are placed on "
-            "one machine only, so a server has to span them (vLLM with pipeline "
-            "parallelism)"
+            f"all of {gpus}, {_split(where)}; layers are placed on one machine only, "
+            "so a server has to span them (vLLM with pipeline parallelism)"
         )
     if not pool.gpus:
         return f"{size(where.short)} more memory is needed than is free here"
@@ -142,17 +141,18 @@ def _place(plan: Plan) -> str:
 
 
 def _gpus(plan: Plan) -> str:
-    """``8 with 85.9 GB each``."""
+    """``8 GPUs with 80 GB each``, ``2 x 8 GPUs ...`` on two machines."""
     pool = plan.pool
     if not pool.gpus:
         return ""
-    each = size(min(pool.gpus))
     free = "" if pool.given else " free"
-    text = f"{len(pool.gpus)} with {each}{free}"
-    if len(pool.gpus) > 1:
-        text += " each"
-    if pool.machines > 1:
-        text = f"{pool.machines} x {text}"
+    each = f"{size(min(pool.gpus))}{free}"
+    machines = f"{pool.machines} x " if pool.machines > 1 else ""
+    if pool.count == 1:
+        text = f"1 GPU with {each}"
+    else:
+        noun = "GPU" if len(pool.gpus) == 1 else "GPUs"
+        text = f"{machines}{len(pool.gpus)} {noun} with {each} each"
     return text + (f" ({pool.name})" if pool.name else "")
 
 
@@ -206,7 +206,7 @@ def _gib(room: int) -> str:
 def _time(plan: Plan) -> str:
     timing, took = plan.timing, plan.seconds
     if timing is None or took is None:
-        if plan.pool.given:
+        if plan.pool.given and plan.place.fits:
             return "not estimated: say what one of these GPUs reaches, --tflops X"
         return "not estimated"
     text = f"about {duration(took)} of scoring, {_how(timing)}"

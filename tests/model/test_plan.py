@@ -80,11 +80,11 @@ def test_parameters_of_published_models(name: str, tmp_path: Path) -> None:
     assert found.notices == ()
 
 
-class Peak(TorchDispatchMode):
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that live at once, but for a model's own."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         own = [*model.parameters(), *model.buffers()]
         self._known = {tensor.untyped_storage()._cdata for tensor in own}
         self._now = self.most = 0
@@ -121,7 +121,10 @@ def test_parameters_and_flops_of_an_architecture(arch: str) -> None:
 
     Of eager kernels, as it knows no FLOPs of those that are fused.
     """
-    kernels = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    kernels: dict[str, Any] = {
+        "attn_implementation": "eager",
+        "experts_implementation": "eager",
+    }
     model = build_model(arch, **kernels)
     shape = shape_of(model, model.config)
     assert shape.parameters == sum(p.numel() for p in model.parameters())
@@ -146,7 +149,7 @@ def test_activations_are_what_a_forward_pass_allocates(
     arch: str, middle: int, dtype: torch.dtype, attention: str
 ) -> None:
     """To a tenth, whether the attention or the MLP needs most."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 256,
         "intermediate_size": middle,
         "ffn_dim": middle,
@@ -262,7 +265,7 @@ on disk      138 GB, by its parameters: no weights are here
 in memory    141 GB in float16, windows of 4,096 tokens
              weights 138 GB, activations 973 MB
              logits 268 MB, margin 1.38 GB
-fits         2 GPUs of 2 with 80 GB each, 40 layers each, 8.4 GB to spare on the
+fits         2 of 2 GPUs with 80 GB each, 40 layers each, 8.4 GB to spare on the
              fullest
 time         about 7.3 s of scoring, at 400 TFLOP/s, as given; the GPUs of one
              model work one after the other
@@ -283,7 +286,9 @@ def test_gpus_that_are_too_small(
     save_config(tmp_path / "405b", "llama-3.1-405b")
     assert not plan("405b", H100S, window=4096)
     out = capsys.readouterr().out
-    assert "does not fit 236 GB too much for 8 with 80 GB each: 12 such GPUs" in out
+    assert (
+        "does not fit 236 GB too much for 8 GPUs with 80 GB each: 12 such GPUs" in out
+    )
     assert plan("405b", Machine(gpus="2x8", gpu_memory="80GB"), window=4096)
     out = capsys.readouterr().out
     assert "layers: 8 on each of 14, 7 on" in out
