@@ -173,7 +173,9 @@ def _pool(options: Options, asked: Asked, hardware: Hardware) -> tuple[str, Pool
     kind, _, index = device.partition(":")
     if kind == "cpu":
         return device, Pool(cpu=cpu)
-    numbers = [int(index)] if index else range(hardware.count)
+    # Only where the user leaves the choice to us are layers placed on several.
+    spread = options.device == "auto"
+    numbers = range(hardware.count) if spread else [int(index or 0)]
     if asked.per_replica is not None and asked.per_replica > len(numbers):
         raise UsageError(
             f"--gpus-per-replica {asked.per_replica}: this machine has {len(numbers)}"

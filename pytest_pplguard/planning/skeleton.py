@@ -7,6 +7,7 @@ no data: a model of 405 billion parameters takes a second and no memory.
 from __future__ import annotations
 
 import math
+import re
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ _CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Fields of configs whose models do something to the head's output."""
 _UNFUSED = ("gelu_new", "gelu_fast", "gelu_accurate")
 """Activations that transformers computes step by step."""
+_SENSES = re.compile(r"(^|\.)(vision|visual|image|audio|speech)")
+"""Parts of a model that text does not go through."""
 _READ = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
 
 
@@ -85,7 +88,15 @@ def skeleton(located: Located, *, trust_remote_code: bool = False) -> Skeleton:
             ) from error
         if not whole.gguf:
             notices = _check_fields(whole, config)
-        shape = shape_of(empty_model(located.spec, config, trust_remote_code), config)
+        model = empty_model(located.spec, config, trust_remote_code)
+        try:
+            shape = shape_of(model, config)
+        # Code of others names the parts of its models as it likes.
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{located.spec}: {type(model).__name__} does not say what it is made "
+                f"of, as models of transformers do ({type(error).__name__}: {error})"
+            ) from error
     return Skeleton(config, shape, notices)
 
 
@@ -212,7 +223,7 @@ def shape_of(model: nn.Module, config: Any) -> Shape:
     others = 0
     for name, weight in named.items():
         layer = layer_of(name)
-        if layer is not None:
+        if layer is not None and _SENSES.search(layer) is None:
             groups.setdefault(layer, {})[name[len(layer) + 1 :]] = weight
         elif weight is not embedding and weight is not head:
             others += weight.numel()

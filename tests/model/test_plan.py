@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_pplguard.baselines import read_baseline
 from pytest_pplguard.checkpoints import Hardware, locate
+from pytest_pplguard.cli import main
 from pytest_pplguard.cli.measure import Wanted
 from pytest_pplguard.cli.plan import Machine, plan_measurement
 from pytest_pplguard.errors import UsageError
 from pytest_pplguard.measure.calibrate import calibrate
 from pytest_pplguard.options import Options, parse_corpora
-from pytest_pplguard.planning import Shape, Skeleton, pairs, shape_of, skeleton
+from pytest_pplguard.planning import (
+    Shape,
+    Skeleton,
+    disk_of,
+    empty_model,
+    is_packed,
+    pairs,
+    shape_of,
+    skeleton,
+    stored_parameters,
+)
 from pytest_pplguard.scoring.head import losses
-from tests.model.commands import pplguard
 from tests.model.test_demo import ROOT
 from tests.model.tiny import ARCHITECTURES, build_model, save_tiny
+from tests.official import smollm2_gguf
 from tests.published import CONFIGS, PARAMETERS, save_config
 
 QUIET = Machine(calibrate=False)
@@ -366,6 +378,59 @@ def test_shards_that_are_not_here_yet(
     assert found["disk"]["size"] == index["metadata"]["total_size"]
 
 
+def test_an_adapter_takes_what_its_base_does(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "adapter_model.safetensors").write_bytes(bytes(100))
+    base = document(capsys, tiny, window=256)
+    found = document(capsys, f"{folder}+{tiny}", window=256)
+    assert found["parameters"] == base["parameters"]
+    assert found["keys"] == base["keys"]
+    assert found["disk"]["size"] == base["disk"]["size"] + 100
+    assert found["notices"] == [
+        f"{folder} is an adapter: it is merged, and takes what its base does"
+    ]
+
+
+def test_quantised_weights_are_counted_unpacked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packing = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    save_config(tmp_path / "q", "llama-2-7b", quantization_config=packing)
+    found = document(capsys, "q", H100S, window=256)
+    assert found["parameters"]["total"] == 6_738_415_616
+    assert found["memory"]["weights"] == 2 * 6_738_415_616
+    assert found["notices"][-1] == (
+        "q is quantised: its weights are counted as float16, which they take where "
+        "they are unpacked; less where this device has kernels for them"
+    )
+
+
+def test_a_gguf_file() -> None:
+    """SmolLM2-135M: its metadata alone says how large the unpacked model is."""
+    located = locate(str(smollm2_gguf()), config_only=True)
+    shape = skeleton(located).shape
+    assert (shape.parameters, shape.tied) == (134_515_008, True)
+    assert disk_of(located, shape, 4).size == smollm2_gguf().stat().st_size
+    assert is_packed(located)
+    assert stored_parameters(located) is None
+
+
+def test_what_text_does_not_go_through_is_no_layer() -> None:
+    """Gemma 3 sees images, too: 26 layers of text, and others for these."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("gemma3")
+    model = empty_model("gemma3", config, trust_remote_code=False)
+    shape = shape_of(model, config)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert len(shape.layers) == config.text_config.num_hidden_layers
+    assert {layer.reach for layer in shape.layers} == {None, 4096}
+
+
 # ----------------------------------------------------------------------------- timing
 
 
@@ -558,13 +623,27 @@ def test_words_that_are_none(
     assert str(caught.value) == message.replace("TINY", str(tiny))
 
 
-def test_exit_statuses(tmp_path: Path, tiny: Path) -> None:
-    """As a user sees them: 0, 1 where it fits nowhere, 2 for what cannot be planned."""
-    save_config(tmp_path / "405b", "llama-3.1-405b")
-    small = ("--gpus", "1", "--gpu-memory", "24GB", "--window", "512")
-    done = pplguard("plan", "405b", *small, "--corpus", "demo", cwd=tmp_path)
-    assert done.returncode == 1, done.stderr
-    done = pplguard("plan", "nowhere", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("pplguard: error: nowhere does not exist (looked at ")
-    assert done.stderr.count("\n") == 1
+def test_exit_statuses(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """0, 1 where it fits nowhere, 2 for what cannot be planned."""
+    save_config(tmp_path / "7b", "llama-2-7b")
+
+    def status(*words: str) -> object:
+        monkeypatch.setattr(sys, "argv", ["pplguard", "plan", *words])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return caught.value.code
+
+    given = ("7b", "--corpus", "demo", "--window", "512", "--gpus", "1")
+    assert status(*given, "--gpu-memory", "24GB") == 0
+    assert status(*given, "--gpu-memory", "12GB") == 1
+    capsys.readouterr()
+    assert status("nowhere") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("pplguard: error: nowhere does not exist (looked at ")
+    assert err.count("\n") == 1
+    assert status("7b", "--replicas", "0") == 2  # by typer
