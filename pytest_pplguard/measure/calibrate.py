@@ -70,7 +70,7 @@ def calibrate(
     started = _clock()
     shape = skeleton.shape
     products = _products(shape, torch.device(device), getattr(torch, dtype))
-    depth, tokens = _excerpt(
+    depth, tokens = excerpt(
         shape, windows, rate=products / batch, most=min(MOST_BYTES, room // 4),
         itemsize=ITEMSIZE[dtype],
     )  # fmt: skip
@@ -78,10 +78,10 @@ def calibrate(
         if depth:
             config = with_layers(skeleton.config, depth)
             model = empty_model("", config, trust_remote_code, attention=attention)
-            excerpt = shape_of(model, config)
+            some = shape_of(model, config)
             _fill(model, torch.device(device), getattr(torch, dtype))
-            of_body, of_head = _time(model, excerpt.vocabulary, tokens, batch)
-            others = _layers(shape, tokens) / _layers(excerpt, tokens)
+            of_body, of_head = _time(model, some.vocabulary, tokens, batch)
+            others = _layers(shape, tokens) / _layers(some, tokens)
             rate = batch * shape.flops(tokens, tokens) / (of_body * others + of_head)
             whole = depth == len(shape.layers) and tokens == windows
             return Timing(
@@ -105,10 +105,18 @@ def _layers(shape: Shape, tokens: int) -> int:
     return shape.flops(tokens, 0)
 
 
-def _excerpt(
+def excerpt(
     shape: Shape, windows: int, *, rate: float, most: int, itemsize: int
 ) -> tuple[int, int]:
-    """How many layers to time, and on how many tokens; no layers: too much in all."""
+    """How many layers to time, and on how many tokens; no layers: too much in all.
+
+    Args:
+        shape: of the model.
+        windows: tokens of each.
+        rate: FLOPs a second that are to be expected.
+        most: bytes of weights.
+        itemsize: bytes of one.
+    """
     fixed = shape.embedding + shape.head + shape.others
     sizes = [(fixed + layer.parameters) * itemsize for layer in shape.layers[:1]]
     if not sizes or sizes[0] > most:
@@ -116,12 +124,14 @@ def _excerpt(
     first = shape.layers[0]
     tokens = windows
 
-    def too_long(count: int) -> bool:
+    def pass_of(count: int) -> float:
         head = 2 * shape.hidden * shape.vocabulary * count
-        return max(first.flops(count), head) / rate > PASS_SECONDS
+        return max(first.flops(count), head) / rate
 
-    while tokens > SHORTEST and too_long(tokens):
+    while tokens > SHORTEST and pass_of(tokens) > PASS_SECONDS:
         tokens = max(SHORTEST, tokens // 2)
+    if pass_of(tokens) > 4 * PASS_SECONDS:
+        return 0, 0
     depth, flops, size = 0, 0, fixed * itemsize
     for layer in shape.layers:
         flops += layer.flops(tokens)
@@ -206,8 +216,8 @@ def _products(shape: Shape, device: Any, dtype: Any) -> float:
     rows, best = 16, 0.0
     while True:
         some = torch.full((rows, width), 0.5, dtype=dtype, device=device)
-        took = []
-        for _ in range(3):
+        took: list[float] = []
+        while len(took) < 3 and sum(took) < PASS_SECONDS:
             started = _clock()
             (some @ weight).sum().item()
             took.append(_clock() - started)

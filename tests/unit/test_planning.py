@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_pplguard.measure.calibrate import excerpt
 from pytest_pplguard.planning import (
     CHUNK_BYTES,
     WIKITEXT2_PAGES,
@@ -322,3 +323,25 @@ def test_seconds_of_replicas() -> None:
     assert seconds(1000, 10, 100.0) == 1000 / 10 * (10 + 2) / 100
     assert seconds(1000, 10, 100.0, replicas=3) == 1000 / 10 * (4 + 2) / 100
     assert seconds(0, 0, 100.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "itemsize", "rate", "expected"),
+    [
+        (GPT2, 4, 1e15, (12, 1024)),
+        # 2 GiB have room for embedding, head and 4 layers in half precision.
+        (LLAMA_2_7B, 2, 1e15, (4, 1024)),
+        # A CPU: a layer takes half a second for 123 tokens.
+        (LLAMA_2_7B, 4, 1e11, (1, 64)),
+        # bfloat16 on a CPU that has no such products: 26 s for 64 tokens.
+        (LLAMA_2_7B, 2, 1e9, (0, 0)),
+        # The embedding alone is too large.
+        (LLAMA_3_405B, 2, 1e15, (0, 0)),
+    ],
+)
+def test_what_is_timed_takes_little(
+    shape: Shape, itemsize: int, rate: float, expected: tuple[int, int]
+) -> None:
+    """Layers are left out, then windows shortened."""
+    found = excerpt(shape, 1024, rate=rate, most=2**31, itemsize=itemsize)
+    assert found == expected
