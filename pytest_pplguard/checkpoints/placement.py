@@ -33,11 +33,12 @@ class Placement(Struct, frozen=True):
 
     ``device`` is where ids go. The whole model is there if ``max_memory`` is empty;
     else accelerate fills these devices (GPUs by number, ``cpu``) with at most so many
-    bytes of weights, and what is left goes to disk.
+    bytes of weights, and what is left goes to disk. ``spread``: nothing may be left.
     """
 
     device: str
     max_memory: dict[int | str, int] = {}
+    spread: bool = False
 
 
 def layer_weights(
@@ -200,16 +201,17 @@ def choose_placement(
     total = sum(layers.values())
     if here is None or fits(total, here):
         return Placement(device)
-    known: dict[int | str, int] = {int(index or 0): here}
+    known = {int(index or 0): here}
     if spread and worker_index is None and hardware.count > 1:
         for number in range(hardware.count):
             known[number] = known.get(number) or free(number) or 0
-        room = {number: int(FILL * size) for number, size in sorted(known.items())}
+        room: dict[int | str, int] = {
+            number: int(FILL * size) for number, size in sorted(known.items())
+        }
         if DISK not in assign(layers, room).values():
-            return Placement(f"{kind}:0", room)
+            return Placement(f"{kind}:0", room, spread=True)
     if total <= here:  # tight: whether it runs depends on the windows
         return Placement(device)
-    gpu = int(index or 0)
     where = f"{device} has {size_text(here)} free"
     ways = ["a half-precision --ppl-dtype"] if _BYTES[dtype] > 2 else []
     if len(known) > 1:
@@ -224,8 +226,7 @@ def choose_placement(
     elif hardware.count > 1:
         ways.append("--ppl-device auto, which places it on several GPUs")
     if worker_index is None:
-        some = {gpu: here} if len(known) == 1 else known
-        sizes = [f"{number}={_gib(FILL * some[number])}" for number in sorted(some)]
+        sizes = [f"{number}={_gib(FILL * known[number])}" for number in sorted(known)]
         options = [f"--ppl-max-memory {size}" for size in (*sizes, "cpu=SIZE")]
         ways.append(f"CPU memory and disk, which are slow: {' '.join(options)}")
     raise DeviceError(
@@ -280,24 +281,24 @@ def check_max_memory(
         total = sum(layers.values())
         if len(room) == 1 and total <= next(iter(room.values())):
             return Placement(device)
-        if {CPU, DISK} & {CPU if CPU in room else "", *assign(layers, room).values()}:
+        if CPU in room or DISK in assign(layers, room).values():
             raise CheckpointError(
                 f"{spec} {offloads}: with --ppl-max-memory it can be on GPUs only, "
                 f"and takes {size_text(total)} in {dtype}; give GPUs room for that, or "
                 "a checkpoint in safetensors files that needs no such step"
             )
-    return Placement(device, room)
+    return Placement(device, room, spread=bool(offloads))
 
 
 def placed(device_map: Mapping[str, object]) -> str:
-    """Where the layers are, in words: ``cuda:0: 14 layers, cpu: 2, disk: 16``.
+    """``GPU 0: 14 layers, model.embed_tokens; disk: 2 layers, model.norm, lm_head``.
 
     Args:
         device_map: the device by module, as accelerate leaves it on a model.
     """
     found: dict[str, tuple[int, list[str]]] = {}
     for module, device in device_map.items():
-        name = str(device)
+        name = f"GPU {device}" if isinstance(device, int) else str(device)
         layers, others = found.setdefault(name, (0, []))
         if layer_of(f"{module}.x") is not None:
             layers += 1

@@ -132,7 +132,7 @@ def test_a_tenth_of_the_free_memory_is_for_activations() -> None:
             TWO,
             [38, 40],
             "cuda",
-            Placement("cuda:0", {0: int(0.9 * 38 * GIB), 1: 36 * GIB}),
+            Placement("cuda:0", {0: int(0.9 * 38 * GIB), 1: 36 * GIB}, spread=True),
         ),
         # The second GPU is too small to help.
         (TWO, [38, 1], "cuda", Placement("cuda")),
@@ -324,7 +324,7 @@ def test_what_cannot_be_offloaded() -> None:
     why = "is a GGUF file, which is unpacked as a whole"
     assert limit({"cpu": 36.5}, offloads=why) == Placement("cpu")
     on_gpus = limit({"0": 30, "1": 30}, device="cuda:0", offloads=why)
-    assert on_gpus == Placement("cuda:0", {0: 30 * GIB, 1: 30 * GIB})
+    assert on_gpus == Placement("cuda:0", {0: 30 * GIB, 1: 30 * GIB}, spread=True)
     for sizes in ({"cpu": 30}, {"0": 20, "1": 10}, {"0": 80, "cpu": 8}):
         with pytest.raises(CheckpointError) as caught:
             limit(dict(sizes), device="cuda:0", offloads=why)
@@ -336,19 +336,18 @@ def test_what_cannot_be_offloaded() -> None:
 
 
 def test_where_layers_went_in_words() -> None:
-    assert (
-        placed(
-            {
-                "model.embed_tokens": 0,
-                "model.layers.0": 0,
-                "model.layers.1": 0,
-                "model.layers.2": "cpu",
-                "model.norm": "disk",
-                "lm_head": "disk",
-            }
-        )
-        == "0: 2 layers, model.embed_tokens; cpu: 1 layer; disk: model.norm, lm_head"
+    device_map = {
+        "model.embed_tokens": 0,
+        "model.layers.0": 0,
+        "model.layers.1": 0,
+        "model.layers.2": "cpu",
+        "model.norm": "disk",
+        "lm_head": "disk",
+    }
+    words = (
+        "GPU 0: 2 layers, model.embed_tokens; cpu: 1 layer; disk: model.norm, lm_head"
     )
+    assert placed(device_map) == words
     assert placed({"": "disk"}) == "disk: all modules"
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_pplguard.checkpoints import Hardware
+from pytest_pplguard.checkpoints.placement import Placement, choose_placement
+from pytest_pplguard.errors import DeviceError
 from pytest_pplguard.measure.calibrate import excerpt
 from pytest_pplguard.planning import (
     CHUNK_BYTES,
@@ -21,6 +24,7 @@ from pytest_pplguard.planning import (
     place,
     seconds,
 )
+from pytest_pplguard.planning.place import modules
 from pytest_pplguard.planning.shape import CONTEXT, PROCESS
 
 GB = 10**9
@@ -287,6 +291,35 @@ def test_a_layer_that_is_larger_than_a_gpu() -> None:
     memory = Memory.of(LLAMA_3_405B, itemsize=2, batch=1, window=64, on_cpu=False)
     found = place(LLAMA_3_405B, memory, Pool((6 * GB,) * 8, 64), 2)
     assert (found.verdict, found.least) == ("nowhere", 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("size", [80 * GB, 16 * GB, 14 * GB, 12 * GB, 10 * GB, 4 * GB])
+def test_a_plan_and_the_loader_agree(size: int, count: int) -> None:
+    """Where a plan has nothing typed, loading does by itself what it says."""
+    memory = Memory.of(LLAMA_2_7B, itemsize=2, batch=1, window=64, on_cpu=False)
+    planned = place(LLAMA_2_7B, memory, Pool((size,) * count), 2)
+
+    def load() -> Placement:
+        return choose_placement(
+            "llama", modules(LLAMA_2_7B, 2), dtype="float16", device="cuda",
+            hardware=Hardware("cuda", count, ("GPU",) * count),
+            free=lambda _: size, spread=True,
+        )  # fmt: skip
+
+    if planned.verdict == "one GPU":
+        assert load().max_memory == {}
+    elif planned.verdict == "several GPUs" and not planned.typed:
+        room = int(0.9 * size)
+        assert load().max_memory == dict.fromkeys(range(count), room)
+        assert set(planned.room.values()) == {room}
+    elif planned.verdict == "nowhere" and size < memory.weights:
+        with pytest.raises(DeviceError):
+            load()
+    else:
+        # The weights fit; what they leave is too little for the windows.
+        assert planned.typed or planned.verdict == "nowhere"
+        assert size - memory.running < memory.weights
 
 
 # --------------------------------------------------------------------- windows and time
