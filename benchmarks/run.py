@@ -22,6 +22,7 @@ if not __package__:  # run as a file
 from benchmarks.figures import MB, Figure, render
 from benchmarks.gates import measure_gate
 from benchmarks.page import PAGE, RESULTS, figures_of, read_results, write_page
+from benchmarks.plan import measure_plan
 from benchmarks.processes import HERE, run_python
 from benchmarks.report import measure_report
 from benchmarks.scoring import (
@@ -141,6 +142,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "growth": measure_growth,
     "streams": as_raw(measure_streams),
     "report": as_raw(measure_report),
+    "plan": as_raw(measure_plan),
 }
 if find_spec("benchmarks.early"):
     MEASUREMENTS["early"] = run_early

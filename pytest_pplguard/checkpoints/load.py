@@ -150,7 +150,7 @@ def load(
     tokenized = with_tokenizer(located)
     _import_transformers()
     with (
-        _quiet(bars=whole.gguf is not None or quantised) as log,
+        quiet(bars=whole.gguf is not None or quantised) as log,
         _memory(located.spec, place.device, dtype),
         _offloading(located.spec, place) as settle,
     ):
@@ -201,7 +201,7 @@ def _options(located: Located, *, trust_remote_code: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet(*, bars: bool) -> Iterator[list[str]]:
+def quiet(*, bars: bool) -> Iterator[list[str]]:
     """No progress bars and warnings while loading; what is logged is yielded.
 
     Args:
@@ -252,7 +252,7 @@ def load_tokenizer(
         CheckpointError: transformers cannot read it.
     """
     tokenized = with_tokenizer(located)
-    with _quiet(bars=located.model.gguf is not None):
+    with quiet(bars=located.model.gguf is not None):
         tokenizer = _tokenizer(
             tokenized, _options(located.model, trust_remote_code=trust_remote_code)
         )
@@ -321,7 +321,7 @@ def fit(
         return _of_state(_config(located, trust), state, trust)
 
     trust = {"trust_remote_code": trust_remote_code}
-    with _quiet(bars=False) as log:
+    with quiet(bars=False) as log:
         model, info = _model(
             located, make, {"device_map": {"": "meta"}}, "float32", log
         )

@@ -30,6 +30,7 @@ SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder an adapter of PEFT."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -39,7 +40,8 @@ _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?",
     re.ASCII,
 )
-_HUB_PATTERNS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.safetensors")
+_WEIGHTS = "*.safetensors"
+_HUB_PATTERNS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", _WEIGHTS)
 _HUB_PICKLES = ("pytorch_model*.bin", ADAPTER_PICKLE)
 _HUB_CODE = ("*.py",)
 _LISTED = 8
@@ -73,6 +75,7 @@ def locate(
     offline: bool | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    config_only: bool = False,
 ) -> Located:
     """Find a checkpoint: a folder, a ``.gguf`` file, ``demo/NAME`` or a Hub id.
 
@@ -88,14 +91,20 @@ def locate(
         offline: use only what the Hub's cache holds; None follows ``HF_HUB_OFFLINE``.
         allow_pickle: fetch pickle weights from the Hub as well.
         trust_remote_code: fetch Python files from the Hub as well.
+        config_only: a folder that holds no more than a ``config.json`` will do, or
+            that file itself, and no weights are fetched from the Hub.
 
     Raises:
         CheckpointError: there is nothing there, or it is no whole checkpoint.
     """
     cwd = cwd or Path.cwd()
     patterns = (
-        *_HUB_PATTERNS,
-        *(_HUB_PICKLES if allow_pickle else ()),
+        *(
+            pattern
+            for pattern in _HUB_PATTERNS
+            if not config_only or pattern != _WEIGHTS
+        ),
+        *(_HUB_PICKLES if allow_pickle and not config_only else ()),
         *(_HUB_CODE if trust_remote_code else ()),
     )
 
@@ -103,6 +112,8 @@ def locate(
         return _find(wanted, cwd, patterns, offline)
 
     typed, named = _split_base(spec, cwd)
+    if config_only and Path(typed).name == CONFIG and os.path.isfile(cwd / typed):
+        typed = os.path.dirname(typed) or "."
     found = find(typed)
     if found.gguf is None and (found.folder / ADAPTER_CONFIG).is_file():
         _refuse_model_beside_adapter(found)
@@ -111,7 +122,7 @@ def locate(
             if named is None
             else _typed_base(found, named, find)
         )
-        _check_base(found, base)
+        _check_base(found, base, tokenizer=not config_only)
         return Located(typed, found.folder, revision=found.revision, base=base)
     if named is not None:
         raise CheckpointError(
@@ -119,7 +130,7 @@ def locate(
             f"write ADAPTER+BASE, or {typed} alone"
         )
     if found.gguf is None:
-        _check_folder(found)
+        _check_folder(found, tokenizer=not config_only)
     return found
 
 
@@ -224,14 +235,14 @@ def _named_base(found: Located, cwd: Path, find: Callable[[str], Located]) -> Lo
         ) from error
 
 
-def _check_base(adapter: Located, base: Located) -> None:
+def _check_base(adapter: Located, base: Located, *, tokenizer: bool) -> None:
     if base.gguf is not None or (base.folder / ADAPTER_CONFIG).is_file():
         kind = "an adapter itself" if base.gguf is None else "a GGUF file"
         raise CheckpointError(
             f"the base {base.spec} of the adapter {adapter.spec} is {kind}: give the "
             f"folder of the whole model: {adapter.spec}+BASE"
         )
-    _check_folder(base, tokenizer=not has_tokenizer(adapter.folder))
+    _check_folder(base, tokenizer=tokenizer and not has_tokenizer(adapter.folder))
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -297,6 +297,105 @@ def measure(
 
 
 @app.command()
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A checkpoint as of measure, a folder with no more than a "
+            "config.json, that file, or FILE/NAME for what a baseline has recorded",
+        ),
+    ],
+    method: Methods = None,
+    window: Window = None,
+    stride: Stride = None,
+    limit: Limit = None,
+    corpus: Corpora = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = "1",
+    attention: Attention = None,
+    threads: Threads = None,
+    gpus: Annotated[
+        str,
+        typer.Option(
+            metavar="[MACHINESx]N",
+            help="Plan for N GPUs that are not here; 2x8: on two machines with 8 each",
+        ),
+    ] = "",
+    gpu_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Of each of them, such as 80GiB")
+    ] = "",
+    cpu_memory: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Of the machine, for weights that its GPUs have no room for",
+        ),
+    ] = "",
+    gpus_per_replica: Annotated[
+        int | None,
+        typer.Option(
+            metavar="G", min=1, help="GPUs of each replica (default: a machine's)"
+        ),
+    ] = None,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Replicas that share the windows (default: 1)"
+        ),
+    ] = 1,
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="What one GPU reaches, in 1e12 FLOPs a second: its peak times the "
+            "share of it that is used (default: what this machine reaches)",
+        ),
+    ] = None,
+    no_timing: Annotated[
+        bool,
+        typer.Option("--no-timing", help="Run nothing, and estimate no time"),
+    ] = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|-", help="Write JSON to a file, or to stdout"),
+    ] = None,
+    baselines: Baselines = Path("baselines"),
+) -> None:
+    """Say what a measurement takes, before anything large is loaded.
+
+    The exit status is 0 if it fits somewhere, 1 if it does not, and 2 if it cannot be
+    planned.
+    """
+    from .measure import Wanted
+    from .plan import Machine, plan_measurement
+
+    wanted = Wanted.parse(
+        method, window=window, stride=stride, limit=limit, corpora=corpus
+    )
+    options = _options(
+        wanted.files, device, dtype, batch_size, attention, threads, False,
+        JOURNAL_OFF, allow_pickle, trust_remote_code,
+    )  # fmt: skip
+    machine = Machine(
+        gpus=gpus,
+        gpu_memory=gpu_memory,
+        cpu_memory=cpu_memory,
+        gpus_per_replica=gpus_per_replica,
+        replicas=replicas,
+        tflops=tflops,
+        calibrate=not no_timing,
+    )
+    fits = plan_measurement(
+        model, wanted, options, machine, folder=baselines, json_path=json
+    )
+    raise typer.Exit(0 if fits else 1)
+
+
+@app.command()
 def compare(
     models: Annotated[
         list[str],

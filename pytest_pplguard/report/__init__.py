@@ -11,6 +11,7 @@ from .inspection import inspection_document, inspection_lines
 from .json import measurements_document, plain, results_document
 from .ladder import ladder_document, ladder_lines, read_ladder
 from .markdown import markdown_blocks
+from .plan import plan_document, plan_lines
 from .progress import can_be_redrawn, watch_lines, watch_live
 from .terminal import Style, failure_lines, unstyled, wrapped
 from .text import (
@@ -56,6 +57,8 @@ __all__ = [
     "number",
     "place_line",
     "plain",
+    "plan_document",
+    "plan_lines",
     "read_ladder",
     "results_document",
     "summary_lines",

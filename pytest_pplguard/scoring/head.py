@@ -9,21 +9,13 @@ from typing import Any, TypeGuard
 import torch
 
 from ..checkpoints import at_hand, device_of
-
-_CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "accelerator": 2**26}
-"""Logits that exist at once, as many float32 ones: 48 MB on a CPU, 256 MB on an
-accelerator. About what the body of a small model, and of a large one, takes; fewer rows
-make a matrix product slower."""
+from ..planning import chunk_rows
 
 
 def chunk_size(rows: torch.Tensor, head: torch.nn.Module | None) -> int:
-    """How many positions' logits may exist at once. Without head, rows are logits.
-
-    Those in half precision exist in float32, too, when the loss is taken.
-    """
+    """How many positions' logits may exist at once. Without head, rows are logits."""
     kind = "cpu" if rows.device.type == "cpu" else "accelerator"
-    each = rows.dtype.itemsize + (0 if is_single_or_better(rows.dtype) else 4)
-    return max(1, 4 * _CHUNK_ELEMENTS[kind] // (each * _vocabulary(rows, head)))
+    return chunk_rows(_vocabulary(rows, head), rows.dtype.itemsize, kind=kind)
 
 
 def _vocabulary(rows: torch.Tensor, head: torch.nn.Module | None) -> int:

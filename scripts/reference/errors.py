@@ -47,6 +47,7 @@ _ROOMS = {
     "comparison": "Measuring",
     "divergence": "Measuring",
     "measure": "Measuring",
+    "planning": "Planning",
     "executors": "Clusters and servers",
     "report": "Reports",
     "session": "Marker, fixtures and the run",

@@ -18,6 +18,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_pplguard.planning import WIKITEXT2_PAGES
+from tests.published import save_config
+
 from .blocks import ROOT, blocks_of
 from .zygote import write_programs
 
@@ -209,6 +212,10 @@ def prepare(page: str, sandbox: Sandbox) -> None:
             "--method wanda --window 512 --limit 4"
         )
         assert done.returncode == 0, done.stdout
+    if page == "docs/plan.md":
+        for name in ("llama-2-7b", "llama-2-70b", "llama-3.1-405b"):
+            save_config(project / "plans" / name, name)
+        _as_long_as_wikitext2(project / "wiki.test.raw")
     if page == "docs/tasks.md":
         (task,) = [
             block.text
@@ -228,6 +235,14 @@ def prepare(page: str, sandbox: Sandbox) -> None:
                     for n in range(4)
                 )
             )  # fmt: skip
+
+
+def _as_long_as_wikitext2(file: Path) -> None:
+    """A text whose pages have the sizes of WikiText-2's: what is estimated by size."""
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        for number, size in enumerate(WIKITEXT2_PAGES):
+            heading = f" = Page {number} = \n"
+            stream.write(heading + "x" * (size - len(heading) - 1) + "\n")
 
 
 def _save_adapter(folder: Path, *, base: str) -> None:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from pytest_pplguard.errors import DeviceError
-from pytest_pplguard.scoring import Scorer, head, memory, scorer
+from pytest_pplguard.planning import CHUNK_BYTES
+from pytest_pplguard.scoring import Scorer, memory, scorer
 from pytest_pplguard.scoring.head import losses
 from tests.model.test_scoring_batches import VOCAB, counted, windows
 from tests.model.tiny import build_model
@@ -118,7 +119,7 @@ def test_in_bfloat16_shapes_change_the_rounding(batch_size: int) -> None:
 def test_no_chunk_waits_for_the_device(
     plain: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(head._CHUNK_ELEMENTS, "accelerator", 16 * 500)
+    monkeypatch.setitem(CHUNK_BYTES, "accelerator", 4 * 16 * 500)
     output = nn.Linear(32, 500, bias=False).to("cuda", dtype) if plain else None
     rows = torch.randn(100, 32 if plain else 500, device="cuda", dtype=dtype)
     positions = torch.arange(1, 95, device="cuda")

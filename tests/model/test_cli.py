@@ -504,6 +504,7 @@ def test_help_in_full(tmp_path: Path) -> None:
         "Commands:\n"
         "  demo     Put the demo's baseline file into DIR and say how to run it.\n"
         "  measure  Measure a checkpoint; no baseline is read or written.\n"
+        "  plan     Say what a measurement takes, before anything large is loaded.\n"
         "  compare  Compare models by both methods, and say whose the gap is.\n"
         "  update   Measure a checkpoint and record it as a baseline.\n"
         "  diff     Say what differs between two checkpoints, or from a baseline.\n"

@@ -30,7 +30,8 @@ from pytest_pplguard.errors import (
 )
 from pytest_pplguard.measure import Side, Store, measure_loaded
 from pytest_pplguard.options import Target
-from pytest_pplguard.scoring import Progress, head, scorer
+from pytest_pplguard.planning import CHUNK_BYTES
+from pytest_pplguard.scoring import Progress, scorer
 from pytest_pplguard.values import Key, Measurement
 from tests.model.tiny import build_tokenizer, save_tiny
 
@@ -121,7 +122,7 @@ def test_both_metrics_and_all_evidence_from_full_logits(
     chunk: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(head._CHUNK_ELEMENTS, "cpu", chunk * 8 * 320)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * chunk * 8 * 320)
     there, here = saved(folder, reference), saved(folder, model, seed=1)
     result = Room(reference=there, model=here).measure()
 
@@ -279,7 +280,7 @@ def test_progress_of_both(folder: Path) -> None:
 def test_no_logits_of_a_whole_window_are_made(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(head._CHUNK_ELEMENTS, "cpu", 8 * 4 * 320)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 8 * 4 * 320)
     monkeypatch.setattr(scorer, "_PROOF_POSITIONS", 4)
     models = {}
     positions: list[int] = []

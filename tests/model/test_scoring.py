@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pytest_pplguard.errors import InvalidLossError, MeasurementError
-from pytest_pplguard.scoring import Scorer, head, scorer
+from pytest_pplguard.planning import CHUNK_BYTES
+from pytest_pplguard.scoring import Scorer, scorer
 from pytest_pplguard.values import Window
 from tests.model.tiny import ARCHITECTURES, build_model
 
@@ -46,7 +47,7 @@ def arch(request: pytest.FixtureRequest) -> str:
 def test_every_architecture_equals_full_logits(
     arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(head._CHUNK_ELEMENTS, "cpu", 7 * VOCAB)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 7 * VOCAB)
     model = build_model(arch, vocab=VOCAB)
     scorer = Scorer(model)
     cut = windows()
@@ -94,7 +95,7 @@ def test_batches_give_the_same_numbers_in_the_same_order(batch_size: int) -> Non
 def test_a_head_chunk_is_small_and_full_logits_are_never_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(head._CHUNK_ELEMENTS, "cpu", 16 * VOCAB)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 16 * VOCAB)
     monkeypatch.setattr(scorer, "_PROOF_POSITIONS", 8)
     model = build_model("llama", vocab=VOCAB)
     sizes: list[int] = []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_pplguard.planning import CHUNK_BYTES
 from pytest_pplguard.scoring import Scorer, head, nll
 from pytest_pplguard.scoring.head import losses
 from tests.model.test_scoring_batches import nats, windows
@@ -47,7 +48,7 @@ def textbook(states: torch.Tensor, output: nn.Module | None) -> torch.Tensor:
 def test_one_buffer_has_the_losses_of_cross_entropy(
     dtype: torch.dtype, bias: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(head._CHUNK_ELEMENTS, "cpu", 2 * chunk * VOCAB)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 2 * chunk * VOCAB)
     output = nn.Linear(WIDTH, VOCAB, bias=bias).to(dtype)
     states = rows(dtype)
     assert head._filling(states, output) is not None
@@ -154,7 +155,7 @@ def test_no_more_logits_exist_than_the_bound(monkeypatch: pytest.MonkeyPatch) ->
         return result
 
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
-    monkeypatch.setitem(head._CHUNK_ELEMENTS, "cpu", 10 * 320)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 10 * 320)
     model = build_model("llama", vocab=320)
     cut = windows((48, 40))
     scores = Scorer(model)(cut)

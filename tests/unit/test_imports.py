@@ -32,7 +32,7 @@ LEVELS = (
         "options",
         "protocols",
     ),
-    ("lm_eval_names",),
+    ("lm_eval_names", "planning"),
     ("scoring", "lm_eval_bridge"),
     ("audit", "comparison", "divergence", "inspection", "lm_eval_tasks", "review"),
     ("measure",),
