@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..tensornames import layer_of
 from .against import Survivors, compare_with_dense
 from .compare import Comparison, compare_streams
+from .config import refuse_remote_code
 from .contents import Contents, contents
 from .device import (
     DeviceChoice,
@@ -74,6 +75,7 @@ __all__ = [
     "positions",
     "probe",
     "read_config",
+    "refuse_remote_code",
     "saved_dtype",
     "sparsity_of",
     "state_digest",

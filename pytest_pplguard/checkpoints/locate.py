@@ -39,7 +39,8 @@ _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?",
     re.ASCII,
 )
-_HUB_PATTERNS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.safetensors")
+_HUB_PATTERNS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja")
+_HUB_WEIGHTS = ("*.safetensors",)
 _HUB_PICKLES = ("pytorch_model*.bin", ADAPTER_PICKLE)
 _HUB_CODE = ("*.py",)
 _LISTED = 8
@@ -73,6 +74,7 @@ def locate(
     offline: bool | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    weights: bool = True,
 ) -> Located:
     """Find a checkpoint: a folder, a ``.gguf`` file, ``demo/NAME`` or a Hub id.
 
@@ -88,6 +90,7 @@ def locate(
         offline: use only what the Hub's cache holds; None follows ``HF_HUB_OFFLINE``.
         allow_pickle: fetch pickle weights from the Hub as well.
         trust_remote_code: fetch Python files from the Hub as well.
+        weights: fetch weights from the Hub; config and tokenizer are small.
 
     Raises:
         CheckpointError: there is nothing there, or it is no whole checkpoint.
@@ -95,7 +98,8 @@ def locate(
     cwd = cwd or Path.cwd()
     patterns = (
         *_HUB_PATTERNS,
-        *(_HUB_PICKLES if allow_pickle else ()),
+        *(_HUB_WEIGHTS if weights else ()),
+        *(_HUB_PICKLES if weights and allow_pickle else ()),
         *(_HUB_CODE if trust_remote_code else ()),
     )
 
