@@ -132,11 +132,11 @@ class Echo(Dialect):
         )
         if not isinstance(values, list) or not isinstance(tokens, list):
             raise Unreadable("it has no logprobs of an echoed prompt")
+        _check_length(len(values), prompt, self.written)
         if len(tokens) != len(values):
             raise Unreadable(
                 f"it tells of {len(tokens)} tokens and of {len(values)} logprobs"
             )
-        _check_length(len(values), prompt, self.written)
         for position in range(len(prompt)):
             _check_text(tokens[position], position, prompt, of)
         positions = range(len(prompt) - scored, len(prompt))
@@ -161,7 +161,8 @@ def choices(document: Any, count: int) -> list[Mapping[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise Unreadable("it has no choices")
     if len(found) != count:
-        raise Unreadable(f"{count} prompts were sent, and it has {len(found)} choices")
+        were = "prompt was" if count == 1 else "prompts were"
+        raise Unreadable(f"{count} {were} sent, and it has {len(found)} choices")
     by_index = {one.get("index"): one for one in found}
     if by_index.keys() != set(range(count)):
         raise Unreadable(f"its choices have the indices {list(by_index)}")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 
 from ...errors import ExecutorError
 from ...safetext import one_line
@@ -66,7 +67,6 @@ class Client:
         self.url = checked_url(url)
         self._timeout = timeout
         self._key = api_key()
-        self._closed = threading.Event()
         self._sessions = threading.local()
 
     def get(self, path: str, *, tries: int = 1) -> Answer:
@@ -83,34 +83,41 @@ class Client:
         root = self.url.removesuffix("/v1")
         return self._ask(root + path, None, most=_SMALL, tries=1)
 
-    def complete(self, payload: Mapping[str, Any], *, most: int) -> Answer:
+    def complete(
+        self, payload: Mapping[str, Any], *, most: int, leave: threading.Event
+    ) -> Answer:
         """The answer to a completion; asked again where the server is busy or gone.
 
-        ``most`` are the bytes of an answer that can be right.
+        ``most`` are the bytes of an answer that can be right. Nobody waits for it any
+        more once ``leave`` is set.
 
         Raises:
             Refused: the request is not to its liking.
             ExecutorError: nobody answers, or with something else than JSON.
         """
-        return self._ask(self.url + "/completions", payload, most=most, tries=TRIES)
-
-    def close(self) -> None:
-        """Ask no more: whoever waits to try again gives up."""
-        self._closed.set()
+        url = self.url + "/completions"
+        return self._ask(url, payload, most=most, tries=TRIES, leave=leave)
 
     def _ask(
-        self, url: str, payload: Mapping[str, Any] | None, *, most: int, tries: int
+        self,
+        url: str,
+        payload: Mapping[str, Any] | None,
+        *,
+        most: int,
+        tries: int,
+        leave: threading.Event | None = None,
     ) -> Answer:
-        why = ""
+        leave = leave or threading.Event()
+        why = "nobody waits for it"
         for number in range(tries):
-            if number and self._closed.wait(_pause(number, why)):
+            if leave.wait(_pause(number, why) if number else 0.0):
                 break
             try:
                 status, headers, body = self._once(url, payload, most)
-            except requests.RequestException as error:
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 why = self._failure(error)
                 continue
-            words = self._words(body)
+            words = self._words(body) if status != 200 else ""
             if status in _PASSING and not _is_no_number(words):
                 wait = headers.get("retry-after", "")
                 why = _Busy(f"it answers {status}: {words}", wait)
@@ -129,7 +136,7 @@ class Client:
         Raises:
             ExecutorError: the body is larger than ``most`` bytes.
         """
-        # requests knows a time between two bytes; a server may drip for ever.
+        # A time between two bytes is all that requests knows; a server may drip.
         end = time.monotonic() + self._timeout
         with self._session.request(
             "GET" if payload is None else "POST",
@@ -140,7 +147,7 @@ class Client:
             allow_redirects=False,
         ) as response:
             body = bytearray()
-            for chunk in response.iter_content(_CHUNK):
+            while chunk := response.raw.read1(_CHUNK, decode_content=True):
                 body += chunk
                 if len(body) > most:
                     raise ExecutorError(
@@ -163,11 +170,11 @@ class Client:
             self._sessions.own = session
         return session
 
-    def _failure(self, error: requests.RequestException) -> str:
+    def _failure(self, error: Exception) -> str:
         """Why there was no answer, in words that have no address of memory in them."""
-        if isinstance(error, requests.Timeout):
-            if isinstance(error, requests.ConnectTimeout):
-                return "it cannot be reached: nobody answers at that address"
+        if isinstance(error, requests.ConnectTimeout):
+            return "it cannot be reached: nobody answers at that address"
+        if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
             return f"no answer within {self._timeout:g} s"
         text = str(error)
         for sign, words in _FAILURES.items():
@@ -180,9 +187,9 @@ class Client:
     ) -> Refused:
         place = f"the server at {self.url}"
         if status in (401, 403):
-            known = "is not the right one" if self._key else "is needed"
+            known = "the key is not the right one" if self._key else "a key is needed"
             text = (
-                f"{place} refuses ({status}): a key {known}; set {KEYS[0]} in the "
+                f"{place} refuses ({status}): {known}; set {KEYS[0]} in the "
                 f"environment{'' if self._key else f' (or {KEYS[1]})'}"
             )
         elif 300 <= status < 400:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -116,7 +117,7 @@ class ServerExecutor(Executor):
         )
 
     def close(self) -> None:
-        """Nothing: each subject closes its own client."""
+        """Nothing is held."""
 
     # --------------------------------------------------------------- which model it is
 
@@ -180,7 +181,7 @@ class ServerExecutor(Executor):
         for dialect in DIALECTS:
             offer = Offer(client, served.id, dialect, served.context)
             try:
-                choice = offer.ask([prompt])[0]
+                choice = offer.ask([prompt], threading.Event())[0]
             except Refused as error:
                 if error.status not in (400, 404, 405, 422, 501):
                     raise

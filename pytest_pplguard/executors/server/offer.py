@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,8 +27,12 @@ class Offer(NamedTuple):
     context: int | None = None
     fingerprint: str | None = None
 
-    def ask(self, prompts: Sequence[Sequence[int]]) -> list[Mapping[str, Any]]:
+    def ask(
+        self, prompts: Sequence[Sequence[int]], leave: threading.Event
+    ) -> list[Mapping[str, Any]]:
         """The server's answer to each of some prompts of token ids.
+
+        Nobody waits for it any more once ``leave`` is set.
 
         Raises:
             Refused: the server will not.
@@ -42,6 +47,7 @@ class Offer(NamedTuple):
                 **self.dialect.options(),
             },
             most=(1 << 20) + tokens * _A_TOKEN,
+            leave=leave,
         )
         return choices(document, len(prompts))
 

@@ -96,7 +96,7 @@ class ServerSubject(Subject):
         )
 
     def close(self) -> None:
-        self._offer.client.close()
+        """Nothing: no request is under way between two scorings."""
 
 
 class ServerScorer:
@@ -160,6 +160,7 @@ class ServerScorer:
         prompts = [
             self._prompt(index, windows, answers) for index in range(len(windows))
         ]
+        self._check_context(prompts)
         scores = {} if kept is None else dict(kept.finished)
         tell = Tally(len(windows), self._progress)
         tell(scores)
@@ -167,10 +168,12 @@ class ServerScorer:
         size = self._together
         portions = [left[at : at + size] for at in range(0, len(left), size)]
 
-        def ask(portion: list[int]) -> list[Mapping[str, Any]]:
-            return self._offer.ask([prompts[index] for index in portion])
+        leave = threading.Event()
 
-        with _asked(ask, portions, self._at_once) as answered:
+        def ask(portion: list[int]) -> list[Mapping[str, Any]]:
+            return self._offer.ask([prompts[index] for index in portion], leave)
+
+        with _asked(ask, portions, self._at_once, leave) as answered:
             while not (stop is not None and stop(scores)):
                 if (found := next(answered, None)) is None:
                     break
@@ -203,7 +206,7 @@ class ServerScorer:
 
         Raises:
             MeasurementError: what it scores is not what it reads next, so that no
-                server tells of it, or the server does not read that many.
+                server tells of it.
         """
         window = windows[index]
         end = window.start + len(window.targets)
@@ -214,17 +217,25 @@ class ServerScorer:
                 f"{where} scores other tokens than those that it reads next, and a "
                 "server tells of no others: measure it without --ppl-executor server"
             )
-        written, context = self._offer.dialect.written, self._offer.context
-        if context is not None and len(read) + written > context:
-            needed = len(read) + written
-            more = f", {written} that it writes behind them" if written else ""
-            raise MeasurementError(
-                f"{where} needs a context of {needed} tokens ({len(read)} that are "
-                f"read or scored{more}), and the server has {context}: start it with "
-                f"--max-model-len {needed} (docs/server.md), or measure at a shorter "
-                "window"
-            )
         return read
+
+    def _check_context(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Refuse windows that are too long for the server, before the first is asked.
+
+        Raises:
+            MeasurementError: there is one.
+        """
+        written, context = self._offer.dialect.written, self._offer.context
+        longest = max(map(len, prompts), default=0)
+        needed = longest + written
+        if context is None or needed <= context:
+            return
+        more = f" and {written} that it writes behind them" if written else ""
+        raise MeasurementError(
+            f"the longest window needs a context of {needed} tokens ({longest} that "
+            f"are read or scored{more}), and the server has {context}: start it with "
+            f"--max-model-len {needed} (docs/server.md), or measure at a shorter window"
+        )
 
 
 def _loss(told: Told, *, answers: bool) -> Loss:
@@ -272,9 +283,14 @@ def _no_number(portion: Sequence[int], where: str, error: Refused) -> InvalidLos
 
 @contextmanager
 def _asked(
-    ask: Callable[[T], R], portions: Sequence[T], at_once: int
+    ask: Callable[[T], R],
+    portions: Sequence[T],
+    at_once: int,
+    leave: threading.Event,
 ) -> Iterator[Iterator[tuple[T, Callable[[], R]]]]:
     """Every portion and what gives its answer, in order; some are asked ahead.
+
+    ``leave`` is set at the end: no try is made after it.
 
     Threads are daemons: whoever leaves early, by Ctrl-C or an error, does not wait for
     answers that nobody needs.
@@ -315,6 +331,7 @@ def _asked(
     try:
         yield answered()
     finally:
+        leave.set()
         for future, _ in under_way:
             future.cancel()
         for _ in range(count):
