@@ -206,8 +206,8 @@ class Handler(BaseHTTPRequestHandler):
         elif fault in ("500", "503"):
             self._send(int(fault), {"error": {"message": "EngineCore died"}})
         elif fault == "not json compliant":
-            message = "Out of range float values are not JSON compliant: nan"
-            self._send(500, {"error": {"message": message}})
+            message = "Out of range float values are not JSON compliant"
+            self._send(400, {"error": {"message": message}})
         elif fault == "repeat":
             given = self.headers.get("Authorization")
             self._send(400, {"error": {"message": f"not with {given}"}})

@@ -205,9 +205,9 @@ def test_results_come_in_order_and_end_when_they_are_enough(server: Served) -> N
     )
     assert keeper.added == [19, 18, 17, 16, 15]
     assert found == {index: whole[index] for index in (3, *keeper.added)}
-    assert [done for done, _, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert [told[:2] for told in seen] == [(done, 20) for done in range(1, 7)]
     nats = math.fsum(score.nll_sum for score in found.values())
-    assert seen[-1] == (6, 20, pytest.approx(nats / 12))
+    assert seen[-1][2] == pytest.approx(nats / 12)
 
 
 # -------------------------------------------------------------------------- environment
@@ -342,14 +342,23 @@ def test_a_loss_that_is_no_number_is_invalid(
 
 
 def test_a_number_that_json_has_not_is_invalid(server: Served) -> None:
-    """What Python's servers do with NaN: 500, and so every time."""
-    subject = opened(server)
-    server.switch(offered=["dense"], faults=["", "not json compliant"])
+    """As vLLM answers for a model with a NaN in it, and so to the first question."""
+    server.switch(
+        offered=["dense"], faults=["not json compliant", "", "", "not json compliant"]
+    )
     with pytest.raises(InvalidLossError) as caught:
-        measured(subject)
+        measured(opened(server))
     assert str(caught.value) == (
-        "the loss of window 2 of 8 is NaN or infinite: the server cannot write it as "
-        "JSON (Out of range float values are not JSON compliant: nan)"
+        "the loss of window 3 of 8 is NaN or infinite: the server cannot write it as "
+        "JSON (Out of range float values are not JSON compliant)"
+    )
+    server.switch(offered=["dense"], always="not json compliant")
+    with pytest.raises(InvalidLossError) as caught:
+        measured(opened(server), batch_size=4)
+    assert str(caught.value) == (
+        "a loss of window 1 of 8 and 3 more is NaN or infinite: the server cannot "
+        "write it as JSON (Out of range float values are not JSON compliant); "
+        "--ppl-batch-size 1 tells which"
     )
 
 

