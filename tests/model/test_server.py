@@ -493,15 +493,15 @@ def test_which_of_several_models_is_meant_must_be_said(server: Served) -> None:
 
 
 def test_one_model_is_not_two_checkpoints(server: Served) -> None:
-    server.switch(offered=["dense"], dialect="echo")
-    both = executor(server, model="demo/dense=dense,demo/wanda-50=dense")
+    both = executor(server)
+    both.open(DENSE)
     both.open(DENSE)
     with pytest.raises(UsageError) as caught:
-        both.open(PRUNED)
+        both.open(Target("demo/again", "demo/dense"))
     assert str(caught.value) == (
-        "demo/wanda-50 and demo/dense would both be the server's model dense: give "
-        "each its own, --ppl-server-model demo/dense=ID,demo/wanda-50=ID, or measure "
-        "one at a time"
+        "demo/again and demo/dense would both be the server's model dense: give each "
+        "its own, --ppl-server-model demo/dense=ID,demo/again=ID, or measure one at a "
+        "time"
     )
 
 

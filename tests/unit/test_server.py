@@ -82,6 +82,15 @@ def test_one_id_is_not_several_checkpoints() -> None:
     )
 
 
+def test_one_model_is_not_two_checkpoints() -> None:
+    with pytest.raises(UsageError) as caught:
+        check_options(options(model="demo/dense=a,demo/wanda-50=a"), NAMES)
+    assert str(caught.value) == (
+        "--ppl-server-model: demo/dense and demo/wanda-50 would both be the server's "
+        "model a: give each its own, or measure one at a time"
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "ids"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from ...errors import UsageError
@@ -37,6 +37,7 @@ def check_options(options: Options, names: Collection[str] = ()) -> None:
     checked_url(execution.address)
     api_key()
     ids = model_ids(execution.model)
+    _check_twice(ids)
     if "" in ids and len(names) > 1:
         pairs = ",".join(f"{name}=ID" for name in names)
         raise UsageError(
@@ -44,6 +45,17 @@ def check_options(options: Options, names: Collection[str] = ()) -> None:
             f"and a model of the server is one: give --ppl-server-model {pairs}, or "
             "measure one at a time"
         )
+
+
+def _check_twice(ids: Mapping[str, str]) -> None:
+    names: dict[str, str] = {}
+    for name, id_ in ids.items():
+        other = names.setdefault(id_, name)
+        if other != name:
+            raise UsageError(
+                f"--ppl-server-model: {other} and {name} would both be the server's "
+                f"model {id_}: give each its own, or measure one at a time"
+            )
 
 
 def model_ids(given: str | None) -> dict[str, str]:
