@@ -135,7 +135,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--ppl-server-model",
         metavar="ID",
-        help="The model's id there (ini: ppl_server_model, default: the only one)",
+        help="The model's id there, or NAME=ID,... of several checkpoints (ini: "
+        "ppl_server_model, default: the one that is called or was loaded as the "
+        "checkpoint, else the only one)",
     )
     group.addoption(
         "--ppl-dtype",

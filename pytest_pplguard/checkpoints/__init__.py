@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..tensornames import layer_of
 from .against import Survivors, compare_with_dense
 from .compare import Comparison, compare_streams
-from .config import is_quantised
+from .config import is_quantised, refuse_remote_code
 from .contents import Contents, contents
 from .device import (
     DeviceChoice,
@@ -97,6 +97,7 @@ __all__ = [
     "positions",
     "probe",
     "read_config",
+    "refuse_remote_code",
     "saved_dtype",
     "sparsity_of",
     "state_digest",

@@ -40,8 +40,8 @@ _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?",
     re.ASCII,
 )
-_WEIGHTS = "*.safetensors"
-_HUB_PATTERNS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", _WEIGHTS)
+_HUB_PATTERNS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja")
+_HUB_WEIGHTS = ("*.safetensors",)
 _HUB_PICKLES = ("pytorch_model*.bin", ADAPTER_PICKLE)
 _HUB_CODE = ("*.py",)
 _LISTED = 8
@@ -76,6 +76,7 @@ def locate(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     config_only: bool = False,
+    weights: bool = True,
 ) -> Located:
     """Find a checkpoint: a folder, a ``.gguf`` file, ``demo/NAME`` or a Hub id.
 
@@ -92,19 +93,18 @@ def locate(
         allow_pickle: fetch pickle weights from the Hub as well.
         trust_remote_code: fetch Python files from the Hub as well.
         config_only: a folder that holds no more than a ``config.json`` will do, or
-            that file itself, and no weights are fetched from the Hub.
+            that file itself, and no weights are fetched.
+        weights: fetch weights from the Hub; config and tokenizer are small.
 
     Raises:
         CheckpointError: there is nothing there, or it is no whole checkpoint.
     """
     cwd = cwd or Path.cwd()
+    fetched = weights and not config_only
     patterns = (
-        *(
-            pattern
-            for pattern in _HUB_PATTERNS
-            if not config_only or pattern != _WEIGHTS
-        ),
-        *(_HUB_PICKLES if allow_pickle and not config_only else ()),
+        *_HUB_PATTERNS,
+        *(_HUB_WEIGHTS if fetched else ()),
+        *(_HUB_PICKLES if fetched and allow_pickle else ()),
         *(_HUB_CODE if trust_remote_code else ()),
     )
 

@@ -186,7 +186,11 @@ Server = Annotated[
 ]
 ServerModel = Annotated[
     str | None,
-    typer.Option(metavar="ID", help="The model's id there (default: the only one)"),
+    typer.Option(
+        metavar="ID",
+        help="The model's id there, or NAME=ID,... of several checkpoints (default: "
+        "the one that is called or was loaded as the checkpoint, else the only one)",
+    ),
 ]
 Dtype = Annotated[
     str, typer.Option(metavar="DTYPE", help="auto, float32, float16 or bfloat16")

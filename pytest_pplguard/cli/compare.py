@@ -377,7 +377,9 @@ class _Measured:
             compile=options.compile,
             threads=options.threads,
             journals=journals_of(options),
-            executor=make_executor(options, tell=self._tell),
+            executor=make_executor(
+                options, tell=self._tell, names=[model.name for model in models]
+            ),
         )
         self._store.corpus(how.corpus)  # without a text there is nothing to load for
 

@@ -231,7 +231,7 @@ class Checkpoint:
             journals=journals_of(options),
             task_folders=options.include_path,
             trust_remote_code=options.trust_remote_code,
-            executor=make_executor(options, tell=say),
+            executor=make_executor(options, tell=say, names=[self._name]),
             allow_keys=lambda wanted: (
                 allow_keys if wanted == self._name else reference_keys
             ),

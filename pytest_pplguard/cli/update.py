@@ -81,9 +81,7 @@ def update_checkpoint(
     )
     if not keys:
         keys = model.keys(wanted)
-    fingerprint = _fingerprint(model)
-    gated = entry is not None and entry.gates.sparsity is not None
-    sparsity = None if gated else _sparsity(model, fingerprint)
+    fingerprint, sparsity = _of_weights(model, entry, options)
 
     def measure(key: Key) -> Measurement:
         measured = model.measure(key)
@@ -274,6 +272,21 @@ def _known_keys(
     if lonely:
         say(f"left alone, they need --reference MODEL: {_listed(lonely)}")
     return [key for key in keys if key not in lonely]
+
+
+def _of_weights(
+    model: Checkpoint, entry: CheckpointEntry | None, options: Options
+) -> tuple[Fingerprint | None, SparsityGate | None]:
+    """What is recorded of the weights, and a gate of sparsity where there is none."""
+    if options.execution.where == "server":
+        say(
+            "recorded without a fingerprint and a gate of sparsity: nobody here sees "
+            "the server's weights"
+        )
+        return None, None
+    fingerprint = _fingerprint(model)
+    gated = entry is not None and entry.gates.sparsity is not None
+    return fingerprint, None if gated else _sparsity(model, fingerprint)
 
 
 def _fingerprint(model: Checkpoint) -> Fingerprint | None:

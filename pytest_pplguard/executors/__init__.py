@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 
 from ..errors import UsageError
 from ..measure import Executor
 from ..options import Execution, Options
 
-__all__ = ["check_execution", "make_executor"]
+__all__ = ["check_execution", "check_options", "make_executor"]
 
 
 def check_execution(execution: Execution) -> None:
@@ -25,8 +25,24 @@ def check_execution(execution: Execution) -> None:
         )
 
 
-def make_executor(options: Options, *, tell: Callable[..., None]) -> Executor | None:
-    """What measures checkpoints; None where this process does.
+def check_options(options: Options, names: Collection[str]) -> None:
+    """Refuse what the executor cannot do for the checkpoints ``names``.
+
+    Nothing is asked and nothing large is imported for it.
+
+    Raises:
+        UsageError: an option does not go with the executor.
+    """
+    if options.execution.where == "server":
+        from .server.settings import check_options
+
+        check_options(options, names)
+
+
+def make_executor(
+    options: Options, *, tell: Callable[..., None], names: Collection[str] = ()
+) -> Executor | None:
+    """What measures the checkpoints ``names``; None where this process does.
 
     ``tell`` gets lines for the user.
 
@@ -39,7 +55,7 @@ def make_executor(options: Options, *, tell: Callable[..., None]) -> Executor | 
 
         return RayExecutor(options, tell=tell)
     if options.execution.where == "server":
-        from .server import ServerExecutor
+        from .server.executor import ServerExecutor
 
-        return ServerExecutor(options, tell=tell)
+        return ServerExecutor(options, tell=tell, names=names)
     return None

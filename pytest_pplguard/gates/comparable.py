@@ -164,16 +164,53 @@ def _reference_perplexity(scores: Sequence[WindowScore]) -> float | None:
 def environment_notes(
     measured: Mapping[str, Scalar], recorded: Mapping[str, Scalar]
 ) -> tuple[str | None, tuple[str, ...]]:
-    """What differs in the environment: the dtype by itself, then everything else."""
+    """What differs in the environment: what moves a number most, then all else.
+
+    That is the dtype; or that one of two numbers is a server's, of whose dtype,
+    versions and kernels nothing is known.
+    """
+    here, there = _server(measured), _server(recorded)
+    if recorded and (here is None) != (there is None):
+        return (
+            f"measured {here or _computed(measured)}, "
+            f"baseline {there or _computed(recorded)}",
+            _others({k: v for k, v in recorded.items() if k in _CUTS}, measured),
+        )
     dtype = None
     if "dtype" in recorded and recorded["dtype"] != measured.get("dtype"):
         dtype = f"dtype {measured.get('dtype')}, baseline {recorded['dtype']}"
-    others = tuple(
+    others = {name: value for name, value in recorded.items() if name != "dtype"}
+    return dtype, _others(others, measured)
+
+
+_CUTS = ("pytest_pplguard", "tokenizers", "lm_eval")
+"""What cuts windows and counts units, here, whoever computes the losses."""
+
+
+def _others(
+    recorded: Mapping[str, Scalar], measured: Mapping[str, Scalar]
+) -> tuple[str, ...]:
+    return tuple(
         f"{name} {_show(measured.get(name))}, baseline {_show(value)}"
         for name, value in recorded.items()
-        if name != "dtype" and measured.get(name) != value
+        if measured.get(name) != value
     )
-    return dtype, others
+
+
+def _server(environment: Mapping[str, Scalar]) -> str | None:
+    """``by a server (vllm 0.32.0, its model llama)``; None where none measured."""
+    if environment.get("executor") != "server":
+        return None
+    name, model = environment.get("device_name"), environment.get("server_model")
+    return f"by a server ({_show(name)}, its model {_show(model)})"
+
+
+def _computed(environment: Mapping[str, Scalar]) -> str:
+    """``on cpu (float32, torch 2.13.0)``, as far as it is known."""
+    details = [_show(environment["dtype"])] if "dtype" in environment else []
+    if "torch" in environment:
+        details.append(f"torch {_show(environment['torch'])}")
+    return f"on {_show(environment.get('device'))} ({', '.join(details)})"
 
 
 def _differ(recorded: str | None, measured: str) -> bool:

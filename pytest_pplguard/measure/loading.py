@@ -43,6 +43,8 @@ def journals_of(options: Options) -> Journals | None:
 def locate_target(target: Target, options: Options) -> Located:
     """Where a checkpoint's files are; fetches them from the Hub if need be.
 
+    But no weights where a server has them.
+
     Raises:
         CheckpointError: it is not there.
     """
@@ -50,6 +52,7 @@ def locate_target(target: Target, options: Options) -> Located:
         target.spec,
         allow_pickle=options.allow_pickle,
         trust_remote_code=options.trust_remote_code,
+        weights=options.execution.where != "server",
     )
 
 
@@ -68,6 +71,12 @@ def weights_size(spec: str) -> str:
         if size >= unit:
             return f"{size / unit:.3g} {name}"
     return ""
+
+
+def loading_label(target: Target) -> str:
+    """``loading NAME (13.5 GB)``, for whoever waits."""
+    size = weights_size(target.spec)
+    return f"loading {target.name}{f' ({size})' if size else ''}"
 
 
 def _path(spec: str) -> Path:

@@ -17,7 +17,7 @@ from ..options import Target
 from ..protocols import Tokenizer, check_key, get_protocol
 from ..values import Key, Ladder, Measurement, Scalar, Window, WindowPlace
 from .environment import using_threads
-from .loading import weights_size
+from .loading import loading_label
 from .places import window_places
 from .subject import Executor, LocalModel, Subject
 
@@ -166,10 +166,8 @@ class Store:
         if (name, None) in self._failed:
             raise self._failed[name, None]
         target = self._targets[name]
-        size = weights_size(target.spec)
-        label = f"loading {target.name}{f' ({size})' if size else ''}"
         try:
-            with self._watch(label, unit=""):
+            with self._watch(self._executor.label(target), unit=""):
                 opened = self._executor.open(target, self._allow_keys(name))
         except PplguardError as error:
             self._failed[name, None] = _untraced(error)
@@ -185,9 +183,10 @@ class Store:
 
     def load(self, target: Target) -> Loaded:
         """Load any checkpoint; it does not become the resident one."""
-        size = weights_size(target.spec)
-        label = f"loading {target.name}{f' ({size})' if size else ''}"
-        with using_threads(self._threads), self._watch(label, unit=""):
+        with (
+            using_threads(self._threads),
+            self._watch(loading_label(target), unit=""),
+        ):
             return self._load(target)
 
     def share(self, name: str) -> Loaded:
@@ -251,6 +250,8 @@ class Store:
             raise self._failed[name, key]
         try:
             check_key(key)
+            if self._executor is not None:
+                self._executor.check(key)
             # A text that is not there should not cost the loading of a model.
             self._check_text(key)
             if reference is not None:

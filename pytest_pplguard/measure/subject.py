@@ -19,6 +19,7 @@ from ..options import Target
 from ..protocols import Tokenizer
 from ..values import Key, Scalar, Window, WindowScore
 from .environment import device_name, python_versions, switches
+from .loading import loading_label
 
 # What is behind a subject may need torch; whoever asks another one need not have it.
 if TYPE_CHECKING:
@@ -117,6 +118,18 @@ class Subject(abc.ABC):
 
 class Executor(abc.ABC):
     """Where models run, if not in this process."""
+
+    def label(self, target: Target) -> str:
+        """What is waited for while a checkpoint is made ready."""
+        return loading_label(target)
+
+    def check(self, key: Key) -> None:
+        """Refuse what cannot be measured there, before anything is made ready.
+
+        Raises:
+            UsageError: the key's method needs more than losses.
+        """
+        return
 
     @abc.abstractmethod
     def open(self, target: Target, allow_keys: Sequence[str] = ()) -> Subject:

@@ -2,21 +2,38 @@
 
 from .batching import BatchSize, batches, groups, shared_context
 from .head import chunk_size, nll
-from .models import rotates_by_length, to_logits
-from .scorer import Kept, Progress, Scorer, Stop, place
+from .models import rotates_by_config, rotates_by_length, to_logits
+from .scorer import (
+    Kept,
+    Loss,
+    Progress,
+    Scorer,
+    Stop,
+    Tally,
+    place,
+    refuse_empty,
+    tell_of_others,
+    window_score,
+)
 
 __all__ = [
     "BatchSize",
     "Kept",
+    "Loss",
     "Progress",
     "Scorer",
     "Stop",
+    "Tally",
     "batches",
     "chunk_size",
     "groups",
     "nll",
     "place",
+    "refuse_empty",
+    "rotates_by_config",
     "rotates_by_length",
     "shared_context",
+    "tell_of_others",
     "to_logits",
+    "window_score",
 ]

@@ -187,6 +187,15 @@ def rotates_by_length(model: torch.nn.Module) -> bool:
     for module in model.modules():
         kind = getattr(module, "rope_type", None)  # a layer type's each, or one
         types |= {*kind.values()} if isinstance(kind, dict) else {str(kind)}
+    return _by_length(types)
+
+
+def rotates_by_config(config: Any) -> bool:
+    """As :func:`rotates_by_length`, by the word of a config alone."""
+    return _by_length(_rope_types(config))
+
+
+def _by_length(types: set[str]) -> bool:
     return any(kind == "longrope" or "dynamic" in kind for kind in types)
 
 

@@ -149,22 +149,18 @@ class Scorer:
             MeasurementError: the model cannot read a window, or torch.compile fails.
             DeviceError: the device ran out of memory.
         """
-        for index, window in enumerate(windows):
-            if not window.targets:
-                raise InvalidLossError.at(
-                    index, f"{place(index, windows, answers=answers)} scores no token"
-                )
+        refuse_empty(windows, answers=answers)
         scores = {} if kept is None else dict(kept.finished)
-        tell = _Tally(len(windows), self._progress)
+        tell = Tally(len(windows), self._progress)
         tell(scores)
         with self.running():
             for batch, values in self._scored(windows, scores, order, stop, answers):
                 new: dict[int, WindowScore] = {}
                 try:
                     for index, value in zip(batch, values, strict=True):
-                        new[index] = _window_score(value, index, windows)
+                        new[index] = window_score(value, index, windows)
                 except InvalidLossError as error:
-                    _tell_of_others(error, scores | new, windows)
+                    tell_of_others(error, scores | new, windows)
                     raise
                 known = scores.keys() & new
                 scores |= new
@@ -180,7 +176,7 @@ class Scorer:
         order: Sequence[int] | None,
         stop: Stop | None,
         answers: bool,
-    ) -> Iterator[tuple[list[int], list[_Loss]]]:
+    ) -> Iterator[tuple[list[int], list[Loss]]]:
         """Batches and their losses, until all are in ``scores`` or ``stop`` says so."""
         if not answers and self._batch_size == BATCH_AUTO:
             yield from self._growing(windows, scores, order, stop)
@@ -193,7 +189,7 @@ class Scorer:
             if answers:
                 yield batch, self._score_answers(batch, windows)
             else:
-                yield batch, [_Loss(value) for value in self._score(batch, windows)]
+                yield batch, [Loss(value) for value in self._score(batch, windows)]
 
     def _cut(
         self, windows: Sequence[Window], order: Sequence[int] | None, answers: bool
@@ -215,7 +211,7 @@ class Scorer:
         scores: Mapping[int, WindowScore],
         order: Sequence[int] | None,
         stop: Stop | None,
-    ) -> Iterator[tuple[list[int], list[_Loss]]]:
+    ) -> Iterator[tuple[list[int], list[Loss]]]:
         """As :meth:`_scored`, in batches that grow, and shrink where memory ends."""
         device = models.device(self._model)
         lengths = [len(window.ids) for window in windows]
@@ -246,7 +242,7 @@ class Scorer:
                 growth.failed(len(batch), longest)
                 pending = left
                 continue
-            yield batch, [_Loss(value) for value in values]
+            yield batch, [Loss(value) for value in values]
             if not growth.settled:
                 tokens = len(batch) * longest
                 a_token = max(a_token, taken / tokens)
@@ -444,7 +440,7 @@ class Scorer:
 
     def _score_answers(
         self, group: Sequence[int], windows: Sequence[Window]
-    ) -> list[_Loss]:
+    ) -> list[Loss]:
         chosen = [windows[index] for index in group]
         shared = shared_context(chosen)
         with self.failing(group, windows, answers=True):
@@ -467,12 +463,12 @@ class Scorer:
 
     def _losses(
         self, rows: Sequence[torch.Tensor], windows: Sequence[Window]
-    ) -> list[_Loss]:
+    ) -> list[Loss]:
         return [
             self._loss(row, window) for row, window in zip(rows, windows, strict=True)
         ]
 
-    def _loss(self, rows: torch.Tensor, window: Window) -> _Loss:
+    def _loss(self, rows: torch.Tensor, window: Window) -> Loss:
         """Of the targets; ``rows`` are those of the scored positions alone."""
         targets = torch.tensor(window.targets, device=rows.device)
         size = max(1, chunk_size(rows, self.head) // 2)
@@ -483,7 +479,7 @@ class Scorer:
                 wanted = targets[start : start + size].to(logits.device)
                 sums.append(nll(logits, wanted).sum().item())
                 greedy = greedy and bool((logits.argmax(-1) == wanted).all())
-        return _Loss(math.fsum(sums), greedy)
+        return Loss(math.fsum(sums), greedy)
 
     def _each(self, windows: Sequence[Window]) -> list[torch.Tensor]:
         """Rows of the scored positions; what is read twice is read once."""
@@ -520,7 +516,7 @@ class Scorer:
             for window in windows
         ]
 
-    def _prove_sharing(self, windows: Sequence[Window], shared: int) -> list[_Loss]:
+    def _prove_sharing(self, windows: Sequence[Window], shared: int) -> list[Loss]:
         """Read shared contexts once only if that gives the losses of reading alone."""
         alone = self._losses(self._each(windows), windows)
         if not all(math.isfinite(loss.nll) for loss in alone):
@@ -741,15 +737,15 @@ class Scorer:
         )
 
 
-class _Loss(NamedTuple):
+class Loss(NamedTuple):
     """Of one window: nats, and whether its targets are the greedy choice."""
 
     nll: float
     greedy: bool | UnsetType = UNSET
 
 
-class _Tally:
-    """Sums up for whoever watches."""
+class Tally:
+    """Sums up for whoever watches: windows in all, and who is told."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total = total
@@ -766,7 +762,20 @@ class _Tally:
             self._progress(self._done, self._total, mean)
 
 
-def _tell_of_others(
+def refuse_empty(windows: Sequence[Window], *, answers: bool = False) -> None:
+    """Refuse windows that score nothing: their mean would be NaN.
+
+    Raises:
+        InvalidLossError: there is one.
+    """
+    for index, window in enumerate(windows):
+        if not window.targets:
+            raise InvalidLossError.at(
+                index, f"{place(index, windows, answers=answers)} scores no token"
+            )
+
+
+def tell_of_others(
     error: InvalidLossError,
     scores: Mapping[int, WindowScore],
     windows: Sequence[Window],
@@ -779,7 +788,12 @@ def _tell_of_others(
     error.windows_digest = windows_digest(windows)
 
 
-def _window_score(loss: _Loss, index: int, windows: Sequence[Window]) -> WindowScore:
+def window_score(loss: Loss, index: int, windows: Sequence[Window]) -> WindowScore:
+    """The evidence of a window.
+
+    Raises:
+        InvalidLossError: its loss is NaN or infinite.
+    """
     if not math.isfinite(loss.nll):
         where = place(index, windows, answers=loss.greedy is not UNSET)
         raise InvalidLossError.at(index, f"the loss of {where} is {loss.nll}")

@@ -19,7 +19,7 @@ from ..cache import default_folder as default_cache_folder
 from ..checkpoints import Hardware, Loaded, choose_device, choose_dtype
 from ..corpora import Corpus, open_corpus
 from ..errors import DeviceError, UsageError
-from ..executors import check_execution, make_executor
+from ..executors import check_execution, check_options, make_executor
 from ..history import checked_url
 from ..options import (
     DEMO_CHECKPOINTS,
@@ -101,6 +101,7 @@ def _make_guard(config: pytest.Config) -> Guard:
     typed = _typed_files(config)
     files = BaselineFiles(baselines_folder(config), typed)
     targets = {target.name: target for target in _targets(config, options, files)}
+    check_options(options, targets)
 
     def make_store() -> Store:
         with importing():
@@ -118,7 +119,7 @@ def _make_guard(config: pytest.Config) -> Guard:
             results=_results(config, guard),
             task_folders=options.include_path,
             trust_remote_code=options.trust_remote_code,
-            executor=make_executor(options, tell=guard.tell),
+            executor=make_executor(options, tell=guard.tell, names=targets),
             allow_keys=functools.partial(_allow_keys, guard),
         )
 

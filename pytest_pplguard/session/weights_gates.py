@@ -41,7 +41,7 @@ def sparsity_verdict(
     )
     if gate.fraction is None:
         verdict = _accept(guard, name, verdict)
-    return guard.keep(verdict, guard.given(name))
+    return _kept(guard, name, verdict)
 
 
 def pattern_verdict(guard: Guard, name: str, gate: SparsityGate) -> Verdict:
@@ -51,9 +51,10 @@ def pattern_verdict(guard: Guard, name: str, gate: SparsityGate) -> Verdict:
     groups = {
         tensor: (zeros.broken, zeros.groups) for tensor, zeros in found.tensors.items()
     }
-    return guard.keep(
+    return _kept(
+        guard,
+        name,
         judge_pattern(_weights_gate(guard, name, "sparsity"), gate.pattern, groups),
-        guard.given(name),
     )
 
 
@@ -66,7 +67,7 @@ def weights_verdict(guard: Guard, name: str, kind: str, *, nodeid: str) -> Verdi
         now if then is None else as_recorded(now, then),
         then,
     )
-    return guard.keep(_accept(guard, name, verdict), guard.given(name))
+    return _kept(guard, name, _accept(guard, name, verdict))
 
 
 def against_verdict(guard: Guard, name: str, dense: str, *, nodeid: str) -> Verdict:
@@ -81,7 +82,9 @@ def against_verdict(guard: Guard, name: str, dense: str, *, nodeid: str) -> Verd
         dense_model=(lambda: guard.store.load(target).model) if target else None,
         allow_pickle=guard.options.allow_pickle,
     )
-    return guard.keep(
+    return _kept(
+        guard,
+        name,
         judge_against(
             _weights_gate(guard, name, "against"),
             dense,
@@ -90,7 +93,6 @@ def against_verdict(guard: Guard, name: str, dense: str, *, nodeid: str) -> Verd
             known=found.known,
             linear=found.linear,
         ),
-        guard.given(name),
     )
 
 
@@ -115,6 +117,16 @@ def _dense(guard: Guard, name: str, base: str, nodeid: str) -> Located:
         f"the gate against of {name} compares with {base}, which was not given and "
         f"{why}: run {command}"
     )
+
+
+def _kept(guard: Guard, name: str, verdict: Verdict) -> Verdict:
+    """Keep a verdict; where a server measures it says whose weights it is about."""
+    if guard.options.execution.where == "server":
+        guard.tell(
+            f"{name}: gates of weights are about the files of "
+            f"{guard.targets[name].spec}, whatever the server runs"
+        )
+    return guard.keep(verdict, guard.given(name))
 
 
 def _accept(guard: Guard, name: str, verdict: Verdict) -> Verdict:

@@ -24,6 +24,8 @@ _MORE = {
     "--ppl-baselines": "baseline-files.md",
     "--ppl-include-path": "tasks.md",
     "--ppl-batch-size": "speed.md",
+    "--ppl-server": "server.md",
+    "--ppl-server-model": "server.md",
     "--ppl-report": "report.md",
     "--ppl-ladder": "report.md",
     "--ppl-history": "history.md",

@@ -42,6 +42,11 @@ NOT_RUN = {
         "it needs the package of this page; tests/model/test_docs_protocols.py makes "
         "it and runs these lines"
     ],
+    "docs/server.md": [
+        "it needs a vLLM; tests/model/test_server.py runs these options against a "
+        "server of its own",
+        "it needs a vLLM",
+    ],
     "docs/smollm2.md": [
         "it makes 2 GB of checkpoints; tests/model/test_smollm2.py runs the script's "
         "steps",

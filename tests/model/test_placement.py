@@ -42,6 +42,7 @@ from pytest_pplguard.lm_eval_tasks import TaskSource
 from pytest_pplguard.measure import Store, loading, measure_loaded, subject
 from pytest_pplguard.measure.loading import load_target
 from pytest_pplguard.options import Options, Target
+from pytest_pplguard.planning import CHUNK_BYTES
 from pytest_pplguard.report import watch_lines
 from pytest_pplguard.scoring import memory, scorer
 from pytest_pplguard.values import Key, Measurement
@@ -256,9 +257,7 @@ def test_an_offloaded_head_is_read_once_for_all_its_chunks(
 ) -> None:
     from accelerate.utils import OffloadedWeightsLoader
 
-    from pytest_pplguard.scoring import head
-
-    monkeypatch.setitem(head._CHUNK_ELEMENTS, "cpu", 320)  # a position or two
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 1280)  # a position or two
     placed = read(folder / "untied", 43_000)
     measured(placed, "wanda/mine:32", folder)  # proven
     reads: list[str] = []

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from pytest_pplguard.corpora import Corpus
 from pytest_pplguard.gates import MetricGate, judge_metric
+from pytest_pplguard.gates.comparable import environment_notes
 from pytest_pplguard.protocols import PROTOCOLS, Cut, windows_digest
 from pytest_pplguard.report import failure_text, summary_lines
 from pytest_pplguard.report.csv import csv_report
@@ -340,3 +341,55 @@ def test_no_change_is_told_of_numbers_that_are_not_comparable() -> None:
     lines = failure_text(verdict).splitlines()
     assert "  first        4.0" in lines
     assert "  published    5.1 (a README)" in lines
+
+
+# ------------------------------------------------------------------------------ servers
+
+LOCAL: dict[str, Any] = {
+    "dtype": "float32",
+    "device": "cpu",
+    "torch": "2.13.0",
+    "tokenizers": "0.23",
+}
+SERVED: dict[str, Any] = {
+    "dtype": "server's own",
+    "device": "server",
+    "device_name": "vllm 0.32.0",
+    "batch_size": 1,
+    "executor": "server",
+    "server_model": "llama",
+    "tokenizers": "0.24",
+}
+BY_SERVER = "by a server (vllm 0.32.0, its model llama)"
+
+
+def test_a_servers_number_beside_one_that_was_computed_says_so_and_no_more() -> None:
+    cuts = "tokenizers 0.24, baseline 0.23"
+    assert environment_notes(SERVED, LOCAL) == (
+        f"measured {BY_SERVER}, baseline on cpu (float32, torch 2.13.0)",
+        (cuts,),
+    )
+    assert environment_notes(LOCAL, SERVED) == (
+        f"measured on cpu (float32, torch 2.13.0), baseline {BY_SERVER}",
+        ("tokenizers 0.23, baseline 0.24",),
+    )
+
+
+def test_a_servers_number_is_comparable_and_the_server_leads_a_failure() -> None:
+    verdict = verdict_of(measured(**SERVED), measured(**LOCAL))
+    assert verdict.outcome is Outcome.REGRESSED
+    assert verdict.reasons[0] == (
+        f"measured {BY_SERVER}, baseline on cpu (float32, torch 2.13.0)"
+    )
+
+
+def test_two_servers_are_compared_field_by_field() -> None:
+    newer = SERVED | {"device_name": "vllm 0.33.0"}
+    assert environment_notes(newer, SERVED) == (
+        None,
+        ("device_name vllm 0.33.0, baseline vllm 0.32.0",),
+    )
+
+
+def test_a_published_number_has_no_environment_to_differ_from() -> None:
+    assert environment_notes(SERVED, {}) == (None, ())
