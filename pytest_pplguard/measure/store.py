@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..checkpoints import Loaded, state_digest
 from ..corpora import Corpus
-from ..errors import MeasurementError, PplguardError
+from ..errors import MeasurementError, PplguardError, UsageError
 from ..gates import EarlyPlan
 from ..journal import Identity, Journal, Journals
 from ..options import Target
@@ -252,6 +252,12 @@ class Store:
             check_key(key)
             # A text that is not there should not cost the loading of a model.
             self._check_text(key)
+            if reference is not None and self._executor is not None:
+                raise UsageError(
+                    f"key {key}: both models of a comparison are loaded in this "
+                    "process, not where --ppl-executor (--executor) says: measure it "
+                    "in a run without that"
+                )
             if reference is not None:
                 from .divergence import Side
 
@@ -489,6 +495,12 @@ class Store:
         """Give the memory of the checkpoints that are ready back."""
         self._close_opened()
         self._evict_here()
+
+    def close(self) -> None:
+        """Give everything back, also what runs elsewhere; nothing is asked any more."""
+        self.evict()
+        if self._executor is not None:
+            self._executor.close()
 
     def _close_opened(self) -> None:
         if self._opened is not None:
