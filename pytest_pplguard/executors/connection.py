@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -21,10 +22,10 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 
 _SETTINGS = 4
 _QUIET = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Workers without GPUs see none; Ray says at every start that this may change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
 }
 
 
@@ -48,8 +49,7 @@ class Connection:
         import ray
 
         if self._ours and ray.is_initialized():
-            with _quiet():
-                ray.shutdown()
+            ray.shutdown()
 
     def describe(self) -> str:
         """``2 nodes, 16 CPUs and 4 GPUs``."""
@@ -144,12 +144,16 @@ def _init(where: str, **options: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Environment variables of Ray that its own words are few by, where none is set."""
+    """Few words of Ray: its log, and variables of the environment that are not set."""
     new = {name: text for name, text in _QUIET.items() if name not in os.environ}
+    logger = logging.getLogger("ray")
+    level = logger.level
     os.environ.update(new)
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        logger.setLevel(level)
         for name in new:
             os.environ.pop(name, None)
 

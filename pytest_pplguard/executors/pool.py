@@ -1,4 +1,4 @@
-"""The replicas of a checkpoint: how they come up, are checked, are lost and replaced."""
+"""The replicas of a checkpoint: how they come up, are checked, lost and replaced."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class Pool:
         self._members[member.number] = member
         self.ask(member, actor.hello.remote())
 
-    # --------------------------------------------------------------------- what is there
+    # ------------------------------------------------------------------ what is there
 
     @property
     def members(self) -> list[Member]:
@@ -234,7 +234,7 @@ class Pool:
         found: Tokenizer = pickle.loads(self.first.tokenizer)
         return found
 
-    # ---------------------------------------------------------------------------- events
+    # ------------------------------------------------------------------------- events
 
     def ask(self, member: Member, ref: Any, what: Any = None) -> None:
         """A replica was asked for something."""
@@ -380,7 +380,7 @@ class Pool:
                         f"{theirs} on {other.node}: say which with --ppl-{name}"
                     )
 
-    # ---------------------------------------------------------------------------- losses
+    # ------------------------------------------------------------------------- losses
 
     def lose(self, member: Member, why: str, *, again: bool = True) -> None:
         """A replica is given up: killed, and started again unless that was too often."""

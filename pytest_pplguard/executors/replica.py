@@ -24,6 +24,7 @@ from .. import errors
 from ..errors import InvalidLossError, PplguardError
 from ..measure import Facts
 from ..options import BATCH_AUTO, Options, Target
+from ..protocols import windows_digest
 from ..values import Scalar, Window, WindowScore
 
 VERSIONS = ("pytest-pplguard", "torch", "transformers", "tokenizers")
@@ -179,8 +180,6 @@ class Replica:
 
     def begin(self, number: int, job: bytes) -> Failure | None:
         """Take part in a measurement; only the last one is remembered."""
-        from ..protocols import windows_digest
-
         given = msgspec.msgpack.decode(job, type=Job)
         found = windows_digest(given.windows)
         if found != given.windows_digest:
