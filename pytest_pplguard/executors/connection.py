@@ -40,9 +40,10 @@ class Connection:
         import ray
 
         self._ours = not ray.is_initialized()
-        self.address = "the cluster that this process is connected to"
         if self._ours:
             self.address = _connect(execution, cpus)
+        else:
+            self.address = f"at {ray.get_runtime_context().gcs_address}"
 
     def close(self) -> None:
         """Give it back; a cluster of our own is stopped."""

@@ -23,8 +23,10 @@ from .replica import VERSIONS, Failure, Hello, Ready, Replica, installed
 RESTARTS = 3
 """How often a replica that was lost is started again."""
 
-_LATE_COMERS = 60.0
-"""Seconds for which those that are ready wait for the others before they begin."""
+_LATE_COMERS = {"hello": 5.0, "load": 60.0}
+"""Seconds for which the first that is ready waits for others that are only coming up,
+or loading: what is wrong with them is to be known before anything is scored. On a
+cluster that is shared others may have their places for long."""
 
 _SAID_EVERY = 10.0
 _LOADING = 6.0
@@ -126,7 +128,7 @@ class Pool:
             coming = [one for one in self.members if one.state in ("hello", "load")]
             if any(one.state == "ready" for one in self.members):
                 first_ready = first_ready or now
-                if not coming or now - first_ready > _LATE_COMERS:
+                if all(now - first_ready > _LATE_COMERS[one.state] for one in coming):
                     break
             elif not coming:
                 raise self.exhausted()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import http.server
+import json
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import sysconfig
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,14 +29,13 @@ from pytest_pplguard.errors import (
     InvalidLossError,
     PplguardError,
 )
-from pytest_pplguard.executors import ray as ray_executor
 from pytest_pplguard.executors.connection import Connection
 from pytest_pplguard.executors.ray import RayExecutor, RaySubject
 from pytest_pplguard.measure import measure_loaded
 from pytest_pplguard.options import Execution, Options, Target
 from pytest_pplguard.values import Key, Measurement, Window, WindowScore
 
-from .commands import run
+from .commands import pplguard, run
 from .faulty_replica import FOLDER, Faulty
 
 pytest.importorskip("ray")
@@ -43,12 +48,13 @@ KEYS = (
     "lm-eval/wikitext+demo:128:first3",
     "strided/demo:128:stride64:first20",
 )
+ROOT = Path(__file__).parents[2]
 MEMORY = 80_000_000
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # on loopback addresses alone
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "PYTHONPATH": str(Path(__file__).parents[2]),
+    "PYTHONPATH": str(ROOT),
     "HF_HUB_OFFLINE": "1",
 }
 
@@ -79,7 +85,6 @@ class TwoNodes:
 
     def add(self) -> None:
         self.second = self._cluster.add_node(**self._node("127.0.0.3"))
-        self._cluster.wait_for_nodes()
 
     def remove(self) -> None:
         self._cluster.remove_node(self.second, allow_graceful=False)
@@ -307,3 +312,305 @@ def test_nan_that_a_second_replica_confirms(cluster: TwoNodes, opened: Opened) -
         opened.measure(KEYS[0])
     assert str(caught.value) == "the loss of window 1 of 30 is nan"
     assert (caught.value.window, caught.value.windows) == (0, 30)
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+def refused(
+    cluster: TwoNodes, target: str = "demo/dense", **execution: Any
+) -> tuple[PplguardError, Told]:
+    """What opening a checkpoint raises."""
+    told = Told()
+    executor = RayExecutor(options(cluster, **execution), tell=told, kind=Faulty)
+    try:
+        with pytest.raises(PplguardError) as caught:
+            executor.open(Target("it", target))
+        return caught.value, told
+    finally:
+        executor.close()
+
+
+NODE = r"node \S+ \(127\.0\.0\.[23]\)"
+
+
+def test_another_version_is_refused_before_anything_is_loaded(
+    cluster: TwoNodes, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.subject.close()  # the cluster has room for two replicas
+    monkeypatch.setattr(Faulty, "load", None)
+    cluster.fault("version", "pytest-pplguard=0.0.9")
+    error, _ = refused(cluster)
+    assert isinstance(error, ExecutorError)
+    assert re.fullmatch(
+        NODE + r" has pytest-pplguard 0\.0\.9, and this process 0\.1\.0: nothing was "
+        "scored; install the same on all nodes",
+        str(error),
+    )
+
+
+def test_other_code_of_the_same_version_is_refused(
+    cluster: TwoNodes, opened: Opened
+) -> None:
+    cluster.fault("code", "sha256:0123456789abcdef")
+    error, _ = refused(cluster)
+    assert re.fullmatch(
+        r"the code of pytest-pplguard 0\.1\.0 on "
+        + NODE
+        + r" \(sha256:0123456789ab\) is not that of this process \(sha256:[0-9a-f]{12}"
+        r"\): nothing was scored; install the same on all nodes",
+        str(error),
+    )
+
+
+def test_replicas_with_different_torch_are_refused(
+    cluster: TwoNodes, opened: Opened
+) -> None:
+    cluster.fault("version", "torch=2.6.0")
+    error, _ = refused(cluster)
+    assert re.fullmatch(
+        NODE + r" has torch \S+, and " + NODE + r" \S+: nothing was scored; install "
+        "the same on all nodes",
+        str(error),
+    )
+    assert "2.6.0" in str(error)
+
+
+def test_a_checkpoint_that_no_node_sees(cluster: TwoNodes, opened: Opened) -> None:
+    error, told = refused(cluster, "/nowhere/model")
+    assert isinstance(error, CheckpointError)
+    assert str(error).startswith("/nowhere/model does not exist")
+    assert re.search(r" \(on " + NODE + ", " + NODE + r"\)$", str(error))
+    assert not told
+
+
+def test_more_gpus_than_there_are(cluster: TwoNodes, opened: Opened) -> None:
+    error, _ = refused(cluster, gpus_per_replica=2)
+    assert str(error) == (
+        f"Ray (at {cluster.address}) has 2 nodes, 2 CPUs and 0 GPUs, and 2 replicas of "
+        "2 GPUs and 1 CPU each were asked for, of which 0 fit: lower --ppl-replicas or "
+        "--ppl-gpus-per-replica (--replicas, --gpus-per-replica), or add nodes"
+    )
+
+
+def test_a_cluster_that_is_busy(cluster: TwoNodes, opened: Opened) -> None:
+    import ray
+
+    class Other:
+        def here(self) -> bool:
+            return True
+
+    executor = RayExecutor(options(cluster, timeout=3.0), tell=Told(), kind=Faulty)
+    executor._connection = Connection(executor._options.execution, cpus=1)
+    others = [ray.remote(num_cpus=1)(Other).remote() for _ in range(2)]
+    try:
+        assert ray.get([other.here.remote() for other in others])
+        with pytest.raises(ExecutorError) as caught:
+            executor.open(Target("it", "demo/dense"))
+    finally:
+        for other in others:
+            ray.kill(other)
+        executor.close()
+    assert str(caught.value) == (
+        "no replica of it came up in 3 s: each needs 1 CPU, and Ray "
+        f"(at {cluster.address}) has 2 nodes, 2 CPUs and 0 GPUs, all of them busy or "
+        "not for us (ray status says by whom)"
+    )
+
+
+def test_one_that_cannot_load_says_so_once_and_the_other_goes_on(
+    cluster: TwoNodes, opened: Opened, local: Local
+) -> None:
+    cluster.fault("load", "the disk is gone")
+    told = Told()
+    executor = RayExecutor(options(cluster), tell=told, kind=Faulty)
+    subject = executor.open(Target("it", "demo/dense"))
+    measured = measure_loaded(
+        subject, Key.parse(KEYS[0]), lambda name: open_corpus(name, {})
+    )
+    executor.close()
+    assert measured.evidence == local(KEYS[0]).evidence
+    lines = [line for line in told if "disk" in line]
+    assert len(lines) == 1
+    assert re.fullmatch(
+        "it: not loaded on " + NODE + ", the others go on: the disk is gone", lines[0]
+    )
+
+
+def test_none_can_load(cluster: TwoNodes, opened: Opened) -> None:
+    cluster.fault("all-load", "the disk is gone")
+    error, told = refused(cluster)
+    assert isinstance(error, CheckpointError)
+    assert re.fullmatch(rf"the disk is gone \(on {NODE}, {NODE}\)", str(error))
+    assert not told
+
+
+def test_other_windows_are_refused(cluster: TwoNodes, opened: Opened) -> None:
+    told = Told()
+    executor = RayExecutor(options(cluster, replicas=1), tell=told, kind=Faulty)
+    subject = executor.open(Target("it", "demo/dense"))
+    cluster.fault("windows")
+    kept = Keeping({})
+    with pytest.raises(ExecutorError, match="nothing|digest sha256:other") as caught:
+        subject.scorer()(windows_of_subject(subject, KEYS[0]), kept)
+    executor.close()
+    assert not kept.added
+    assert re.match(NODE, str(caught.value))
+
+
+def windows_of_subject(subject: Any, key: str) -> list[Window]:
+    from pytest_pplguard.protocols import PROTOCOLS
+
+    parsed = Key.parse(key)
+    protocol = PROTOCOLS[parsed.method]
+    corpus = open_corpus(protocol.corpus(parsed), {})
+    return list(protocol.windows(corpus, subject.tokenizer, parsed))
+
+
+def test_an_address_where_nobody_is(cluster: TwoNodes, opened: Opened) -> None:
+    import ray
+
+    opened.executor.close()
+    assert not ray.is_initialized()
+    with socket.socket() as bound:  # a port that nobody listens on
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        error, _ = refused(cluster, address=address)
+    assert str(error) == (
+        f"no Ray cluster answers at {address}: Connection refused; is the head node up "
+        "(ray status), is this its address, and may this machine reach it?"
+    )
+
+
+def test_an_address_where_somebody_else_is(cluster: TwoNodes) -> None:
+    class Web(http.server.BaseHTTPRequestHandler):
+        pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Web) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        address = f"127.0.0.1:{server.server_port}"
+        error, _ = refused(cluster, address=address)
+        thread.join()
+    assert str(error).startswith(f"what answers at {address} is no Ray cluster; is the")
+
+
+def test_no_address(cluster: TwoNodes) -> None:
+    error, _ = refused(cluster, address="cluster")
+    assert str(error) == (
+        "'cluster' is no address of a Ray cluster: give HOST:6379, ray://HOST:10001 or "
+        "auto"
+    )
+
+
+# ------------------------------------------------------------------- as a user sees it
+
+
+def value_of(output: str) -> list[str]:
+    return re.findall(r"token_perplexity +([\d.]+)", output)
+
+
+def replicas_alive() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "ray::Replica" in " ".join(process.info["cmdline"] or ())
+    ]
+
+
+def test_measure_on_two_replicas(cluster: TwoNodes, tmp_path: Path) -> None:
+    words = ["measure", "demo/dense", "--method", "wanda", "--corpus", "demo"]
+    words += ["--window", "128", "--limit", "30", "--threads", "1", "--json", "it.json"]
+    where = ["--executor", "ray", "--replicas", "2", "--ray-address", cluster.address]
+    done = pplguard(*words, *where, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    there = json.loads((tmp_path / "it.json").read_text())
+    here = pplguard(*words, cwd=tmp_path)
+    assert here.returncode == 0, here.stderr
+    expected = json.loads((tmp_path / "it.json").read_text())
+    for one in (there, expected):
+        for measurement in one["measurements"]:
+            del measurement["seconds"]
+            measurement["environment"].pop("executor", None)
+    assert there == expected
+    assert not re.search(r"ray|pid=|raylet|gcs", done.stderr, re.I), done.stderr
+    assert not replicas_alive()
+
+
+def gate(cluster: TwoNodes, *more: str) -> list[str]:
+    words = [sys.executable, "-m", "pytest", "baselines/demo.yaml", "-p"]
+    words += ["no:cacheprovider", "--ppl-model", "demo", "--ppl-executor", "ray"]
+    return [*words, "--ppl-ray-address", cluster.address, "--ppl-journal", "off", *more]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "baselines", folder / "baselines")
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    return folder
+
+
+def test_gates_on_two_replicas(cluster: TwoNodes, project: Path) -> None:
+    done = run(gate(cluster, "--ppl-replicas", "2"), project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d+ passed", done.stdout)
+    assert "failed" not in done.stdout
+    assert done.stderr == ""
+    assert not re.search(r"\bray\b|pid=|raylet|gcs_", done.stdout, re.I), done.stdout
+    assert not replicas_alive()
+
+
+def test_two_workers_share_the_cluster(cluster: TwoNodes, project: Path) -> None:
+    done = run(gate(cluster, "--ppl-replicas", "2", "-n", "2"), project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d+ passed", done.stdout)
+    assert not replicas_alive()
+
+
+def test_ctrl_c_leaves_no_replica(cluster: TwoNodes, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a long text of many words\n" * 40_000)
+    process = subprocess.Popen(
+        [str(Path(sysconfig.get_path("scripts"), "pplguard")), "measure", "demo/dense",
+         "--method", "wanda", "--corpus", "text=text.txt", "--window", "256",
+         "--executor", "ray", "--replicas", "2", "--ray-address", cluster.address],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    end = time.monotonic() + 90
+    while not any("score" in " ".join(one.cmdline()) for one in replicas_alive()):
+        assert time.monotonic() < end
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    end = time.monotonic() + 10
+    while replicas_alive():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+# -------------------------------------------------------------------- nodes, at the end
+
+
+def test_a_node_that_is_lost(cluster: TwoNodes, local: Local) -> None:
+    told = Told()
+    executor = RayExecutor(options(cluster), tell=told, kind=Faulty)
+    subject = executor.open(Target("it", "demo/dense"))
+    cluster.fault("all-slow", "0.2")
+    seen: list[int] = []
+
+    def progress(done: int, total: int, mean: float) -> None:
+        seen.append(done)
+        if done and cluster.second is not None:
+            cluster.remove()
+            cluster.second = None
+
+    windows = windows_of_subject(subject, KEYS[0])
+    scores = subject.scorer(progress=progress)(windows)
+    executor.close()
+    assert tuple(scores) == local(KEYS[0]).evidence
+    assert seen[-1] == 30
+    lines = [line for line in told if "was lost" in line]
+    assert len(lines) == 1
+    assert "127.0.0.3" in lines[0]
