@@ -107,6 +107,12 @@ class Pool:
         self._errors: dict[str, tuple[PplguardError, list[str]]] = {}
         self._causes: list[str] = []
         self._first: Member | None = None
+        self.worked = 0.0
+        """Seconds of all replicas together that went into scoring, so far."""
+        self.proved = 0.0
+        """Those that went into proofs that each replica makes for itself."""
+        self.portions = 0
+        """How many portions they have answered."""
 
     # ---------------------------------------------------------------------- coming up
 
@@ -385,7 +391,7 @@ class Pool:
     # ------------------------------------------------------------------------- losses
 
     def lose(self, member: Member, why: str, *, again: bool = True) -> None:
-        """A replica is given up: killed, and started again unless that was too often."""
+        """A replica is given up: killed, and started again if not too often."""
         import ray
 
         member.state, member.call = "gone", None
@@ -410,8 +416,8 @@ class Pool:
     def _tell_errors(self) -> None:
         for text, (_, nodes) in self._errors.items():
             self._tell(
-                f"{self._target.name}: not loaded on {', '.join(dict.fromkeys(nodes))}, "
-                f"the others go on: {text}"
+                f"{self._target.name}: not loaded on "
+                f"{', '.join(dict.fromkeys(nodes))}, the others go on: {text}"
             )
 
     def exhausted(self) -> PplguardError:

@@ -33,6 +33,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._speeds: dict[int, float] = {}
+        self._usual = 0.0
 
     def saw(self, replica: int, tokens: float, seconds: float) -> None:
         """A replica has taken so long for so many tokens."""
@@ -41,10 +42,15 @@ class Pace:
         if known is not None:
             speed = known + _WEIGHT_OF_LAST * (speed - known)
         self._speeds[replica] = speed
+        self._note_usual()
+
+    def _note_usual(self) -> None:
+        self._usual = sum(self._speeds.values()) / max(1, len(self._speeds))
 
     def forget(self, replica: int) -> None:
         """The replica is not there any more."""
         self._speeds.pop(replica, None)
+        self._note_usual()
 
     def speed(self, replica: int) -> float | None:
         """Of a replica; one that has done nothing yet is taken for a usual one."""
@@ -52,7 +58,7 @@ class Pace:
             return self._speeds[replica]
         if not self._speeds:
             return None
-        return sum(self._speeds.values()) / len(self._speeds)
+        return self._usual
 
     def seconds(self, replica: int, tokens: float) -> float | None:
         """What so many tokens would take; None where nothing is known."""
@@ -64,9 +70,10 @@ class Pace:
         return sum(self.speed(replica) or 0.0 for replica in replicas)
 
     def budget(self, replica: int, rest: float, replicas: Collection[int]) -> float:
-        """Tokens of the next portion of one of ``replicas``; ``rest`` are all that wait.
+        """Tokens of the next portion of one of ``replicas``.
 
-        0 where nothing is known of its own speed: one batch shows it.
+        ``rest`` are those of all that wait. 0 where nothing is known of its own speed:
+        one batch shows it.
         """
         if replica not in self._speeds:
             return 0.0

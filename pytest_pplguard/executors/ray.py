@@ -104,6 +104,11 @@ class RaySubject(Subject):
         self.notices = pool.first.notices
 
     @property
+    def pool(self) -> Pool:
+        """The replicas."""
+        return self._pool
+
+    @property
     def facts(self) -> Facts:
         return self._pool.facts
 
@@ -368,6 +373,9 @@ class _Run:
     def _take(self, member: Member, answer: Answer) -> None:
         portion = self._schedule.running(member.number)
         assert portion is not None
+        self._pool.worked += answer.seconds
+        self._pool.proved += answer.proof
+        self._pool.portions += 1
         self.said[member.number] = answer.notices
         self.packs = self.packs and answer.packs
         done = portion.batches[: len(answer.scores)]

@@ -109,11 +109,13 @@ class Job(Struct, frozen=True):
 class Answer(Struct, frozen=True):
     """What came of a portion: the scores of its batches up to one that failed.
 
-    ``seconds`` are those of scoring, without proofs that another replica has made, too.
+    ``seconds`` are those of scoring; ``proof`` those of scoring what a local scorer
+    would have proven itself on before, and another replica has scored, too.
     """
 
     scores: list[dict[int, WindowScore]]
     seconds: float
+    proof: float
     failure: Failure | None
     notices: list[str]
     packs: bool
@@ -197,7 +199,7 @@ class Replica:
 
 
 class _Job:
-    """A measurement on this replica: a scorer that proves itself as a local one does."""
+    """A measurement on this replica; its scorer proves itself as a local one does."""
 
     def __init__(self, model: Any, job: Job) -> None:
         self._model = model
@@ -213,7 +215,7 @@ class _Job:
 
     def score(self, batches: Sequence[int]) -> Answer:
         scores: list[dict[int, WindowScore]] = []
-        seconds = 0.0
+        seconds = proof = 0.0
         failure = None
         try:
             if self._grows:
@@ -221,7 +223,9 @@ class _Job:
                 scores += self._score_together(batches)
                 seconds = time.perf_counter() - started
             for number in () if self._grows else batches:
+                started = time.perf_counter()
                 self._prove(number)
+                proof += time.perf_counter() - started
                 started = time.perf_counter()
                 scores.append(self._score(number))
                 seconds += time.perf_counter() - started
@@ -234,7 +238,12 @@ class _Job:
         except PplguardError as error:
             failure = Failure.of(error)
         return Answer(
-            scores, seconds, failure, list(self._scorer.notices), self._scorer.packs
+            scores=scores,
+            seconds=seconds,
+            proof=proof,
+            failure=failure,
+            notices=list(self._scorer.notices),
+            packs=self._scorer.packs,
         )
 
     @property

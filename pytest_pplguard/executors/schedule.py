@@ -120,11 +120,13 @@ class Schedule:
         return portion
 
     def _next(self, replica: int) -> tuple[int, ...]:
-        for place, number in enumerate(self._waiting):
-            if self._may(replica, number):
-                break
-        else:
+        may = (
+            n for n, number in enumerate(self._waiting) if self._may(replica, number)
+        )
+        place = next(may, None)
+        if place is None:
             return ()
+        number = self._waiting[place]
         if self._is_faster_without(replica, self._costs[number]):
             return ()
         # What others failed with goes alone, so that the one at fault is found.
@@ -169,17 +171,19 @@ class Schedule:
     def _late(self, replica: int) -> tuple[int, ...]:
         """What somebody else is at, and takes much longer for than expected."""
         now = self._clock()
-        for portion in sorted(self._running.values(), key=lambda one: one.started):
+        old = [
+            portion
+            for portion in self._running.values()
+            if now - portion.started >= _LATE_FROM
+            and portion.number not in self._doubled
+        ]
+        for portion in sorted(old, key=lambda one: one.started):
             tokens = sum(self._costs[number] for number in portion.batches)
             theirs = self.pace.seconds(portion.replica, tokens)
             ours = self.pace.seconds(replica, tokens)
-            taken = now - portion.started
-            if (
-                portion.number in self._doubled
-                or theirs is None
-                or ours is None
-                or taken < max(_LATE * theirs, _LATE * ours, _LATE_FROM)
-            ):
+            if theirs is None or ours is None:
+                continue
+            if now - portion.started < _LATE * max(theirs, ours):
                 continue
             self._doubled.add(portion.number)
             return tuple(each for each in portion.batches if each in self._undecided)
@@ -202,8 +206,8 @@ class Schedule:
     ) -> list[int]:
         """A replica has scored these batches of its portion in so many seconds.
 
-        ``refused`` is the batch that it failed at, having left those behind it; ``anew``
-        as in :class:`Refusal`.
+        ``refused`` is the batch that it failed at, having left those behind it;
+        ``anew`` as in :class:`Refusal`.
 
         Returns:
             The batches that are decided by this answer.
@@ -235,7 +239,7 @@ class Schedule:
         return not anew and self._live == {replica}
 
     def wants_anew(self, replica: int) -> bool:
-        """Whether a replica is to be started anew to confirm what it has said itself."""
+        """Whether a replica is to be started anew to confirm what it said itself."""
         return self._live == {replica} and any(
             refusal.replica == replica and refusal.anew
             for number, refusal in self._refusals.items()
@@ -279,10 +283,9 @@ class Schedule:
         """What a portion has left undecided waits again, unless others are at it."""
         busy = {n for other in self._running.values() for n in other.batches}
         for number in portion.batches:
-            if number in self._undecided and number not in busy:
-                if number not in self._waiting:
-                    bisect.insort(self._waiting, number)
-                    self._rest += self._costs[number]
+            if number in self._undecided - busy and number not in self._waiting:
+                bisect.insort(self._waiting, number)
+                self._rest += self._costs[number]
 
 
 def labelled(batches: Sequence[int], cut: Sequence[Sequence[int]]) -> str:

@@ -186,8 +186,8 @@ def proving(
 
     If it scores those before a batch first, it has proven for that batch all that it
     would have proven if it had scored every batch in order. They are few: the first
-    batch, the first with windows of one length, and padded ones that are much shorter or longer
-    than all padded ones before.
+    batch, the first with windows of one length, and padded ones that are much shorter
+    or longer than all padded ones before.
     """
     found = [0] if cut else []
     if answers:

@@ -206,7 +206,7 @@ class Scorer:
 
     @property
     def packs(self) -> bool:
-        """Whether windows of different lengths may be read together, as far as known."""
+        """Whether windows of different lengths may be read together."""
         return self._packs is not False
 
     def _of(
