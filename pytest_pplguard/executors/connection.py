@@ -147,14 +147,13 @@ def _init(where: str, **options: Any) -> None:
 def _quiet() -> Iterator[None]:
     """Few words of Ray: its log, and variables of the environment that are not set."""
     new = {name: text for name, text in _QUIET.items() if name not in os.environ}
-    logger = logging.getLogger("ray")
-    level = logger.level
+    silenced = logging.root.manager.disable
     os.environ.update(new)
-    logger.setLevel(logging.ERROR)
+    logging.disable(max(silenced, logging.WARNING))
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.disable(silenced)
         for name in new:
             os.environ.pop(name, None)
 

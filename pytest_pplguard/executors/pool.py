@@ -54,6 +54,7 @@ class Member:
         self.hello: Hello | None = None
         self.ready: Ready | None = None
         self.job: int | None = None
+        self.reference: str | None = None
         self.call: Call | None = None
 
     @property

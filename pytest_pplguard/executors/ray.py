@@ -7,22 +7,24 @@ never has the model. Replicas are actors (:mod:`.replica`), brought up and repla
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import Struct
 
-from ..errors import ExecutorError, InvalidLossError
-from ..measure import Executor, Facts, Subject, WindowScorer
+from ..errors import CheckpointError, ExecutorError, InvalidLossError
+from ..measure import Compared, Executor, Facts, Subject, WindowScorer
 from ..options import BATCH_AUTO, Options, Target
-from ..protocols import windows_digest
+from ..protocols import Tokenizer, windows_digest
 from ..values import Scalar, Window, WindowScore
 from .connection import Connection, gpus_of
 from .pool import Member, Pool, cause, on_nodes
 from .portions import Pace, costs
-from .replica import Answer, Failure, Job, Replica
+from .replica import Answer, Failure, Job, Ready, Replica
 from .schedule import MOST_LOSSES, Schedule, labelled
 
 if TYPE_CHECKING:
@@ -135,8 +137,59 @@ class RaySubject(Subject):
             tell=self._tell,
         )
 
+    def compared(
+        self,
+        windows: Sequence[Window],
+        reference: Target,
+        *,
+        name: str,
+        allow_keys: Sequence[str],
+        batch_size: int,
+        compile: bool,
+        progress: Progress,
+        check: Callable[[Tokenizer], None],
+    ) -> Compared:
+        from ..scoring import batches, proving
+
+        cut = list(batches(windows, batch_size))
+        job = Job(
+            windows=list(windows),
+            windows_digest=windows_digest(windows),
+            cut=cut,
+            proving=proving(cut, windows),
+            batch_size=batch_size,
+            compile=compile,
+            answers=False,
+            compared=(name, reference.name),
+        )
+        run = _Run(
+            self._pool, self._pace, job, None, None, progress, self._timeout,
+            reference=_Reference(on_nodes(reference), tuple(allow_keys), check),
+        )  # fmt: skip
+        scores = run.scores()
+        assert run.reference is not None
+        assert run.reference.ready is not None
+        return Compared(
+            scores=tuple(scores[index] for index in range(len(windows))),
+            dtype=run.reference.ready.facts.dtype,
+            notices=tuple(_each_once(run.said)),
+        )
+
     def close(self) -> None:
         self._pool.close()
+
+
+class _Reference(Struct):
+    """What replicas load beside their checkpoint, and what the first has said of it."""
+
+    target: Target
+    allow_keys: tuple[str, ...]
+    check: Callable[[Tokenizer], None]
+    ready: Ready | None = None
+
+
+def _each_once(said: Mapping[int, Sequence[str]]) -> list[str]:
+    return list(dict.fromkeys(line for lines in said.values() for line in lines))
 
 
 class RayScorer:
@@ -171,9 +224,7 @@ class RayScorer:
     @property
     def notices(self) -> list[str]:
         """What replicas' scorers have to say, each line once."""
-        return list(
-            dict.fromkeys(line for said in self._said.values() for line in said)
-        )
+        return _each_once(self._said)
 
     def __call__(
         self,
@@ -262,10 +313,13 @@ class _Run:
         stop: Stop | None,
         progress: Progress | None,
         timeout: float,
+        reference: _Reference | None = None,
     ) -> None:
         import ray
 
         from ..scoring import Tally
+
+        self.reference = reference
 
         self.said: dict[int, list[str]] = {}
         self.packs = True
@@ -303,6 +357,8 @@ class _Run:
                     self._lose(member, cause(answer))
                 elif call.what == ("begin", self._number):
                     self._begun(member, answer)
+                elif call.what == ("reference", self._number):
+                    self._heard(member, answer)
                 elif call.what == ("score", self._number):
                     self._take(member, answer)
                 # Else it belongs to a measurement before: its replica is free now.
@@ -355,6 +411,13 @@ class _Run:
         for member in members:
             if member.state != "ready" or member.call is not None:
                 continue
+            wanted = self.reference
+            if wanted is not None and member.reference != wanted.target.spec:
+                ref = member.actor.load_reference.remote(
+                    wanted.target, wanted.allow_keys
+                )
+                self._pool.ask(member, ref, ("reference", self._number))
+                continue
             if member.job != self._number:
                 ref = member.actor.begin.remote(self._number, self._sent)
                 self._pool.ask(member, ref, ("begin", self._number))
@@ -369,6 +432,22 @@ class _Run:
             raise failure.error(f"{member.node}: {failure.message}")
         member.job = self._number
         self._schedule.add(member.number)
+
+    def _heard(self, member: Member, answer: Ready | Failure) -> None:
+        """A replica has loaded the reference; all have to have the same one."""
+        if isinstance(answer, Failure):
+            raise answer.error(f"{answer.message} (on {member.node})")
+        wanted = self.reference
+        assert wanted is not None
+        if wanted.ready is None:
+            wanted.check(pickle.loads(answer.tokenizer))
+            wanted.ready = answer
+        elif wanted.ready.digest != answer.digest:
+            raise CheckpointError(
+                f"{wanted.target.spec} is not the same model everywhere: "
+                f"{member.node} has loaded another one; one node has a stale copy"
+            )
+        member.reference = wanted.target.spec
 
     def _take(self, member: Member, answer: Answer) -> None:
         portion = self._schedule.running(member.number)

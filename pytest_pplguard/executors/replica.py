@@ -12,8 +12,9 @@ import pickle
 import platform
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -94,7 +95,8 @@ class Job(Struct, frozen=True):
     """A measurement that replicas take part in.
 
     ``cut`` are all batches in reading order; ``proving`` those, by number, on which a
-    scorer proves something.
+    scorer proves something. ``compared`` are the names of the model and of the
+    reference that it is compared with.
     """
 
     windows: list[Window]
@@ -104,6 +106,7 @@ class Job(Struct, frozen=True):
     batch_size: int | str
     compile: bool
     answers: bool
+    compared: tuple[str, str] | None = None
 
 
 class Answer(Struct, frozen=True):
@@ -133,6 +136,7 @@ class Replica:
         self._options = options
         self._threads = threads
         self._loaded: Any = None
+        self._reference: Any = None
         self._jobs: dict[int, _Job] = {}
 
     def hello(self) -> Hello:
@@ -150,6 +154,18 @@ class Replica:
 
     def load(self, target: Target, allow_keys: Sequence[str]) -> Ready | Failure:
         """Load the checkpoint."""
+        return self._load(target, allow_keys, "_loaded")
+
+    def load_reference(
+        self, target: Target, allow_keys: Sequence[str]
+    ) -> Ready | Failure:
+        """Load what the checkpoint is compared with, beside it."""
+        self._reference = None
+        return self._load(target, allow_keys, "_reference")
+
+    def _load(
+        self, target: Target, allow_keys: Sequence[str], role: str
+    ) -> Ready | Failure:
         import torch
 
         from ..checkpoints import model_digest
@@ -169,7 +185,7 @@ class Replica:
             )
         except PplguardError as error:
             return Failure.of(error)
-        self._loaded = loaded
+        setattr(self, role, loaded)
         return Ready(
             facts=facts_of(loaded),
             digest=model_digest(loaded.model),
@@ -190,7 +206,10 @@ class Replica:
                 f"the windows that arrived have the digest {found}, and those that "
                 f"were sent {given.windows_digest}: another version of pytest-pplguard",
             )
-        self._jobs = {number: _Job(self._loaded.model, given)}
+        job_of: Callable[..., _Job] = _Job
+        if given.compared is not None:
+            job_of = partial(_Comparison, self._reference.model)
+        self._jobs = {number: job_of(self._loaded.model, given)}
         return None
 
     def score(self, number: int, batches: Sequence[int]) -> Answer:
@@ -242,9 +261,12 @@ class _Job:
             seconds=seconds,
             proof=proof,
             failure=failure,
-            notices=list(self._scorer.notices),
+            notices=self._notices(),
             packs=self._scorer.packs,
         )
+
+    def _notices(self) -> list[str]:
+        return list(self._scorer.notices)
 
     @property
     def _grows(self) -> bool:
@@ -264,7 +286,7 @@ class _Job:
 
     def _prove(self, number: int) -> None:
         """Bring the scorer to where it would be if it had scored all in order."""
-        if self._scorer.notices and any(one > number for one in self._proven):
+        if self._notices() and any(one > number for one in self._proven):
             # It has fallen back on a later batch than this one.
             self._scorer, self._proven = self._new(), []
         for one in self._job.proving:
@@ -276,6 +298,51 @@ class _Job:
                     # What is wrong with it is said by whoever is given it.
                     with suppress(PplguardError):
                         self._score(one)
+
+
+class _Comparison(_Job):
+    """A measurement of how far the model is from a reference beside it."""
+
+    def __init__(self, reference: Any, model: Any, job: Job) -> None:
+        self._reference_model = reference
+        self._reference: Any = None
+        super().__init__(model, job)
+
+    def _new(self) -> Any:
+        from ..divergence import Beside
+        from ..scoring import Scorer
+
+        assert self._job.compared is not None
+        compile = self._job.compile
+        self._reference = Beside(
+            self._job.compared[1], Scorer(self._reference_model, compile=compile)
+        )
+        return Scorer(self._model, compile=compile)
+
+    def _notices(self) -> list[str]:
+        assert self._job.compared is not None
+        scorers = (self._scorer, self._reference.scorer)
+        return [
+            f"{name}: {notice}"
+            for name, scorer in zip(self._job.compared, scorers, strict=True)
+            for notice in scorer.notices
+        ]
+
+    def _score_together(self, batches: Sequence[int]) -> list[dict[int, WindowScore]]:
+        from ..divergence import compare_beside
+
+        job = self._job
+        assert job.compared is not None
+        return [
+            compare_beside(
+                self._scorer,
+                job.windows,
+                self._reference,
+                job.cut[number],
+                name=job.compared[0],
+            )
+            for number in batches
+        ]
 
 
 def installed() -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..checkpoints import Loaded, state_digest
 from ..corpora import Corpus
-from ..errors import MeasurementError, PplguardError, UsageError
+from ..errors import MeasurementError, PplguardError
 from ..gates import EarlyPlan
 from ..journal import Identity, Journal, Journals
 from ..options import Target
@@ -253,12 +253,8 @@ class Store:
             # A text that is not there should not cost the loading of a model.
             self._check_text(key)
             if reference is not None and self._executor is not None:
-                raise UsageError(
-                    f"key {key}: both models of a comparison are loaded in this "
-                    "process, not where --ppl-executor (--executor) says: measure it "
-                    "in a run without that"
-                )
-            if reference is not None:
+                measured = self._divergence_elsewhere(name, key, reference)
+            elif reference is not None:
                 from .divergence import Side
 
                 model = Side(name, lambda: self.loaded(name))
@@ -410,6 +406,22 @@ class Store:
                 tasks=self._tasks if runs_task else None,
                 early=early,
             )
+
+    def _divergence_elsewhere(self, name: str, key: Key, reference: str) -> Measurement:
+        from .divergence import measure_divergence_elsewhere
+
+        return measure_divergence_elsewhere(
+            key,
+            name=name,
+            subject=self.subject(name),
+            reference=self._targets[reference],
+            allow_keys=self._allow_keys(reference),
+            open_corpus=self.corpus,
+            watch=self._watch,
+            batch_size=self._batch_size,
+            compile=self._compile,
+            threads=self._threads,
+        )
 
     def divergence(self, model: Side, key: Key, reference: str) -> Measurement:
         """Compare any model with the checkpoint ``reference``; nothing is remembered.

@@ -31,8 +31,10 @@ from pytest_pplguard.errors import (
 )
 from pytest_pplguard.executors.connection import Connection
 from pytest_pplguard.executors.ray import RayExecutor, RaySubject
-from pytest_pplguard.measure import measure_loaded
+from pytest_pplguard.measure import Store, measure_loaded
+from pytest_pplguard.measure.divergence import measure_divergence_elsewhere
 from pytest_pplguard.options import Execution, Options, Target
+from pytest_pplguard.report import watch_lines
 from pytest_pplguard.values import Key, Measurement, Window, WindowScore
 
 from .commands import pplguard, run
@@ -199,6 +201,38 @@ def test_every_method_gives_the_bits_of_one_process(
 ) -> None:
     measured = opened.measure(key, batch_size=batch_size, threads=1)
     expected = local(key, batch_size)
+    assert measured.evidence == expected.evidence
+    assert measured.metrics == expected.metrics
+    assert measured.environment == expected.environment | {"executor": "ray"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_divergence_has_the_bits_of_one_process(
+    opened: Opened, loaded: Loaded, batch_size: int
+) -> None:
+    """On replicas both models are in memory at once; here one after the other."""
+    key = Key.parse("kl/demo:128:first10")
+    pruned = load(locate("demo/wanda-50"), device="cpu", dtype="float32")
+    here = Store(
+        {name: Target(name, name) for name in ("pruned", "it")},
+        load=lambda target: {"pruned": pruned, "it": loaded}[target.name],
+        open_corpus=lambda name: open_corpus(name, {}),
+        watch=lambda label, **_: watch_lines(label, lambda line: None),
+        batch_size=batch_size,
+        threads=1,
+    )
+    expected = here.measurement("it", key, reference="pruned")
+    measured = measure_divergence_elsewhere(
+        key,
+        name="it",
+        subject=opened.subject,
+        reference=Target("pruned", "demo/wanda-50"),
+        allow_keys=(),
+        open_corpus=lambda name: open_corpus(name, {}),
+        watch=lambda label: watch_lines(label, lambda line: None),
+        batch_size=batch_size,
+        threads=1,
+    )
     assert measured.evidence == expected.evidence
     assert measured.metrics == expected.metrics
     assert measured.environment == expected.environment | {"executor": "ray"}
@@ -612,7 +646,11 @@ def test_ctrl_c_leaves_no_replica(
 
 
 def test_a_node_that_is_lost(cluster: TwoNodes, alone: None, local: Local) -> None:
+    import ray
+
     told = Told()
+    # Of two nodes on one machine it would take either, and lose that.
+    ray.init(address=cluster.address, _node_ip_address="127.0.0.2", log_to_driver=False)
     executor = RayExecutor(options(cluster), tell=told, kind=Faulty)
     subject = executor.open(Target("it", "demo/dense"))
     cluster.fault("all-slow", "0.2")
@@ -627,6 +665,7 @@ def test_a_node_that_is_lost(cluster: TwoNodes, alone: None, local: Local) -> No
     windows = windows_of_subject(subject, KEYS[0])
     scores = subject.scorer(progress=progress)(windows)
     executor.close()
+    ray.shutdown()
     assert tuple(scores) == local(KEYS[0]).evidence
     assert seen[-1] == 30
     lines = [line for line in told if "was lost" in line]
