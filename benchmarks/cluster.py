@@ -64,9 +64,8 @@ def process(*arguments: str) -> Raw:
 
 def window_seconds(speed: Raw) -> float:
     """Of one window on one core."""
-    return statistics.median(
-        run["worked"] / run["windows"] for run in speed["runs"] if run["replicas"] == 1
-    )
+    ones = [run for run in speed["runs"] if run["replicas"] == 1]
+    return float(statistics.median(run["worked"] / run["windows"] for run in ones))
 
 
 # --------------------------------------------------------------------------- simulation
@@ -142,7 +141,7 @@ def side_by_side(raw: Raw, replicas: int = 64) -> float:
 
     Replicas that no checkpoint gets stand idle, and count.
     """
-    window = raw["window"]
+    window = float(raw["window"])
     outcomes = [_usual(LAYOUT, window, seed).run() for seed in range(CHECKPOINTS)]
     end = max(map(_seconds, outcomes))
     return CHECKPOINTS * WINDOWS * window / (end * replicas)
@@ -152,7 +151,7 @@ def replayed(raw: Raw, replicas: int) -> float | None:
     """Simulated over real seconds, of the runs that were real."""
     if "speed" not in raw:
         return None
-    ratios = []
+    ratios: list[float] = []
     for run in raw["speed"]["runs"]:
         if run["replicas"] != replicas:
             continue

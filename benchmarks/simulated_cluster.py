@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import Literal
 
@@ -117,7 +118,7 @@ class SimulatedCluster:
         for slot, time in enumerate(times):
             self._bring_up(slot, time, 0)
         for fault in faults:
-            self._at(fault.at, lambda fault=fault: self._fault(fault))
+            self._at(fault.at, partial(self._fault, fault))
 
     def run(self) -> Outcome:
         """Until all is decided, or nobody is left."""

@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -108,6 +109,7 @@ class Pool:
         self._errors: dict[str, tuple[PplguardError, list[str]]] = {}
         self._causes: list[str] = []
         self._first: Member | None = None
+        self._idle_since = 0.0
         self.worked = 0.0
         """Seconds of all replicas together that went into scoring, so far."""
         self.proved = 0.0
@@ -128,7 +130,7 @@ class Pool:
         wanted = self._options.execution.replicas
         for _ in range(wanted):
             self._add(0)
-        started = said = time.monotonic()
+        said = self._idle_since = time.monotonic()
         first_ready: float | None = None
         while True:
             now = time.monotonic()
@@ -147,7 +149,6 @@ class Pool:
                     f"running (after {_SAID_EVERY:.0f} s)"
                 )
             self.look(1.0)
-            self._refuse_waiting(started)
         ready = [one for one in self.members if one.state == "ready"]
         self._check_together(ready)
         self._first = ready[0]
@@ -167,13 +168,21 @@ class Pool:
                 "has scored what"
             )
 
-    def _refuse_waiting(self, started: float) -> None:
-        """Give up where nobody comes up, or loading never ends."""
+    def _refuse_waiting(self) -> None:
+        """Give up where nobody comes up, or loading never ends.
+
+        Raises:
+            ExecutorError: none is there, and none came for too long.
+        """
         now = time.monotonic()
+        if any(one.state == "ready" for one in self.members):
+            self._idle_since = now
         for member in self.members:
-            if member.state == "hello" and now - started > self._timeout:
+            if member.state == "hello" and now - self._idle_since > self._timeout:
                 if any(one.state != "hello" for one in self.members):
                     continue
+                if self._first is not None:
+                    raise self.exhausted()
                 raise ExecutorError(
                     f"no replica of {self._target.name} came up in "
                     f"{self._timeout:g} s: {self._asked()}, and Ray "
@@ -254,9 +263,13 @@ class Pool:
 
         Returns:
             What else was answered: by whom, to what call, and the answer.
+
+        Raises:
+            ExecutorError: none is there, and none came for too long.
         """
         import ray
 
+        self._refuse_waiting()
         calls = {one.call.ref: one for one in self.members if one.call is not None}
         if not calls:
             time.sleep(min(seconds, 0.1))
@@ -444,8 +457,10 @@ class Pool:
 
         for member in self.members:
             member.state, member.call = "gone", None
-            if ray.is_initialized():
-                ray.kill(member.actor)
+            # Where the cluster is gone, so are they.
+            with suppress(ray.exceptions.RayError, ConnectionError):
+                if ray.is_initialized():
+                    ray.kill(member.actor)
 
 
 def on_nodes(target: Target) -> Target:

@@ -34,6 +34,12 @@ NOT_RUN = {
         "it needs the package of this page; tests/model/test_docs_protocols.py makes "
         "it and runs these lines"
     ],
+    "docs/ray.md": [
+        "it needs a cluster; tests/model/test_executors_ray.py runs such lines on one "
+        "of two nodes",
+        "it is for the nodes of a cluster",
+        "it is for a Slurm cluster",
+    ],
     "docs/smollm2.md": [
         "it makes 2 GB of checkpoints; tests/model/test_smollm2.py runs the script's "
         "steps",

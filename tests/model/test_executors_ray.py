@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from msgspec.structs import replace
 
 from pytest_pplguard.checkpoints import Loaded, load, locate
 from pytest_pplguard.corpora import open_corpus
@@ -123,8 +124,8 @@ class Told(list[str]):
 
 
 def options(cluster: TwoNodes, **execution: Any) -> Options:
-    asked = {"replicas": 2, "address": cluster.address, "timeout": 60.0} | execution
-    return Options(execution=Execution(where="ray", **asked), threads=1)
+    asked = Execution(where="ray", replicas=2, address=cluster.address, timeout=60)
+    return Options(execution=replace(asked, **execution), threads=1)
 
 
 class Opened:
@@ -136,6 +137,7 @@ class Opened:
         subject = self.executor.open(Target("it", "demo/dense"))
         assert isinstance(subject, RaySubject)
         self.subject = subject
+        self.modules_made_here: list[str] = []
 
     @property
     def pool(self) -> Any:
@@ -156,7 +158,18 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def opened(cluster: TwoNodes) -> Iterator[Opened]:
-    opened = Opened(cluster)
+    made: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        make = torch.nn.Module.__init__
+
+        def making(self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+            made.append(type(self).__name__)
+            make(self, *args, **kwargs)
+
+        patch.setattr(torch.nn.Module, "__init__", making)
+        opened = Opened(cluster)
+        opened.measure(KEYS[0])
+    opened.modules_made_here = made
     yield opened
     opened.executor.close()
 
@@ -245,6 +258,11 @@ def test_both_replicas_have_worked(opened: Opened) -> None:
         "127.0.0.2",
         "127.0.0.3",
     }
+
+
+def test_this_process_never_has_the_model(opened: Opened) -> None:
+    """Its memory cannot depend on a model of which it has no part."""
+    assert opened.modules_made_here == []
 
 
 class Keeping:
