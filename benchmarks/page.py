@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .cluster import cluster_figures, ideal
 from .figures import MB, Figure
 from .gates import gate_figures
 from .processes import HERE, ROOT
@@ -40,6 +41,7 @@ FIGURES: dict[str, Callable[[Raw], list[Figure]]] = {
     "limit": limit_figures,
     "gate": gate_figures,
     "growth": growth_figures,
+    "cluster": cluster_figures,
 }
 
 
@@ -83,12 +85,14 @@ def table(name: str, stored: Stored) -> str:
         return _limits(stored)
     if name == "machines":
         return _machines(stored)
+    if name == "cluster-simulated":
+        return _simulated(stored)
     if name not in stored:
         return _NOTHING
     tables = {"scoring": _scoring, "limit": _rates, "gate": _plain, "growth": _growth}
     part = name.partition("-")[0]
     made = tables.get(part, _plain)(part, stored[name]["raw"])
-    return f"{made}{_picture(name)}"
+    return made if part == "cluster" else f"{made}{_picture(name)}"
 
 
 def _picture(name: str) -> str:
@@ -228,6 +232,26 @@ def _growth(_: str, raw: Raw) -> str:
     return markdown(head, rows)
 
 
+def _simulated(stored: Stored) -> str:
+    """Speed-up and waste of one checkpoint on replicas that do not exist."""
+    if "cluster" not in stored:
+        return _NOTHING
+    raw = stored["cluster"]["raw"]
+    by_count: dict[int, list[str]] = {}
+    cases: dict[str, None] = {}
+    for row in raw["simulated"]:
+        cases[row["case"]] = None
+        gain = ideal(raw, 1) / row["seconds"]
+        by_count.setdefault(row["replicas"], []).extend(
+            (f"{gain:.1f} x", f"{row['waste']:.0%}")
+        )
+    head = ["replicas"]
+    for case in cases:
+        head += [case, "read in vain"]
+    rows = [(str(replicas), *cells) for replicas, cells in by_count.items()]
+    return f"{markdown(head, rows)}{_picture('cluster')}"
+
+
 # ---------------------------------------------------------------------------- pictures
 
 
@@ -364,15 +388,47 @@ def _draw_gate(sheet: Any, raw: Raw) -> None:
     axes.set_xlabel("seconds, from start to exit")
 
 
+def _draw_cluster(sheet: Any, raw: Raw) -> None:
+    sheet.set_size_inches(8, 3.4)
+    gain, waste = sheet.subplots(1, 2)
+    cases: dict[str, list[Raw]] = {}
+    for row in raw["simulated"]:
+        cases.setdefault(row["case"], []).append(row)
+    colours = (_OURS, _FORMULA, _HFLM)
+    for (case, rows), colour in zip(cases.items(), colours, strict=True):
+        counts = [row["replicas"] for row in rows]
+        gains = [ideal(raw, 1) / row["seconds"] for row in rows]
+        gain.plot(counts, gains, "o-", color=colour, markersize=4, label=case)
+        shares = [100 * row["waste"] for row in rows]
+        waste.plot(counts, shares, "o-", color=colour, markersize=4)
+    gain.plot(counts, counts, "--", color=_INK, linewidth=1, label="one for each")
+    gain.set_yscale("log")
+    for axes, title in (
+        (gain, "speed-up of one checkpoint"),
+        (waste, "read in vain, %"),
+    ):
+        axes.set_xscale("log")
+        axes.set_xticks(counts, list(map(str, counts)), fontsize=7)
+        axes.minorticks_off()
+        axes.set_title(title)
+        axes.set_xlabel("replicas")
+    ticks = [1, 4, 16, 64, 256]
+    gain.set_yticks(ticks, list(map(str, ticks)))
+    gain.minorticks_off()
+    sheet.legend(loc="outside lower center", ncols=2)
+
+
 _PICTURES: dict[str, Callable[[Any, Raw], None]] = {
     "scoring": _draw_scoring,
     "scoring-cuda": _draw_scoring,
     "growth": _draw_growth,
     "gate": _draw_gate,
+    "cluster": _draw_cluster,
 }
 _TITLES = {
     "scoring": "Time and peak memory of the originals on a CPU, ours = 1",
     "scoring-cuda": "Time and peak memory of the originals on a GPU, ours = 1",
     "growth": "Time and peak memory over windows, window length and vocabulary",
+    "cluster": "Speed-up and waste of up to 256 simulated replicas",
     "gate": "Seconds of a gate and of the originals' commands",
 }

@@ -19,6 +19,7 @@ from typing import Any
 if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.cluster import measure_cluster
 from benchmarks.figures import MB, Figure, render
 from benchmarks.gates import measure_gate
 from benchmarks.page import PAGE, RESULTS, figures_of, read_results, write_page
@@ -143,6 +144,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "streams": as_raw(measure_streams),
     "report": as_raw(measure_report),
     "plan": as_raw(measure_plan),
+    "cluster": measure_cluster,
 }
 if find_spec("benchmarks.early"):
     MEASUREMENTS["early"] = run_early

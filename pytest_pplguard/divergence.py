@@ -129,11 +129,7 @@ def listen(
             for batch in chosen:
                 outputs = first if batch is left[0] else scorer.rows(batch, windows)
                 for index, rows in zip(batch, outputs, strict=True):
-                    if rows.isnan().any():
-                        raise InvalidLossError(
-                            f"the output of the reference {name} for "
-                            f"{place(index, windows)} is nan"
-                        )
+                    _refuse_nan(rows, name, index, windows)
                     reference.add(rows)
                 tell(reference.stop - start, total, math.nan)
         reference.finish(scorer.head)
@@ -168,25 +164,92 @@ def compare(
         for batch in chosen:
             outputs = scorer.rows(batch, windows)
             for index, rows in zip(batch, outputs, strict=True):
-                window = windows[index]
-                with scorer.failing([index], windows):
-                    sums = _compare(
-                        rows, reference.rows(index), window, (scorer, name), reference
-                    )
-                _check(sums, place(index, windows), reference.name)
+                known = reference.rows(index)
                 scores.append(
-                    WindowScore(
-                        nll_sum=sums.nll,
-                        scored=len(window.targets),
-                        page=window.page,
-                        kl_sum=sums.kl,
-                        top1=sums.top1,
-                        reference_nll=sums.reference_nll,
-                    )
+                    _score(index, windows, rows, known, (scorer, name), reference)
                 )
             losses = math.fsum(score.nll_sum for score in scores)
             tell(len(scores), len(span), losses / sum(score.scored for score in scores))
     return scores
+
+
+class Beside:
+    """A reference that is in memory beside the model, and leaves nothing on disk."""
+
+    def __init__(self, name: str, scorer: Scorer) -> None:
+        self.name = name
+        self.scorer = scorer
+
+    def to_logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """Logits of some rows: [positions x vocabulary]."""
+        return self.scorer.to_logits(rows)
+
+    def at_hand(self) -> AbstractContextManager[None]:
+        """As of :class:`Reference`."""
+        return at_hand(self.scorer.head)
+
+    def chunk_size(self, rows: torch.Tensor) -> int:
+        """How many positions' logits may exist at once."""
+        return chunk_size(rows, self.scorer.head)
+
+
+def compare_beside(
+    scorer: Scorer,
+    windows: Sequence[Window],
+    reference: Beside,
+    batch: Sequence[int],
+    *,
+    name: str,
+) -> dict[int, WindowScore]:
+    """As :func:`compare`, of one batch that both models read now.
+
+    Raises:
+        InvalidLossError: an output, a loss or a divergence is not finite.
+        MeasurementError: the vocabularies differ, or a model cannot read a window.
+        DeviceError: the device ran out of memory.
+    """
+    scores = {}
+    with reference.scorer.running(), scorer.running():
+        heard = reference.scorer.rows(batch, windows)
+        for index, known in zip(batch, heard, strict=True):
+            _refuse_nan(known, reference.name, index, windows)
+        outputs = scorer.rows(batch, windows)
+        for index, rows, known in zip(batch, outputs, heard, strict=True):
+            scores[index] = _score(
+                index, windows, rows, known, (scorer, name), reference
+            )
+    return scores
+
+
+def _refuse_nan(
+    rows: torch.Tensor, name: str, index: int, windows: Sequence[Window]
+) -> None:
+    if rows.isnan().any():
+        raise InvalidLossError(
+            f"the output of the reference {name} for {place(index, windows)} is nan"
+        )
+
+
+def _score(
+    index: int,
+    windows: Sequence[Window],
+    rows: torch.Tensor,
+    known: torch.Tensor,
+    model: tuple[Scorer, str],
+    reference: Reference | Beside,
+) -> WindowScore:
+    window = windows[index]
+    with model[0].failing([index], windows):
+        sums = _compare(rows, known, window, model, reference)
+    _check(sums, place(index, windows), reference.name)
+    return WindowScore(
+        nll_sum=sums.nll,
+        scored=len(window.targets),
+        page=window.page,
+        kl_sum=sums.kl,
+        top1=sums.top1,
+        reference_nll=sums.reference_nll,
+    )
 
 
 class _Sums(Struct):
@@ -203,7 +266,7 @@ def _compare(
     known: torch.Tensor,
     window: Window,
     model: tuple[Scorer, str],
-    reference: Reference,
+    reference: Reference | Beside,
 ) -> _Sums:
     """Logits of a model's ``rows`` and a reference's ``known``, chunk by chunk."""
     scorer, name = model

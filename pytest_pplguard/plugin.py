@@ -472,6 +472,13 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give back what runs elsewhere, also after Ctrl-C."""
+    guard = _guard(config)
+    if guard is not None:
+        guard.close()
+
+
 # -------------------------------------------------------------------------------- xdist
 
 

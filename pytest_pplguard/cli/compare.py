@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,7 +144,8 @@ def compare_models(
     rows = {side.name: _recorded_row(side, how) for side in baselines}
     measured = _Measured(models, options, how) if models else None
     if measured is not None:
-        rows |= {model.name: measured.row(model) for model in models}
+        with closing(measured):
+            rows |= {model.name: measured.row(model) for model in models}
     comparison = Comparison.of([rows[side.name] for side in sides])
     write_json(comparison_document(comparison), json_path)
     if json_path != "-":
@@ -426,6 +428,10 @@ class _Measured:
         except CheckpointError as error:
             return None, f"zeros not counted: {error}"
         return counted.fraction, ""
+
+    def close(self) -> None:
+        """Give back what it holds, here and elsewhere."""
+        self._store.close()
 
     def discard_journals(self) -> None:
         """The numbers have reached the user: a further run measures anew."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from ..baselines import baseline_paths, read_baseline
@@ -33,9 +34,9 @@ def explain_model(
     """
     picture = None if plot is None else check_plot(plot, option="--plot")
     _refuse_baseline(spec, folder)
-    checkpoint = Checkpoint(spec, options)
-    start, goal = checkpoint.keys(wanted)
-    ladder = checkpoint.ladder(start, goal, pages=pages)
+    with closing(Checkpoint(spec, options)) as checkpoint:
+        start, goal = checkpoint.keys(wanted)
+        ladder = checkpoint.ladder(start, goal, pages=pages)
     write_json(ladder_document(spec, ladder), json_path)
     if picture is not None:
         write_waterfall(picture, ladder, spec)

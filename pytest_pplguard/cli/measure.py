@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 from msgspec import Struct
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from ..checkpoints import (
     Loaded,
+    Located,
     Sparsity,
     fingerprint,
     measure_sparsity,
@@ -190,7 +192,7 @@ class Wanted(Struct, frozen=True):
 class Checkpoint:
     """A checkpoint that a command works with: loaded at most once, told about.
 
-    ``located`` is where it was found. ``reference`` is what ``kl`` compares it with, a
+    To be closed. ``reference`` is what ``kl`` compares it with, a
     checkpoint or another entry of its baseline file.
     """
 
@@ -208,11 +210,16 @@ class Checkpoint:
         self._spec = spec
         self._options = options
         target = Target(name=self._name, spec=spec)
-        # Before anything else is read: a path with a slip in it is found at once.
-        self.located = locate_target(target, options)
+        self._target = target
         targets = {self._name: target}
+        if (
+            options.execution.where != "ray"
+        ):  # whose nodes may see what this one does not
+            # Before anything else is read: a path with a slip in it is found at once.
+            assert self.located
+            if reference is not None:
+                locate_target(reference, options)
         if reference is not None:
-            locate_target(reference, options)
             targets.setdefault(reference.name, reference)
         self._reference = reference
 
@@ -236,6 +243,19 @@ class Checkpoint:
                 allow_keys if wanted == self._name else reference_keys
             ),
         )
+
+    @functools.cached_property
+    def located(self) -> Located:
+        """Where it is on this machine.
+
+        Raises:
+            CheckpointError: it is not there.
+        """
+        return locate_target(self._target, self._options)
+
+    def close(self) -> None:
+        """Give back what it holds, here and elsewhere."""
+        self._store.close()
 
     def keys(self, wanted: Wanted) -> list[Key]:
         """What is wanted of it, and on stderr what was chosen for the user."""
@@ -333,10 +353,10 @@ def measure_model(
     reference = None
     if wanted.reference is not None:
         reference = Target(name=wanted.reference, spec=wanted.reference)
-    checkpoint = Checkpoint(spec, options, reference=reference)
-    measurements = [checkpoint.measure(key) for key in checkpoint.keys(wanted)]
-    print_measurements(spec, measurements, json_path=json_path)
-    checkpoint.discard_journals()
+    with closing(Checkpoint(spec, options, reference=reference)) as checkpoint:
+        measurements = [checkpoint.measure(key) for key in checkpoint.keys(wanted)]
+        print_measurements(spec, measurements, json_path=json_path)
+        checkpoint.discard_journals()
 
 
 def print_measurements(

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -79,31 +79,32 @@ def update_checkpoint(
         reference=reference.target if reference and compared else None,
         reference_keys=reference.allow_keys if reference else (),
     )
-    if not keys:
-        keys = model.keys(wanted)
-    fingerprint, sparsity = _of_weights(model, entry, options)
+    with closing(model):
+        if not keys:
+            keys = model.keys(wanted)
+        fingerprint, sparsity = _of_weights(model, entry, options)
 
-    def measure(key: Key) -> Measurement:
-        measured = model.measure(key)
-        if reference is None or reference.entry is None or not _compares(key):
-            return measured
-        return naming_reference(measured, reference.entry)
+        def measure(key: Key) -> Measurement:
+            measured = model.measure(key)
+            if reference is None or reference.entry is None or not _compares(key):
+                return measured
+            return naming_reference(measured, reference.entry)
 
-    recordings = [
-        Recording(
-            file=str(path),
-            checkpoint=name,
-            measurement=measure(key),
-            base=base,
-            # An absolute path says something about one machine only.
-            path=None if Path(spec).is_absolute() else spec,
-            sparsity=sparsity,
-            fingerprint=fingerprint,
-        )
-        for key in keys
-    ]
-    changes = record(recordings, today=datetime.date.today(), tell=say)
-    model.discard_journals()
+        recordings = [
+            Recording(
+                file=str(path),
+                checkpoint=name,
+                measurement=measure(key),
+                base=base,
+                # An absolute path says something about one machine only.
+                path=None if Path(spec).is_absolute() else spec,
+                sparsity=sparsity,
+                fingerprint=fingerprint,
+            )
+            for key in keys
+        ]
+        changes = record(recordings, today=datetime.date.today(), tell=say)
+        model.discard_journals()
     show_painted(changes_table(changes, style=style_of(sys.stdout)))
     for gate in dict.fromkeys(
         gate for change in changes for gate in change.added_gates

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from .loading import journals_of, load_target, locate_target
 from .store import Store
-from .subject import Executor, Facts, Subject, WindowScorer, facts_of, max_positions
+from .subject import (
+    Compared,
+    Executor,
+    Facts,
+    Subject,
+    WindowScorer,
+    facts_of,
+    max_positions,
+)
 
 if TYPE_CHECKING:
     from .divergence import Side, measure_divergence, naming_reference
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from .run import measure_loaded
 
 __all__ = [
+    "Compared",
     "Executor",
     "Facts",
     "Results",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from msgspec import Struct
@@ -13,12 +13,12 @@ from ..checkpoints import Loaded
 from ..corpora import Corpus
 from ..divergence import Reference, compare, listen
 from ..errors import MeasurementError
-from ..options import BATCH_AUTO
-from ..protocols import check_key, get_protocol, windows_digest
+from ..options import BATCH_AUTO, Target
+from ..protocols import Tokenizer, check_key, get_protocol, windows_digest
 from ..scoring import BatchSize, Progress, Scorer
 from ..values import Key, Measurement, Window, WindowScore
 from .environment import environment, using_threads
-from .subject import check_ids, check_positions, facts_of
+from .subject import Subject, check_ids, check_positions, subject_of
 from .texts import text_notice
 
 
@@ -92,6 +92,36 @@ def measure_divergence(
     return finished
 
 
+def measure_divergence_elsewhere(
+    key: Key,
+    *,
+    name: str,
+    subject: Subject,
+    reference: Target,
+    allow_keys: Sequence[str],
+    open_corpus: Callable[[str], Corpus],
+    watch: Callable[[str], AbstractContextManager[Progress]],
+    batch_size: BatchSize = 1,
+    compile: bool = False,
+    threads: int | None = None,
+) -> Measurement:
+    """As :func:`measure_divergence`, of models that are not in this process.
+
+    Both are in memory where the ``subject`` is, and no temporary file is needed.
+
+    Raises:
+        UsageError: as there, or models cannot be compared there.
+        PplguardError: as there.
+    """
+    check_key(key)
+    protocol = get_protocol(key.method)
+    size = 1 if batch_size == BATCH_AUTO else batch_size
+    run = _Run(key, open_corpus(protocol.corpus(key)), size, compile, threads)
+    with watch(_label(f"{name} {key}", 0)) as progress:
+        run.compare_there(subject, name, reference, allow_keys, progress)
+    return run.describe(subject)
+
+
 def naming_reference(measured: Measurement, entry: str) -> Measurement:
     """A divergence from another ``entry`` of its baseline file, which is on record."""
     return replace(measured, protocol=measured.protocol | {"reference": entry})
@@ -150,11 +180,7 @@ class _Run:
         started = time.perf_counter()
         windows = self._cut(loaded)
         self._digest = windows_digest(windows)
-        if self._digest != heard.windows_digest:
-            raise MeasurementError(
-                f"{name} and its reference {heard.name} cut the text into different "
-                "token windows: their tokenizers differ, so there is no divergence"
-            )
+        self._check_windows(name, heard.name, heard.windows_digest)
         scorer = Scorer(loaded.model, compile=self._compile)
         self.scores += compare(
             scorer,
@@ -169,20 +195,62 @@ class _Run:
         self._notices |= dict.fromkeys(f"{name}: {note}" for note in scorer.notices)
         self._seconds += time.perf_counter() - started
 
-    def _cut(self, loaded: Loaded) -> list[Window]:
-        facts = facts_of(loaded)
-        check_positions(facts, self._key)
-        windows = get_protocol(self._key.method).windows(
-            self._corpus, loaded.tokenizer, self._key
+    def compare_there(
+        self,
+        subject: Subject,
+        name: str,
+        reference: Target,
+        allow_keys: Sequence[str],
+        progress: Progress,
+    ) -> None:
+        """Run both models over all windows, where the subject is."""
+        started = time.perf_counter()
+        windows = self._cut(subject)
+        self._digest = windows_digest(windows)
+
+        def check(tokenizer: Tokenizer) -> None:
+            protocol = get_protocol(self._key.method)
+            theirs = protocol.windows(self._corpus, tokenizer, self._key)
+            self._check_windows(name, reference.name, windows_digest(theirs))
+
+        compared = subject.compared(
+            windows,
+            reference,
+            name=name,
+            allow_keys=allow_keys,
+            batch_size=self._batch_size,
+            compile=self._compile,
+            progress=progress,
+            check=check,
         )
-        check_ids(facts, windows)
+        self.scores = list(compared.scores)
+        self.total = len(windows)
+        self._reference_dtype = compared.dtype
+        self._notices |= dict.fromkeys(compared.notices)
+        self._seconds += time.perf_counter() - started
+
+    def _check_windows(self, name: str, reference: str, theirs: str) -> None:
+        if self._digest != theirs:
+            raise MeasurementError(
+                f"{name} and its reference {reference} cut the text into different "
+                "token windows: their tokenizers differ, so there is no divergence"
+            )
+
+    def _cut(self, model: Loaded | Subject) -> list[Window]:
+        subject = subject_of(model)
+        check_positions(subject.facts, self._key)
+        windows = get_protocol(self._key.method).windows(
+            self._corpus, subject.tokenizer, self._key
+        )
+        check_ids(subject.facts, windows)
         return windows
 
-    def describe(self, loaded: Loaded) -> Measurement:
+    def describe(self, model: Loaded | Subject) -> Measurement:
         """All that there is so far, as a measurement of a model."""
+        subject = subject_of(model)
         protocol = get_protocol(self._key.method)
         units = {"tokens": sum(score.scored for score in self.scores)}
-        properties = protocol.properties(self._corpus, loaded.tokenizer, self._key)
+        properties = protocol.properties(self._corpus, subject.tokenizer, self._key)
         return Measurement(
             key=str(self._key),
             metrics=protocol.recompute(self.scores, units),
@@ -193,7 +261,7 @@ class _Run:
             protocol=properties | {"official text": self._corpus.official},
             evidence=tuple(self.scores),
             environment=environment(
-                facts_of(loaded),
+                subject.facts,
                 self._key,
                 batch_size=self._batch_size,
                 compile=self._compile,

@@ -187,7 +187,7 @@ def identity(
         "kernels": kernels,
         "variables": variables(),
         "versions": versions(),
-        "code": _own_code(),
+        "code": own_code(),
         "machine": _machine(),
     }
 
@@ -255,7 +255,7 @@ def _torch_facts(kind: str, cache: Cache) -> _Torch:
         "variables": variables(),
         "machine": _machine(),
         "versions": versions(),
-        "code": _own_code(),
+        "code": own_code(),
     }
     label = "what torch says of itself"
     known = cache.get(
@@ -376,7 +376,7 @@ def _drivers() -> dict[str, str]:
 
 
 @functools.cache
-def _own_code() -> str:
+def own_code() -> str:
     """This package's own files: a version may be worked on."""
     sha = hashlib.sha256()
     folder = Path(__file__).parents[1]

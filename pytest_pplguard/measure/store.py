@@ -254,7 +254,9 @@ class Store:
                 self._executor.check(key)
             # A text that is not there should not cost the loading of a model.
             self._check_text(key)
-            if reference is not None:
+            if reference is not None and self._executor is not None:
+                measured = self._divergence_elsewhere(name, key, reference)
+            elif reference is not None:
                 from .divergence import Side
 
                 model = Side(name, lambda: self.loaded(name))
@@ -407,6 +409,22 @@ class Store:
                 early=early,
             )
 
+    def _divergence_elsewhere(self, name: str, key: Key, reference: str) -> Measurement:
+        from .divergence import measure_divergence_elsewhere
+
+        return measure_divergence_elsewhere(
+            key,
+            name=name,
+            subject=self.subject(name),
+            reference=self._targets[reference],
+            allow_keys=self._allow_keys(reference),
+            open_corpus=self.corpus,
+            watch=self._watch,
+            batch_size=self._batch_size,
+            compile=self._compile,
+            threads=self._threads,
+        )
+
     def divergence(self, model: Side, key: Key, reference: str) -> Measurement:
         """Compare any model with the checkpoint ``reference``; nothing is remembered.
 
@@ -491,6 +509,12 @@ class Store:
         """Give the memory of the checkpoints that are ready back."""
         self._close_opened()
         self._evict_here()
+
+    def close(self) -> None:
+        """Give everything back, also what runs elsewhere; nothing is asked any more."""
+        self.evict()
+        if self._executor is not None:
+            self._executor.close()
 
     def _close_opened(self) -> None:
         if self._opened is not None:

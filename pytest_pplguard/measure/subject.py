@@ -8,13 +8,13 @@ here, and scored there.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
 from ..checkpoints import Loaded, devices_of, model_digest
-from ..errors import MeasurementError
+from ..errors import MeasurementError, UsageError
 from ..options import Target
 from ..protocols import Tokenizer
 from ..values import Key, Scalar, Window, WindowScore
@@ -44,6 +44,14 @@ class Facts(Struct, frozen=True):
     embeddings: int | None = None
     rotates_by_length: bool = False
     more: dict[str, Scalar] = {}
+
+
+class Compared(Struct, frozen=True):
+    """Evidence of each window, the reference's dtype, and lines for the user."""
+
+    scores: tuple[WindowScore, ...]
+    dtype: str
+    notices: tuple[str, ...] = ()
 
 
 class WindowScorer(Protocol):
@@ -110,6 +118,30 @@ class Subject(abc.ABC):
         progress: Progress | None = None,
     ) -> WindowScorer:
         """What scores windows with it."""
+
+    def compared(
+        self,
+        windows: Sequence[Window],
+        reference: Target,
+        *,
+        name: str,
+        allow_keys: Sequence[str],
+        batch_size: int,
+        compile: bool,
+        progress: Progress,
+        check: Callable[[Tokenizer], None],
+    ) -> Compared:
+        """How far it is from a ``reference`` that is loaded beside it.
+
+        ``check`` is given the reference's tokenizer before anything is scored.
+
+        Raises:
+            UsageError: models cannot be compared there.
+        """
+        raise UsageError(
+            f"{name}: it cannot be compared with {reference.name} where it runs; "
+            "measure kl with the executor local or ray"
+        )
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Windows x model -> negative log-likelihoods: the only place that runs the model."""
 
-from .batching import BatchSize, batches, groups, shared_context
+from .batching import BatchSize, batches, groups, proving, shared_context
 from .head import chunk_size, nll
 from .models import rotates_by_config, rotates_by_length, to_logits
 from .scorer import (
@@ -29,6 +29,7 @@ __all__ = [
     "groups",
     "nll",
     "place",
+    "proving",
     "refuse_empty",
     "rotates_by_config",
     "rotates_by_length",

@@ -177,3 +177,38 @@ def shared_context(windows: Sequence[Window]) -> int:
             pairs = zip(first, window.ids, strict=False)
             shared = next(i for i, (a, b) in enumerate(pairs) if a != b)
     return shared
+
+
+def proving(
+    cut: Sequence[Sequence[int]], windows: Sequence[Window], *, answers: bool = False
+) -> list[int]:
+    """Which batches of ``cut`` a scorer proves something on, by their numbers.
+
+    If it scores those before a batch first, it has proven for that batch all that it
+    would have proven if it had scored every batch in order. They are few: the first
+    batch, the first with windows of one length, and padded ones that are much shorter
+    or longer than all padded ones before.
+    """
+    found = [0] if cut else []
+    if answers:
+        # The first group that shares a context; one whose windows are all the same
+        # proves nothing.
+        for number, batch in enumerate(cut):
+            chosen = [windows[index] for index in batch]
+            if len({each.ids for each in chosen}) > 1 and shared_context(chosen):
+                return sorted({*found, number})
+        return found
+    together = False
+    shortest, longest = math.inf, 0
+    for number, batch in enumerate(cut):
+        lengths = [len(windows[index].ids) for index in batch]
+        if not together and len(set(lengths)) < len(batch):
+            together = True
+            found.append(number)
+        if len(set(lengths)) == 1:
+            continue
+        if 2 * min(lengths) <= shortest or max(lengths) >= 2 * longest:
+            found.append(number)
+            shortest = min(shortest, *lengths)
+            longest = max(longest, *lengths)
+    return sorted(set(found))

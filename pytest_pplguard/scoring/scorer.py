@@ -65,6 +65,9 @@ _EQUAL_ONLY = (
     "losses (slower, same numbers)"
 )
 
+_NOTHING = WindowScore(0.0, 0)
+"""Stands for windows that are none of a portion's."""
+
 _TOO_MUCH = "a document's answers together are too much for its memory"
 
 _clock = time.perf_counter
@@ -106,6 +109,7 @@ class Scorer:
         self._shares: bool | None = None
         self._together: bool | None = None
         self._packs: bool | None = None
+        self._growth: Growth | None = None
         self._packed: tuple[int, int] | None = None  # lengths, shortest and longest
         # Positions may depend on all that was read before: nothing changes its place.
         self._rotates = models.rotates_by_length(model)
@@ -150,6 +154,7 @@ class Scorer:
             DeviceError: the device ran out of memory.
         """
         refuse_empty(windows, answers=answers)
+        self._growth = None
         scores = {} if kept is None else dict(kept.finished)
         tell = Tally(len(windows), self._progress)
         tell(scores)
@@ -169,6 +174,55 @@ class Scorer:
                 tell({index: new[index] for index in new if index not in known})
         return scores
 
+    def portion(
+        self,
+        cut: Sequence[Sequence[int]],
+        windows: Sequence[Window],
+        *,
+        answers: bool = False,
+    ) -> Iterator[dict[int, WindowScore]]:
+        """Evidence of some batches, by index of the window, as each is scored.
+
+        ``cut`` are batches as :func:`.batches` or :func:`.groups` makes them of all
+        windows; with the batch size ``auto`` they only say which windows. Where a proof
+        fell back, what follows depends on it: see :attr:`packs` and :func:`.proving`.
+
+        Raises:
+            InvalidLossError: a loss is NaN or infinite; ``finished`` holds the losses
+                and tokens of the windows before it in its batch.
+            MeasurementError: the model cannot read a window, or torch.compile fails.
+            DeviceError: the device ran out of memory.
+        """
+        with self.running():
+            for batch, values in self._of(cut, windows, answers):
+                new: dict[int, WindowScore] = {}
+                try:
+                    for index, value in zip(batch, values, strict=True):
+                        new[index] = window_score(value, index, windows)
+                except InvalidLossError as error:
+                    tell_of_others(error, new, windows)
+                    raise
+                yield new
+
+    @property
+    def packs(self) -> bool:
+        """Whether windows of different lengths may be read together."""
+        return self._packs is not False
+
+    def _of(
+        self, cut: Sequence[Sequence[int]], windows: Sequence[Window], answers: bool
+    ) -> Iterator[tuple[Sequence[int], list[Loss]]]:
+        if not answers and self._batch_size == BATCH_AUTO:
+            order = [index for batch in cut for index in batch]
+            others = dict.fromkeys({*range(len(windows))}.difference(order), _NOTHING)
+            yield from self._growing(windows, others, order, None)
+            return
+        for batch in cut:
+            if answers:
+                yield batch, self._score_answers(batch, windows)
+            else:
+                yield batch, [Loss(value) for value in self._score(batch, windows)]
+
     def _scored(
         self,
         windows: Sequence[Window],
@@ -176,7 +230,7 @@ class Scorer:
         order: Sequence[int] | None,
         stop: Stop | None,
         answers: bool,
-    ) -> Iterator[tuple[list[int], list[Loss]]]:
+    ) -> Iterator[tuple[Sequence[int], list[Loss]]]:
         """Batches and their losses, until all are in ``scores`` or ``stop`` says so."""
         if not answers and self._batch_size == BATCH_AUTO:
             yield from self._growing(windows, scores, order, stop)
@@ -184,12 +238,8 @@ class Scorer:
         for batch in self._cut(windows, order, answers):
             if stop is not None and stop(scores):
                 return
-            if scores.keys() >= set(batch):
-                continue
-            if answers:
-                yield batch, self._score_answers(batch, windows)
-            else:
-                yield batch, [Loss(value) for value in self._score(batch, windows)]
+            if not scores.keys() >= set(batch):
+                yield from self._of([batch], windows, answers)
 
     def _cut(
         self, windows: Sequence[Window], order: Sequence[int] | None, answers: bool
@@ -218,7 +268,9 @@ class Scorer:
         pending = [
             i for i in reading_order(lengths, order, self._packing) if i not in scores
         ]
-        growth = Growth(max(lengths, default=1))
+        if self._growth is None:
+            self._growth = Growth(max(lengths, default=1))
+        growth = self._growth
         a_token = 0.0  # bytes, by the batch that took most
         while pending and not (stop is not None and stop(scores)):
             left = pending.copy()

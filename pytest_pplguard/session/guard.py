@@ -478,6 +478,11 @@ class Guard:
         if self._store is not None:
             self._store.forget_reference()
 
+    def close(self) -> None:
+        """The session is over: give back what runs elsewhere, too."""
+        if self._store is not None:
+            self._store.close()
+
     def tell(self, *notices: str) -> None:
         """Have something said once at the end of the run."""
         self._tell(*notices)

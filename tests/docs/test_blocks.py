@@ -47,6 +47,12 @@ NOT_RUN = {
         "server of its own",
         "it needs a vLLM",
     ],
+    "docs/ray.md": [
+        "it needs a cluster; tests/model/test_executors_ray.py runs such lines on one "
+        "of two nodes",
+        "it is for the nodes of a cluster",
+        "it is for a Slurm cluster",
+    ],
     "docs/smollm2.md": [
         "it makes 2 GB of checkpoints; tests/model/test_smollm2.py runs the script's "
         "steps",

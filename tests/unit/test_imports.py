@@ -161,3 +161,14 @@ def test_checking_baselines_loads_nothing_heavy(tmp_path: Path) -> None:
     modules = imported(code, tmp_path)
     assert "pytest_pplguard.audit" in modules
     assert modules.isdisjoint({*HEAVY, "numpy", "rich", "jinja2", "plotly"})
+
+
+def test_a_local_run_imports_nothing_of_ray(tmp_path: Path) -> None:
+    code = (
+        "from pytest_pplguard.executors import make_executor\n"
+        "from pytest_pplguard.options import Options\n"
+        "assert make_executor(Options(), tell=print) is None"
+    )
+    modules = imported(code, tmp_path)
+    assert "pytest_pplguard.executors" in modules
+    assert modules.isdisjoint({"ray", "grpc"})

@@ -1,0 +1,222 @@
+"""The way to a Ray cluster: its address, what it has, and how quiet it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from ..errors import ExecutorError
+from ..options import Execution
+
+_SECONDS = 10.0
+"""A cluster's port answers in this time, or it is none."""
+
+_CLIENT = "ray://"
+_PORT = 6379
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""Opens HTTP/2, which gRPC speaks, with no settings."""
+
+_SETTINGS = 4
+_QUIET = {
+    # Workers without GPUs see none; Ray says at every start that this may change.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+class Connection:
+    """A connection to a cluster; one that somebody else has made is not closed.
+
+    Raises:
+        ExecutorError: there is no cluster, or none that can be used.
+    """
+
+    def __init__(self, execution: Execution, *, cpus: int) -> None:
+        import ray
+
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            self.address = _connect(execution, cpus)
+        else:
+            self.address = f"at {ray.get_runtime_context().gcs_address}"
+
+    def close(self) -> None:
+        """Give it back; a cluster of our own is stopped."""
+        import ray
+
+        if self._ours and ray.is_initialized():
+            ray.shutdown()
+
+    def describe(self) -> str:
+        """``2 nodes, 16 CPUs and 4 GPUs``."""
+        nodes = self.nodes()
+        cpus = sum(node.get("CPU", 0) for node in nodes)
+        gpus = sum(node.get("GPU", 0) for node in nodes)
+        return f"{_count(len(nodes), 'node')}, {_count(cpus, 'CPU')} and " + _count(
+            gpus, "GPU"
+        )
+
+    def nodes(self) -> list[dict[str, float]]:
+        """The resources of each node that is alive."""
+        import ray
+
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    def check(self, replicas: int, *, cpus: int, gpus: int) -> None:
+        """Refuse what the cluster could not run if nobody else used it.
+
+        Raises:
+            ExecutorError: it says what there is and what was asked for.
+        """
+        nodes = self.nodes()
+        fit = sum(
+            min(
+                int(node.get("GPU", 0) // gpus) if gpus else replicas,
+                int(node.get("CPU", 0) // cpus),
+            )
+            for node in nodes
+        )
+        if fit >= replicas:
+            return
+        each = _count(gpus, "GPU") + " and " if gpus else ""
+        raise ExecutorError(
+            f"Ray ({self.address}) has {self.describe()}, and {replicas} replicas of "
+            f"{each}{_count(cpus, 'CPU')} each were asked for, of which {fit} fit: "
+            "lower --ppl-replicas or --ppl-gpus-per-replica (--replicas, "
+            "--gpus-per-replica), or add nodes"
+        )
+
+
+def gpus_of(execution: Execution, device: str, connection: Connection) -> int:
+    """GPUs of each replica: as asked for, else 1 where the cluster has some."""
+    if execution.gpus_per_replica is not None:
+        return execution.gpus_per_replica
+    has = any(node.get("GPU", 0) >= 1 for node in connection.nodes())
+    return int(has and device != "cpu")
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
+def _connect(execution: Execution, cpus: int) -> str:
+    address = execution.address or os.environ.get("RAY_ADDRESS")
+    if address in (None, "local"):
+        return _start_here(execution, cpus)
+    assert address is not None
+    if address != "auto":
+        _probe(address)
+    _init(address, address=address)
+    return f"at {address}"
+
+
+def _start_here(execution: Execution, cpus: int) -> str:
+    """A cluster of this machine alone, which nobody else can reach."""
+    _init(
+        "on this machine",
+        address="local",
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        # Replicas are as many as were asked for, also where there are fewer cores.
+        num_cpus=max(os.cpu_count() or 1, execution.replicas * cpus),
+    )
+    return "on this machine"
+
+
+def _init(where: str, **options: Any) -> None:
+    import ray
+
+    client = str(options.get("address", "")).startswith(_CLIENT)
+    quiet = {} if client else {"logging_level": "ERROR", "configure_logging": False}
+    try:
+        with _quiet():
+            ray.init(namespace="pplguard", log_to_driver=False, **quiet, **options)
+    # What is wrong with a cluster is told by errors of all kinds, most of them long.
+    except Exception as error:
+        raise ExecutorError(
+            f"Ray ({where}) cannot be used: {first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Few words of Ray: its log, and variables of the environment that are not set."""
+    new = {name: text for name, text in _QUIET.items() if name not in os.environ}
+    silenced = logging.root.manager.disable
+    os.environ.update(new)
+    logging.disable(max(silenced, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(silenced)
+        for name in new:
+            os.environ.pop(name, None)
+
+
+def _probe(address: str) -> None:
+    """Ask an address whether a cluster is there; Ray itself would wait for minutes.
+
+    Raises:
+        ExecutorError: nobody answers, or somebody else.
+    """
+    host, _, port = address.removeprefix(_CLIENT).rpartition(":")
+    if not host or not port.isdecimal():
+        raise ExecutorError(
+            f"{address!r} is no address of a Ray cluster: give HOST:{_PORT}, "
+            f"{_CLIENT}HOST:10001 or auto"
+        )
+    way_out = (
+        "is the head node up (ray status), is this its address, and may this machine "
+        "reach it?"
+    )
+    try:
+        answer = _ask(host.strip("[]"), int(port))
+    except OSError as error:
+        raise ExecutorError(
+            f"no Ray cluster answers at {address}: {error.strerror or error}; {way_out}"
+        ) from error
+    if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
+        if len(answer) < 4 or answer[3] != _SETTINGS:
+            raise ExecutorError(
+                f"what answers at {address} is no Ray cluster; {way_out}"
+            )
+        _refuse_loopback(address, host, int(port))
+
+
+def _ask(host: str, port: int) -> bytes:
+    with closing(socket.create_connection((host, port), _SECONDS)) as connection:
+        connection.settimeout(_SECONDS)
+        connection.sendall(_PREFACE)
+        return connection.recv(9)
+
+
+def _refuse_loopback(address: str, host: str, port: int) -> None:
+    """Ray takes 127.0.0.1 for the machine's address in the network.
+
+    Where the cluster listens on 127.0.0.1 alone, it would not find it, and say nothing.
+    """
+    if address.startswith(_CLIENT) or host not in ("127.0.0.1", "localhost", "::1"):
+        return
+    import ray
+
+    own = ray.util.get_node_ip_address()
+    try:
+        _ask(own, port)
+    except OSError as error:
+        raise ExecutorError(
+            f"the Ray cluster at {address} listens on this machine's loopback address "
+            f"alone, and Ray looks for it at {own}: start its head with "
+            "`ray start --head --node-ip-address 127.0.0.2`, which no other machine "
+            "reaches either, and give that address"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,366 @@
+"""One replica of a checkpoint: the process on a node that loads it and scores.
+
+An actor of Ray, but nothing here knows that. What is wrong is answered and not raised,
+so that it reaches the driver as it is; whatever is raised is a fault of this package or
+of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from .. import errors
+from ..errors import InvalidLossError, PplguardError
+from ..measure import Facts
+from ..options import BATCH_AUTO, Options, Target
+from ..protocols import windows_digest
+from ..values import Scalar, Window, WindowScore
+
+VERSIONS = ("pytest-pplguard", "torch", "transformers", "tokenizers")
+"""Packages that have to be the same everywhere, or are told apart by these."""
+
+
+class Failure(Struct, frozen=True):
+    """An error of this package, as it travels.
+
+    ``finished`` are the windows that were scored before it in the batch that it is
+    about, ``window`` is the one with the invalid loss.
+    """
+
+    kind: str
+    message: str
+    window: int | None = None
+    finished: dict[int, WindowScore] = {}
+
+    @classmethod
+    def of(
+        cls, error: PplguardError, finished: dict[int, WindowScore] | None = None
+    ) -> Failure:
+        """What an error says."""
+        kind = next(
+            base.__name__
+            for base in type(error).__mro__
+            if getattr(errors, base.__name__, None) is base
+        )
+        window = error.window if isinstance(error, InvalidLossError) else None
+        return cls(kind, str(error), window, finished or {})
+
+    def error(self, message: str | None = None) -> PplguardError:
+        """The error again, maybe with more words."""
+        made: PplguardError = getattr(errors, self.kind)(message or self.message)
+        if isinstance(made, InvalidLossError):
+            made.window = self.window
+        return made
+
+
+class Hello(Struct, frozen=True):
+    """Where a replica is, and with which code it would compute."""
+
+    node: str
+    address: str
+    pid: int
+    python: str
+    code: str
+    versions: dict[str, str]
+
+
+class Ready(Struct, frozen=True):
+    """A replica that has loaded its checkpoint.
+
+    ``tokenizer`` is pickled. ``digest`` is that of the model.
+    """
+
+    facts: Facts
+    digest: str | None
+    from_files: bool
+    notices: tuple[str, ...]
+    seconds: float
+    kernels: dict[str, Scalar]
+    tokenizer: bytes
+
+
+class Job(Struct, frozen=True):
+    """A measurement that replicas take part in.
+
+    ``cut`` are all batches in reading order; ``proving`` those, by number, on which a
+    scorer proves something. ``compared`` are the names of the model and of the
+    reference that it is compared with.
+    """
+
+    windows: list[Window]
+    windows_digest: str
+    cut: list[list[int]]
+    proving: list[int]
+    batch_size: int | str
+    compile: bool
+    answers: bool
+    compared: tuple[str, str] | None = None
+
+
+class Answer(Struct, frozen=True):
+    """What came of a portion: the scores of its batches up to one that failed.
+
+    ``seconds`` are those of scoring; ``proof`` those of scoring what a local scorer
+    would have proven itself on before, and another replica has scored, too.
+    """
+
+    scores: list[dict[int, WindowScore]]
+    seconds: float
+    proof: float
+    failure: Failure | None
+    notices: list[str]
+    packs: bool
+
+
+class Replica:
+    """Loads a checkpoint once, and scores portions of windows with it.
+
+    Args:
+        options: how it is measured.
+        threads: of torch, where it runs on a CPU.
+    """
+
+    def __init__(self, options: Options, threads: int) -> None:
+        self._options = options
+        self._threads = threads
+        self._loaded: Any = None
+        self._reference: Any = None
+        self._jobs: dict[int, _Job] = {}
+
+    def hello(self) -> Hello:
+        """Where this is; loads nothing."""
+        from ..measure.identity import own_code
+
+        return Hello(
+            node=platform.node() or socket.gethostname(),
+            address=_address(),
+            pid=os.getpid(),
+            python=platform.python_version(),
+            code=own_code(),
+            versions=installed(),
+        )
+
+    def load(self, target: Target, allow_keys: Sequence[str]) -> Ready | Failure:
+        """Load the checkpoint."""
+        return self._load(target, allow_keys, "_loaded")
+
+    def load_reference(
+        self, target: Target, allow_keys: Sequence[str]
+    ) -> Ready | Failure:
+        """Load what the checkpoint is compared with, beside it."""
+        self._reference = None
+        return self._load(target, allow_keys, "_reference")
+
+    def _load(
+        self, target: Target, allow_keys: Sequence[str], role: str
+    ) -> Ready | Failure:
+        import torch
+
+        from ..checkpoints import model_digest
+        from ..measure import facts_of, load_target
+        from ..measure.environment import switches
+
+        started = time.perf_counter()
+        notices: list[str] = []
+        # As many on each replica: sums are rounded by how they are shared out.
+        torch.set_num_threads(self._threads)
+        try:
+            loaded = load_target(
+                target,
+                self._options,
+                allow_keys=tuple(allow_keys),
+                tell=lambda *lines: notices.extend(lines),
+            )
+        except PplguardError as error:
+            return Failure.of(error)
+        setattr(self, role, loaded)
+        return Ready(
+            facts=facts_of(loaded),
+            digest=model_digest(loaded.model),
+            from_files=loaded.from_files,
+            notices=tuple(notices),
+            seconds=time.perf_counter() - started,
+            kernels=switches(loaded.device),
+            tokenizer=pickle.dumps(loaded.tokenizer),
+        )
+
+    def begin(self, number: int, job: bytes) -> Failure | None:
+        """Take part in a measurement; only the last one is remembered."""
+        given = msgspec.msgpack.decode(job, type=Job)
+        found = windows_digest(given.windows)
+        if found != given.windows_digest:
+            return Failure(
+                "ExecutorError",
+                f"the windows that arrived have the digest {found}, and those that "
+                f"were sent {given.windows_digest}: another version of pytest-pplguard",
+            )
+        job_of: Callable[..., _Job] = _Job
+        if given.compared is not None:
+            job_of = partial(_Comparison, self._reference.model)
+        self._jobs = {number: job_of(self._loaded.model, given)}
+        return None
+
+    def score(self, number: int, batches: Sequence[int]) -> Answer:
+        """Score batches of a measurement, by their numbers."""
+        return self._jobs[number].score(batches)
+
+
+class _Job:
+    """A measurement on this replica; its scorer proves itself as a local one does."""
+
+    def __init__(self, model: Any, job: Job) -> None:
+        self._model = model
+        self._job = job
+        self._scorer = self._new()
+        self._proven: list[int] = []
+
+    def _new(self) -> Any:
+        from ..scoring import Scorer
+
+        size: Any = self._job.batch_size
+        return Scorer(self._model, batch_size=size, compile=self._job.compile)
+
+    def score(self, batches: Sequence[int]) -> Answer:
+        scores: list[dict[int, WindowScore]] = []
+        seconds = proof = 0.0
+        failure = None
+        try:
+            if self._grows:
+                started = time.perf_counter()
+                scores += self._score_together(batches)
+                seconds = time.perf_counter() - started
+            for number in () if self._grows else batches:
+                started = time.perf_counter()
+                self._prove(number)
+                proof += time.perf_counter() - started
+                started = time.perf_counter()
+                scores.append(self._score(number))
+                seconds += time.perf_counter() - started
+        except InvalidLossError as error:
+            finished = {
+                index: WindowScore(nll, scored)
+                for index, (nll, scored) in error.finished.items()
+            }
+            failure = Failure.of(error, finished)
+        except PplguardError as error:
+            failure = Failure.of(error)
+        return Answer(
+            scores=scores,
+            seconds=seconds,
+            proof=proof,
+            failure=failure,
+            notices=self._notices(),
+            packs=self._scorer.packs,
+        )
+
+    def _notices(self) -> list[str]:
+        return list(self._scorer.notices)
+
+    @property
+    def _grows(self) -> bool:
+        """Whether the scorer finds out itself what it reads together."""
+        return self._job.batch_size == BATCH_AUTO and not self._job.answers
+
+    def _score(self, number: int) -> dict[int, WindowScore]:
+        return self._score_together([number])[0]
+
+    def _score_together(self, batches: Sequence[int]) -> list[dict[int, WindowScore]]:
+        job = self._job
+        cut = [job.cut[number] for number in batches]
+        found: dict[int, WindowScore] = {}
+        for part in self._scorer.portion(cut, job.windows, answers=job.answers):
+            found |= part
+        return [{index: found[index] for index in batch} for batch in cut]
+
+    def _prove(self, number: int) -> None:
+        """Bring the scorer to where it would be if it had scored all in order."""
+        if self._notices() and any(one > number for one in self._proven):
+            # It has fallen back on a later batch than this one.
+            self._scorer, self._proven = self._new(), []
+        for one in self._job.proving:
+            if one > number:
+                break
+            if one not in self._proven:
+                self._proven.append(one)
+                if one != number:
+                    # What is wrong with it is said by whoever is given it.
+                    with suppress(PplguardError):
+                        self._score(one)
+
+
+class _Comparison(_Job):
+    """A measurement of how far the model is from a reference beside it."""
+
+    def __init__(self, reference: Any, model: Any, job: Job) -> None:
+        self._reference_model = reference
+        self._reference: Any = None
+        super().__init__(model, job)
+
+    def _new(self) -> Any:
+        from ..divergence import Beside
+        from ..scoring import Scorer
+
+        assert self._job.compared is not None
+        compile = self._job.compile
+        self._reference = Beside(
+            self._job.compared[1], Scorer(self._reference_model, compile=compile)
+        )
+        return Scorer(self._model, compile=compile)
+
+    def _notices(self) -> list[str]:
+        assert self._job.compared is not None
+        scorers = (self._scorer, self._reference.scorer)
+        return [
+            f"{name}: {notice}"
+            for name, scorer in zip(self._job.compared, scorers, strict=True)
+            for notice in scorer.notices
+        ]
+
+    def _score_together(self, batches: Sequence[int]) -> list[dict[int, WindowScore]]:
+        from ..divergence import compare_beside
+
+        job = self._job
+        assert job.compared is not None
+        return [
+            compare_beside(
+                self._scorer,
+                job.windows,
+                self._reference,
+                job.cut[number],
+                name=job.compared[0],
+            )
+            for number in batches
+        ]
+
+
+def installed() -> dict[str, str]:
+    """Versions of what has to be the same everywhere, in this process."""
+    return {name: _version(name) for name in VERSIONS}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _address() -> str:
+    """The address that the cluster knows this node by."""
+    try:
+        import ray
+    except ImportError:
+        return ""
+    return str(ray.util.get_node_ip_address()) if ray.is_initialized() else ""
