@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,11 @@ from hypothesis import settings
 # For models of this size a second thread costs more than it brings, and the
 # subprocesses and workers of some tests share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Without bytecode each process compiles this package anew, and pytest rewrites its and
+# all plugins' assertions: seconds, some thousand times.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Runs inside of tests are no part of the job that runs these tests: no annotations for
 # failures that are meant, nothing in its summary.
