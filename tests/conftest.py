@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,15 @@ os.environ.pop("GITHUB_STEP_SUMMARY", None)
 # Shared machines are slow now and then, and first calls import large packages.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: half a million objects to look through no more.
+
+    Many tests, and what they test, collect cycles to see what has been given back.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
