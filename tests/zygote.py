@@ -94,9 +94,9 @@ class Zygote:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         # Not in a folder of pytest's: the name of a socket may have some hundred bytes.
-        self._place = Path(tempfile.mkdtemp(prefix="ppl-zygote-"))
-        self.programs = self._place / "bin"
-        address = self._place / "s"
+        folder = Path(tempfile.mkdtemp(prefix="ppl-zygote-"))
+        self.programs = folder / "bin"
+        address = folder / "s"
         _write_programs(self.programs, address)
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__, str(address)],
@@ -119,7 +119,6 @@ class Zygote:
             assert stream is not None
             stream.close()
         self._process.wait(timeout=30)
-        shutil.rmtree(self._place, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -175,7 +174,8 @@ def _serve(address: str) -> None:
     if os.fork() == 0:
         _accept(server, started_with)
     server.close()
-    sys.stdin.read()  # the tests are over
+    sys.stdin.read()  # the tests are over, or their process was killed
+    shutil.rmtree(Path(address).parent, ignore_errors=True)
     os.killpg(0, signal.SIGTERM)
 
 

@@ -10,7 +10,6 @@ import os
 import shlex
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,11 +36,6 @@ def run(
 def pplguard(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command ``pplguard`` of this environment."""
     return run([str(programs() / "pplguard"), *arguments], cwd)
-
-
-def pplguard_anew(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The same in a new process, which has imported nothing."""
-    return run([str(Path(sysconfig.get_path("scripts"), "pplguard")), *arguments], cwd)
 
 
 def run_pytest(
