@@ -13,6 +13,7 @@ import pytest
 from pytest_pplguard.report import ladder_document
 from scripts.browser import chromium, run_demo, spoil_demo, why_no_browser
 from tests.unit.test_report_ladder import ladder
+from tests.zygote import forked
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -45,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     spoil_demo(failing)
     document = json.dumps(ladder_document("demo/wanda-50", ladder()))
     (failing / "ladder.json").write_text(document)
-    with ThreadPoolExecutor() as threads:
+    with forked(), ThreadPoolExecutor() as threads:
         well = threads.submit(
             run_demo, green, "--ppl-model=demo", "--ppl-report=r.html", *FAST
         )

@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from pytest_pplguard.planning import WIKITEXT2_PAGES
 from tests.published import save_config
 
 from .blocks import ROOT, blocks_of
-from .zygote import write_programs
 
 DEMO = ROOT / "pytest_pplguard" / "demo"
 
@@ -76,44 +74,13 @@ class Sandbox:
         )
 
 
-class Zygote:
-    """The process that :mod:`.zygote` describes, as long as it is needed."""
+def environment(folder: Path) -> dict[str, str]:
+    """What commands see; no key of the person or the CI that runs the tests.
 
-    def __init__(self, folder: Path) -> None:
-        """Start it; its programs, caches and texts go to ``folder``."""
-        self.programs = folder / "bin"
-        self.programs.mkdir()
-        # Not in ``folder``: the name of a socket may have some hundred bytes.
-        self._place = tempfile.mkdtemp(prefix="ppl-docs-")
-        address = Path(self._place, "s")
-        write_programs(self.programs, address)
-        self.environment = _environment(folder, self.programs)
-        seed_wikitext2(Path(self.environment["HF_DATASETS_CACHE"]), rows())
-        command = [sys.executable, "-P", str(Path(__file__).with_name("zygote.py"))]
-        self._process = subprocess.Popen(
-            [*command, str(address)],
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
-
-    def close(self) -> None:
-        """End it, and all that it runs."""
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            stream.close()
-        self._process.wait(timeout=30)
-        shutil.rmtree(self._place)
-
-
-def _environment(folder: Path, programs: Path) -> dict[str, str]:
-    """What commands see; no key of the person or the CI that runs the tests."""
+    Their caches go to ``folder``.
+    """
     kept = ("HOME", "LANG", "TMPDIR", "USER", "LD_LIBRARY_PATH")
-    path = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+    path = [str(Path(sys.executable).parent), os.environ["PATH"]]
     return {name: os.environ[name] for name in kept if name in os.environ} | {
         "PATH": os.pathsep.join(path),
         "PYTHONPATH": str(ROOT),

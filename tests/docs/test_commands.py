@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.zygote import Zygote
+
 from .blocks import PAGES, ROOT, Block, matches, shell_blocks
-from .sandbox import Sandbox, Zygote, build, prepare
+from .sandbox import Sandbox, build, environment, prepare, rows, seed_wikitext2
 
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """What every page's folder is a copy of, and a process to run commands in."""
     folder = tmp_path_factory.mktemp("docs")
-    zygote = Zygote(folder)
+    own = environment(folder)
+    seed_wikitext2(Path(own["HF_DATASETS_CACHE"]), rows())
+    zygote = Zygote(own)
+    own["PATH"] = os.pathsep.join([str(zygote.programs), own["PATH"]])
     try:
-        yield build(folder / "template", zygote.environment)
+        yield build(folder / "template", own)
     finally:
         zygote.close()
 

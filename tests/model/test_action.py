@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pytest_pplguard.cli.demo import copy_demo
+from tests.zygote import programs
 
 from .action import ROOT, Run, load_action, run_action
 
@@ -147,6 +148,7 @@ def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 def run(folder: Path, model: str, *, gates: str = "", **inputs: str) -> Run:
     """The action, with pip noted in ``pip.json``, and ``gates`` in pytest's place."""
+    python = str(programs() / "python")
     stubs = folder.parent / "stubs"
     stubs.mkdir(exist_ok=True)
     (stubs / "python").write_text(
@@ -157,11 +159,11 @@ def run(folder: Path, model: str, *, gates: str = "", **inputs: str) -> Run:
         f"    json.dump(words[2:], open({str(folder.parent / 'pip.json')!r}, 'w'))\n"
         "else:\n"
         f"    {gates}\n"
-        f"    os.execv({sys.executable!r}, [{sys.executable!r}, *words])\n"
+        f"    os.execv({python!r}, [{python!r}, *words])\n"
     )
     (stubs / "python").chmod(0o755)
     environment = {
-        "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(stubs), str(programs()), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
         "GITHUB_WORKSPACE": str(folder),
         "HF_HUB_OFFLINE": "1",

@@ -39,6 +39,7 @@ import pytest_pplguard.session.xdist  # noqa: F401
 from pytest_pplguard.measure import loading
 from pytest_pplguard.measure.results import Results
 from pytest_pplguard.protocols import CutProtocol, LmEval
+from tests.zygote import forked_workers
 
 from .tiny import save_tiny
 
@@ -106,11 +107,12 @@ class Gates:
         report = self.path / "report.json"
         report.unlink(missing_ok=True)
         self.loads.clear()
-        self.result = self.pytester.runpytest_inprocess(
-            f"--ppl-model=llama/it={self.checkpoint.name}",
-            f"--ppl-report={report}",
-            *args,
-        )
+        with forked_workers(args):
+            self.result = self.pytester.runpytest_inprocess(
+                f"--ppl-model=llama/it={self.checkpoint.name}",
+                f"--ppl-report={report}",
+                *args,
+            )
         return {v["metric"]: v for v in json.loads(report.read_text())["verdicts"]}
 
     def cached(self, *args: str) -> Verdicts:

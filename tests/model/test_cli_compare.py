@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -26,6 +25,9 @@ from tests.model.originals import (
 )
 from tests.model.test_demo import rows_and_pages
 from tests.model.tiny import save_tiny
+from tests.zygote import programs
+
+from .commands import run as run_command
 
 ROOT = Path(__file__).parents[2]
 BASELINES = ROOT / "baselines"
@@ -34,17 +36,10 @@ MAIN = "from pytest_pplguard.cli import main\nmain()\n"
 
 
 def run(
-    *arguments: str, cwd: Path = ROOT, code: str = MAIN
+    *arguments: str, cwd: Path = ROOT, python: str | None = None, code: str = MAIN
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, "compare", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
-    )
+    command = [python or str(programs() / "python"), "-c", code, "compare", *arguments]
+    return run_command(command, cwd, {"PYTHONPATH": str(ROOT)})
 
 
 DEMO_TEXT = """\
@@ -157,7 +152,7 @@ Published numbers come without their windows; that these were cut alike is assum
 
 
 def test_a_file_alone_needs_no_torch() -> None:
-    done = run("llama-2-7b", code=NO_TORCH)
+    done = run("llama-2-7b", python=sys.executable, code=NO_TORCH)
     assert done.returncode == 0, done.stderr
     assert done.stdout == LLAMA_TEXT
     assert done.stderr == "[]\n"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,13 @@ import pytest
 from pytest_pplguard.baselines import read_baseline, read_evidence
 from pytest_pplguard.protocols import PROTOCOLS
 from pytest_pplguard.values import Key
-from tests.model.commands import pplguard, run
+from tests.model.commands import pplguard, run_pytest
 from tests.model.tiny import save_tiny
 
 
 def gates(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     given = ["--ppl-model", "tiny/dense=m", "--ppl-corpus", "mine=mine.txt"]
-    return run([*command, *given], cwd)
+    return run_pytest(shlex.join(["pytest", *arguments, *given]), cwd)
 
 
 @pytest.fixture

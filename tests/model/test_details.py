@@ -33,8 +33,9 @@ from pytest_pplguard.gates import scoring_order
 from pytest_pplguard.measure.places import window_places
 from pytest_pplguard.report import files, plain
 from pytest_pplguard.values import Details, Key, Results
+from tests.zygote import forked_workers
 
-from .commands import run_pytest
+from .commands import run_pytest_anew
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "pytest_pplguard" / "demo"
@@ -65,7 +66,8 @@ class Page:
         shutil.copy(ROOT / "baselines/demo.yaml", self.path / "baselines")
 
     def run(self, *args: str, passes: bool = True) -> dict[str, Any]:
-        result = self.pytester.runpytest_inprocess("--ppl-report=page.html", *args)
+        with forked_workers(args):
+            result = self.pytester.runpytest_inprocess("--ppl-report=page.html", *args)
         assert (result.ret == 0) is passes, result.stdout.str()
         details: dict[str, Any] = json.loads((self.path / "page.html").read_text())
         return details
@@ -246,7 +248,7 @@ def test_from_the_cache_without_a_model(page: Page) -> None:
     )
     runs = []
     for _ in range(2):
-        done = run_pytest(command, page.path)
+        done = run_pytest_anew(command, page.path)
         assert done.returncode == 0, done.stdout
         runs.append(json.loads((page.path / "page.html").read_text()))
     first, second = runs

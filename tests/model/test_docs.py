@@ -10,8 +10,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -23,6 +21,9 @@ from pytest_pplguard.gates import DEFAULT_MEASURED, DEFAULT_PUBLISHED
 from pytest_pplguard.protocols import Cut
 from pytest_pplguard.report.csv import COLUMNS, figures
 from pytest_pplguard.values import Key, Outcome, Results, Verdict
+from tests.zygote import programs
+
+from .commands import run, run_pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
@@ -38,14 +39,7 @@ REFERENCE = read("docs/reference.md")
 def test_the_readmes_summary_is_what_the_demo_prints(tmp_path: Path) -> None:
     command = re.search(r"&& (pytest baselines/demo\.yaml .*)\n", read("README.md"))
     assert command is not None
-    done = subprocess.run(
-        [sys.executable, "-m", *command[1].split(), "-p", "no:cacheprovider"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_pytest(command[1], ROOT)
     assert done.returncode == 0, done.stdout
     printed = done.stdout[done.stdout.index("= perplexity =") :]
     shown = re.search(r"```text\n=+ perplexity =+\n(.*?)```", read("README.md"), re.S)
@@ -56,14 +50,8 @@ def test_the_readmes_summary_is_what_the_demo_prints(tmp_path: Path) -> None:
 
 @functools.cache
 def help_text(*command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    done = run([str(programs() / "python"), "-m", *command], ROOT)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
@@ -240,14 +228,13 @@ def test_the_steps_of_the_review_work(tmp_path: Path) -> None:
     }
     summary = tmp_path / "summary.md"
     summary.write_text("before\n", encoding="utf-8")
-    scripts = Path(sysconfig.get_path("scripts"))
     for name in ("Check", "Review"):
         done = subprocess.run(
             ["bash", "-e", "-c", steps[name]["run"]],
             cwd=tmp_path,
             env=os.environ
             | {"BASE": base, "GITHUB_STEP_SUMMARY": str(summary)}
-            | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+            | {"PATH": f"{programs()}{os.pathsep}{os.environ['PATH']}"}
             | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
@@ -279,15 +266,8 @@ def test_the_job_for_gitlab_holds_together() -> None:
 def run_in_ci(
     words: list[str], folder: Path, **job: str
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *words, "-p", "no:cacheprovider"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CI": "true"} | job,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    environment = {"PYTHONPATH": str(ROOT), "CI": "true"} | job
+    return run_pytest(shlex.join(words), folder, environment)
 
 
 def test_the_command_of_the_workflow_for_github_works(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
-import sysconfig
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,9 @@ from pytest_pplguard.baselines import read_baseline
 from pytest_pplguard.corpora import open_corpus
 from pytest_pplguard.corpora.corpus import Corpus
 from pytest_pplguard.protocols import _OWN as OWN_METHODS
+from tests.zygote import programs
+
+from .commands import run as run_command
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "pytest_pplguard" / "demo" / "dense"
@@ -61,20 +62,11 @@ def site(tmp_path: Path) -> Path:
 
 
 def run(words: list[str], *, site: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sysconfig.get_path("scripts"), words[0])), *words[1:]]
+    command = [str(programs() / words[0]), *words[1:]]
     if words[0] == "pytest":
-        command = [sys.executable, "-m", *words, "-p", "no:cacheprovider"]
+        command = [str(programs() / "python"), "-m", *words, "-p", "no:cacheprovider"]
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", str(ROOT))])
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ
-        | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(cwd)},
-    )
+    return run_command(command, cwd, {"PYTHONPATH": path, "XDG_CACHE_HOME": str(cwd)})
 
 
 def nll(model: Any, ids: list[int], first: int) -> float:

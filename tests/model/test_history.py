@@ -24,7 +24,7 @@ from pytest_pplguard.errors import PplguardError
 from pytest_pplguard.history import HistoryRun, export, export_runs, read_runs
 from scripts.browser import chromium, why_no_browser
 
-from .commands import pplguard, run_pytest
+from .commands import pplguard, run_pytest_anew
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "pytest_pplguard" / "demo"
@@ -63,7 +63,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         git(path, "add", "baselines", "model")
         git(path, "commit", "-q", "--allow-empty", "-m", f"Number {number}")
-        done = run_pytest(command, path)
+        done = run_pytest_anew(command, path)
         assert done.returncode == int(scale != 1), done.stdout + done.stderr
         (path / "modules.txt").rename(path / f"modules{number}.txt")
     return path
@@ -196,7 +196,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real tracking server, which ends with the tests."""
     folder = tmp_path_factory.mktemp("mlflow")
     address = f"http://127.0.0.1:{_free_port()}"
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    quiet = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of another use of it
+    }
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
             [

@@ -26,7 +26,9 @@ from pytest_pplguard.measure import Store
 from pytest_pplguard.options import Target
 from pytest_pplguard.report import watch_lines
 from pytest_pplguard.values import Key, Measurement
+from tests.zygote import programs
 
+from .commands import run
 from .tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -312,7 +314,7 @@ def test_a_killed_pytest_goes_on(
         before = len(recorded(folder))
         time.sleep(0.5)
 
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = run([str(programs() / "python"), *command[1:]], tmp_path)
     assert "11 within tolerance" in again.stdout
     assert "windows were scored already" in again.stdout
     assert again.returncode == 0

@@ -24,6 +24,7 @@ from scripts.prune import Unstructured, prune_magnitude
 from scripts.smollm2.__main__ import make_dense
 from tests.model.originals import stock_hflm, wanda_window_losses
 from tests.official import official_wikitext2, smollm2_gguf
+from tests.zygote import forked
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("wanda/wikitext2:512:first16", "lm-eval/wikitext:2048:first2")
@@ -57,12 +58,13 @@ def directory(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_gates(pytester: pytest.Pytester, path: Path, *keys: str) -> pytest.RunResult:
     file = ROOT / "baselines" / "smollm2-135m.yaml"
-    return pytester.runpytest_subprocess(
-        *(f"{file}::dense::{key}" for key in keys),
-        f"--ppl-model=smollm2-135m/dense={path}",
-        f"--ppl-corpus=wikitext2={official_wikitext2()}",
-        "--ppl-device=cpu",
-    )
+    with forked():
+        return pytester.runpytest_subprocess(
+            *(f"{file}::dense::{key}" for key in keys),
+            f"--ppl-model=smollm2-135m/dense={path}",
+            f"--ppl-corpus=wikitext2={official_wikitext2()}",
+            "--ppl-device=cpu",
+        )
 
 
 def test_the_short_gates_are_green_for_the_gguf_file(

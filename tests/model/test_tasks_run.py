@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import shlex
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pytest_pplguard.baselines import read_baseline
 
-from .commands import pplguard
+from .commands import pplguard, run_pytest
 from .local_tasks import stock_run, write_group, write_task
 from .tiny import save_tiny
 
@@ -56,15 +55,8 @@ def project(recorded: Path, tmp_path: Path) -> Path:
 
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            str(Path(sysconfig.get_path("scripts"), "pytest")),
-            "-p", "no:cacheprovider", "--ppl-journal", "off",
-            "--ppl-model", "tiny/dense=out", *arguments,
-        ],
-        cwd=project, capture_output=True, text=True, timeout=300, check=False,
-        env=os.environ | {"COLUMNS": "100", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    words = ["pytest", "--ppl-journal=off", "--ppl-model=tiny/dense=out", *arguments]
+    return run_pytest(shlex.join(words), project, {"COLUMNS": "100"})
 
 
 def write_gates(project: Path, gates: str) -> None:

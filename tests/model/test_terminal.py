@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import sysconfig
 import unicodedata
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from pytest_pplguard.checkpoints.locate import DEMO
 from pytest_pplguard.cli.app import app
 from pytest_pplguard.errors import PplguardError
+from tests.zygote import programs
 
 from .commands import pplguard
 
@@ -97,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_red_run_on_a_terminal(folder: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    command = [str(programs() / "pytest"), "-p", "no:cacheprovider"]
     gate = "baselines/demo.yaml::wanda-50::wanda/demo:256"
     told, status = run([*command, gate, "--ppl-model=demo/wanda-50=demo/dense"], folder)
     assert status == 1
@@ -132,7 +132,7 @@ def test_a_red_run_on_a_terminal(folder: Path) -> None:
 
 
 def test_commands_on_a_terminal(folder: Path) -> None:
-    script = str(Path(sysconfig.get_path("scripts"), "pplguard"))
+    script = str(programs() / "pplguard")
     words = ["measure", "demo/wanda-50", "--method", "wanda", "--corpus", "demo"]
     told, status = run([script, *words, "--window", "256"], folder)
     assert status == 0

@@ -15,6 +15,7 @@ from pytest_pplguard.checkpoints import Loaded
 from pytest_pplguard.corpora import open_corpus
 from pytest_pplguard.measure import measure_loaded
 from pytest_pplguard.values import Key, Recording
+from tests.zygote import forked, forked_workers
 
 from . import stub
 
@@ -87,16 +88,17 @@ class Project:
         return path
 
     def run(self, *args: str) -> pytest.RunResult:
-        """Run pytest in this process."""
+        """Run pytest in this process; its workers are forks."""
         # A Ctrl-C in there is no Ctrl-C out here.
-        return self.pytester.runpytest_inprocess(*args, no_reraise_ctrlc=True)
+        with forked_workers(args):
+            return self.pytester.runpytest_inprocess(*args, no_reraise_ctrlc=True)
 
     def run_apart(self, *args: str) -> pytest.RunResult:
         """Run pytest in a process of its own, without other plugins.
 
         Pytester, and pytest-rerunfailures, hold on to what tests have raised.
         """
-        with pytest.MonkeyPatch.context() as patch:
+        with forked(), pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
             patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
             plugin = ("-p", "pytest_pplguard.plugin")

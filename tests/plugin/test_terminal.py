@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.zygote import programs
+
 from .project import WANDA, Project, failure, section
 
 GATES = """
@@ -179,7 +181,7 @@ def run_real(
     project: Project, *words: str, **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
     """Pytest in a process of its own, as bytes: what it writes may be no text."""
-    command = [sys.executable, "-m", "pytest", "-p", "pytest_pplguard.plugin", *words]
+    command = [str(programs() / "pytest"), "-p", "pytest_pplguard.plugin", *words]
     clean = {
         name: value
         for name, value in os.environ.items()
