@@ -21,6 +21,7 @@ import gc
 import importlib
 import json
 import os
+import random
 import runpy
 import shutil
 import signal
@@ -222,6 +223,7 @@ def _run(name: str, argv: list[str], env: dict[str, str]) -> int:
     )
     vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
     sys.argv = [name, *argv]
+    random.seed()
     # As each Python process of these tests begins, where they are measured.
     importlib.import_module("coverage").process_startup(force=True)
     try:
