@@ -55,7 +55,7 @@ ROOT = Path(__file__).parents[2]
 MEMORY = 80_000_000
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # on loopback addresses alone
-    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONPATH": str(ROOT),
     "HF_HUB_OFFLINE": "1",
@@ -605,7 +605,15 @@ def test_measure_on_two_replicas(
 
 def gate(cluster: TwoNodes, *more: str) -> list[str]:
     words = [sys.executable, "-m", "pytest", "baselines/demo.yaml", "-p"]
-    words += ["no:cacheprovider", "--ppl-model", "demo", "--ppl-executor", "ray"]
+    words += [
+        "no:cacheprovider",
+        "-p",
+        "no:asyncio",
+        "--ppl-model",
+        "demo",
+        "--ppl-executor",
+        "ray",
+    ]
     return [*words, "--ppl-ray-address", cluster.address, "--ppl-journal", "off", *more]
 
 
