@@ -603,6 +603,38 @@ def test_measure_on_two_replicas(
     assert not replicas_alive()
 
 
+def test_a_replica_that_is_killed_from_outside(
+    cluster: TwoNodes, alone: None, local: Local, tmp_path: Path
+) -> None:
+    """What programs read stays JSON; what happened is one line for people."""
+    process = subprocess.Popen(
+        [str(Path(sysconfig.get_path("scripts"), "pplguard")), "measure", "demo/dense",
+         "--method", "wanda", "--corpus", "demo", "--window", "128", "--json", "-",
+         "--threads", "1", "--journal", "off", "--executor", "ray", "--replicas", "2",
+         "--ray-address", cluster.address],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    end = time.monotonic() + 90
+    while not (at_it := [one for one in replicas_alive() if "score" in title(one)]):
+        assert time.monotonic() < end
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    at_it[0].kill()
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    (measured,) = json.loads(output)["measurements"]
+    assert measured["metrics"] == local("wanda/demo:128").metrics
+    assert len([line for line in errors.splitlines() if "was lost" in line]) == 1
+    assert "raylet" not in errors
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def gate(cluster: TwoNodes, *more: str) -> list[str]:
     words = [sys.executable, "-m", "pytest", "baselines/demo.yaml", "-p"]
     words += [
@@ -655,7 +687,7 @@ def test_ctrl_c_leaves_no_replica(
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     end = time.monotonic() + 90
-    while not any("score" in " ".join(one.cmdline()) for one in replicas_alive()):
+    while not any("score" in title(one) for one in replicas_alive()):
         assert time.monotonic() < end
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
