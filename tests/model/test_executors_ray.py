@@ -575,11 +575,16 @@ def value_of(output: str) -> list[str]:
 
 
 def replicas_alive() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "ray::Replica" in " ".join(process.info["cmdline"] or ())
-    ]
+    """Of this test's own cluster, whose raylets are children of this process."""
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if "ray::Replica" in title(process)]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def test_measure_on_two_replicas(
@@ -626,13 +631,6 @@ def test_a_replica_that_is_killed_from_outside(
     assert measured["metrics"] == local("wanda/demo:128").metrics
     assert len([line for line in errors.splitlines() if "was lost" in line]) == 1
     assert "raylet" not in errors
-
-
-def title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
 
 
 def gate(cluster: TwoNodes, *more: str) -> list[str]:
