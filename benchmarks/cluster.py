@@ -27,8 +27,8 @@ REPLICAS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WINDOWS, CHECKPOINTS = 166, 20
 LAYOUT = 3
 """Replicas of each checkpoint where 20 are measured side by side: ``-n 20``."""
-PROOF = 3.0
-"""Windows that each replica reads before its first one, of which one is the first."""
+PROOF = 2.0
+"""Windows' time that each replica's proof of the chunked head takes."""
 KILLS = 20
 _SEEDS = 20
 _RESTART = 60.0

@@ -32,6 +32,8 @@ _A_LOAD = 3
 
 
 def start(cpus: int) -> None:
+    # Ray's workers give way to others; a process of one's own does not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
         num_cpus=cpus,

@@ -25,7 +25,9 @@ _QUIET = {
     # Workers without GPUs see none; Ray says at every start that this may change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
+    # Ray prints of workers that were killed; we say it in a line of our own, and what
+    # is on stdout may be read by a program.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
 }
 
 
@@ -37,7 +39,8 @@ class Connection:
     """
 
     def __init__(self, execution: Execution, *, cpus: int) -> None:
-        import ray
+        with _quiet():  # some of it is read when Ray is imported
+            import ray
 
         self._ours = not ray.is_initialized()
         if self._ours:

@@ -30,7 +30,7 @@ or loading: what is wrong with them is to be known before anything is scored. On
 cluster that is shared others may have their places for long."""
 
 _SAID_EVERY = 10.0
-_LOADING = 6.0
+LOADING = 6.0
 """Loading may take so many times what a portion may."""
 
 State = Literal["hello", "load", "ready", "gone"]
@@ -110,6 +110,8 @@ class Pool:
         self._causes: list[str] = []
         self._first: Member | None = None
         self._idle_since = 0.0
+        self.references: dict[str, Ready] = {}
+        """What replicas have said of models that they have loaded beside theirs."""
         self.worked = 0.0
         """Seconds of all replicas together that went into scoring, so far."""
         self.proved = 0.0
@@ -190,10 +192,10 @@ class Pool:
                     "all of them busy or not for us (ray status says by whom)"
                 )
             since = member.call.since if member.call is not None else now
-            if member.state == "load" and now - since > _LOADING * self._timeout:
+            if member.state == "load" and now - since > LOADING * self._timeout:
                 self.lose(
                     member,
-                    f"loading took more than {_LOADING * self._timeout:g} s",
+                    f"loading took more than {LOADING * self._timeout:g} s",
                     again=False,
                 )
 

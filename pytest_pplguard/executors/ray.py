@@ -22,7 +22,7 @@ from ..options import BATCH_AUTO, Options, Target
 from ..protocols import Tokenizer, windows_digest
 from ..values import Scalar, Window, WindowScore
 from .connection import Connection, gpus_of
-from .pool import Member, Pool, cause, on_nodes
+from .pool import LOADING, Member, Pool, cause, on_nodes
 from .portions import Pace, costs
 from .replica import Answer, Failure, Job, Ready, Replica
 from .schedule import MOST_LOSSES, Schedule, labelled
@@ -167,11 +167,10 @@ class RaySubject(Subject):
             reference=_Reference(on_nodes(reference), tuple(allow_keys), check),
         )  # fmt: skip
         scores = run.scores()
-        assert run.reference is not None
-        assert run.reference.ready is not None
+        heard = self._pool.references[on_nodes(reference).spec]
         return Compared(
             scores=tuple(scores[index] for index in range(len(windows))),
-            dtype=run.reference.ready.facts.dtype,
+            dtype=heard.facts.dtype,
             notices=tuple(_each_once(run.said)),
         )
 
@@ -180,12 +179,11 @@ class RaySubject(Subject):
 
 
 class _Reference(Struct):
-    """What replicas load beside their checkpoint, and what the first has said of it."""
+    """What replicas load beside their checkpoint; ``check`` is given its tokenizer."""
 
     target: Target
     allow_keys: tuple[str, ...]
     check: Callable[[Tokenizer], None]
-    ready: Ready | None = None
 
 
 def _each_once(said: Mapping[int, Sequence[str]]) -> list[str]:
@@ -319,7 +317,8 @@ class _Run:
 
         from ..scoring import Tally
 
-        self.reference = reference
+        self._reference = reference
+        self._checked = False
 
         self.said: dict[int, list[str]] = {}
         self.packs = True
@@ -350,6 +349,7 @@ class _Run:
 
     def scores(self) -> dict[int, WindowScore]:
         """All of them, or those until it was enough."""
+        self._check_reference()
         while not self._is_enough():
             self._hand_out()
             for member, call, answer in self._pool.look(_LOOK_EVERY):
@@ -411,7 +411,7 @@ class _Run:
         for member in members:
             if member.state != "ready" or member.call is not None:
                 continue
-            wanted = self.reference
+            wanted = self._reference
             if wanted is not None and member.reference != wanted.target.spec:
                 ref = member.actor.load_reference.remote(
                     wanted.target, wanted.allow_keys
@@ -437,17 +437,25 @@ class _Run:
         """A replica has loaded the reference; all have to have the same one."""
         if isinstance(answer, Failure):
             raise answer.error(f"{answer.message} (on {member.node})")
-        wanted = self.reference
+        wanted = self._reference
         assert wanted is not None
-        if wanted.ready is None:
-            wanted.check(pickle.loads(answer.tokenizer))
-            wanted.ready = answer
-        elif wanted.ready.digest != answer.digest:
+        known = self._pool.references.setdefault(wanted.target.spec, answer)
+        if known.digest != answer.digest:
             raise CheckpointError(
                 f"{wanted.target.spec} is not the same model everywhere: "
                 f"{member.node} has loaded another one; one node has a stale copy"
             )
+        self._check_reference()
         member.reference = wanted.target.spec
+
+    def _check_reference(self) -> None:
+        """As soon as a replica has it, now or of a measurement before."""
+        if self._reference is None or self._checked:
+            return
+        known = self._pool.references.get(self._reference.target.spec)
+        if known is not None:
+            self._checked = True
+            self._reference.check(pickle.loads(known.tokenizer))
 
     def _take(self, member: Member, answer: Answer) -> None:
         portion = self._schedule.running(member.number)
@@ -499,7 +507,8 @@ class _Run:
             call = member.call
             if member.state != "ready" or call is None:
                 continue
-            if now - call.since > self._timeout:
+            loads = call.what == ("reference", self._number)
+            if now - call.since > self._timeout * (LOADING if loads else 1):
                 portion = self._schedule.running(member.number)
                 what = "an answer"
                 if portion is not None:

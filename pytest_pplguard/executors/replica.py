@@ -112,8 +112,8 @@ class Job(Struct, frozen=True):
 class Answer(Struct, frozen=True):
     """What came of a portion: the scores of its batches up to one that failed.
 
-    ``seconds`` are those of scoring; ``proof`` those of scoring what a local scorer
-    would have proven itself on before, and another replica has scored, too.
+    ``seconds`` are those of scoring; ``proof`` those of proofs that a local scorer
+    would have made on batches before, and that each replica makes for itself.
     """
 
     scores: list[dict[int, WindowScore]]
@@ -297,7 +297,11 @@ class _Job:
                 if one != number:
                     # What is wrong with it is said by whoever is given it.
                     with suppress(PplguardError):
-                        self._score(one)
+                        self._prove_on(one)
+
+    def _prove_on(self, number: int) -> None:
+        job = self._job
+        self._scorer.prove(job.cut[number], job.windows, answers=job.answers)
 
 
 class _Comparison(_Job):
@@ -318,6 +322,9 @@ class _Comparison(_Job):
             self._job.compared[1], Scorer(self._reference_model, compile=compile)
         )
         return Scorer(self._model, compile=compile)
+
+    def _prove_on(self, number: int) -> None:
+        self._score(number)
 
     def _notices(self) -> list[str]:
         assert self._job.compared is not None

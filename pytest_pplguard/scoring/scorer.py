@@ -204,6 +204,26 @@ class Scorer:
                     raise
                 yield new
 
+    def prove(
+        self,
+        batch: Sequence[int],
+        windows: Sequence[Window],
+        *,
+        answers: bool = False,
+    ) -> None:
+        """Prove what scoring a batch would prove; of one window no more is read.
+
+        Raises:
+            MeasurementError: the model cannot read a window, or torch.compile fails.
+            DeviceError: the device ran out of memory.
+        """
+        if answers or len(batch) > 1:
+            for _ in self.portion([batch], windows, answers=answers):
+                continue
+            return
+        with self.running(), self.failing(batch, windows):
+            self._prove_once(windows[batch[0]], self._compiler)
+
     @property
     def packs(self) -> bool:
         """Whether windows of different lengths may be read together."""
@@ -609,21 +629,23 @@ class Scorer:
         """
         device = models.device(self._model)
         compiler = self._compiler if compiled else None
-        if (self._body is not None and not self._proven) or (
-            compiler is not None and not self._compiled_proven
-        ):
-            first = windows[0]
-            ids = torch.tensor([first.ids], device=device)
-            if self._body is not None and not self._proven:
-                self._prove(ids, first)
-            if compiler is not None and not self._compiled_proven:
-                self._prove_compiled(ids, first)
+        self._prove_once(windows[0], compiler)
         longest = max(len(window.ids) for window in windows)
         padded = [
             window.ids + window.ids[-1:] * (longest - len(window.ids))
             for window in windows
         ]
         return self._forward(_send(padded, device), compiler)
+
+    def _prove_once(self, first: Window, compiler: models.Compiler | None) -> None:
+        body = self._body is not None and not self._proven
+        compiled = compiler is not None and not self._compiled_proven
+        if body or compiled:
+            ids = torch.tensor([first.ids], device=models.device(self._model))
+            if body:
+                self._prove(ids, first)
+            if compiled:
+                self._prove_compiled(ids, first)
 
     def _forward(
         self, ids: torch.Tensor, compiler: models.Compiler | None = None
