@@ -103,6 +103,24 @@ def gpus_of(execution: Execution, device: str, connection: Connection) -> int:
     return int(has and device != "cpu")
 
 
+@contextmanager
+def in_reach(address: str) -> Iterator[None]:
+    """Say in one line that a cluster is not there any more.
+
+    Raises:
+        ExecutorError: Ray has lost its connection.
+    """
+    import ray
+
+    try:
+        yield
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        raise ExecutorError(
+            f"Ray ({address}) cannot be reached any more: {first_line(error)}; run "
+            "again when it can, finished windows are kept"
+        ) from error
+
+
 def _count(number: float, noun: str) -> str:
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
 

@@ -221,6 +221,11 @@ class Pool:
         return [one for one in self._members.values() if one.state != "gone"]
 
     @property
+    def address(self) -> str:
+        """Of its cluster, in words."""
+        return self._connection.address
+
+    @property
     def first(self) -> Ready:
         """What the first replica that was ready has said."""
         assert self._first is not None
@@ -250,9 +255,12 @@ class Pool:
         return merged
 
     def tokenizer(self) -> Tokenizer:
-        """That of the checkpoint, as a replica has loaded it."""
-        found: Tokenizer = pickle.loads(self.first.tokenizer)
-        return found
+        """That of the checkpoint, as a replica has loaded it.
+
+        Raises:
+            ExecutorError: it cannot be read here.
+        """
+        return read_tokenizer(self.first, self._target.name)
 
     # ------------------------------------------------------------------------- events
 
@@ -388,12 +396,12 @@ class Pool:
         assert one.ready is not None
         for other in members[1:]:
             assert other.ready is not None
-            if one.ready.digest != other.ready.digest:
+            mine, theirs = which_model(one.ready), which_model(other.ready)
+            if mine != theirs:
                 raise CheckpointError(
                     f"{self._target.spec} is not the same model everywhere: "
-                    f"{one.node} has loaded {_short(one.ready.digest)} and "
-                    f"{other.node} {_short(other.ready.digest)}; one of them has a "
-                    "stale copy"
+                    f"{one.node} has loaded {mine[:19]} and {other.node} "
+                    f"{theirs[:19]}; one of them has a stale copy"
                 )
             for name in ("dtype", "device", "attention"):
                 mine = getattr(one.ready.facts, name)
@@ -486,8 +494,27 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _short(digest: str | None) -> str:
-    return "no digest" if digest is None else digest[:19]
+def read_tokenizer(ready: Ready, name: str) -> Tokenizer:
+    """What a replica has pickled.
+
+    Raises:
+        ExecutorError: it cannot be read here, as code of a checkpoint's own.
+    """
+    try:
+        found: Tokenizer = pickle.loads(ready.tokenizer)
+    # What is missing here, or of another version, may raise anything.
+    except Exception as error:
+        raise ExecutorError(
+            f"the tokenizer of {name}, as a replica has loaded it, cannot be read in "
+            f"this process, which cuts the windows ({type(error).__name__}: "
+            f"{first_line(error)}): measure it with the executor local"
+        ) from error
+    return found
+
+
+def which_model(ready: Ready) -> str:
+    """Differs between replicas that have loaded different weights."""
+    return ready.digest or ready.state or ""
 
 
 def cause(error: Exception) -> str:
