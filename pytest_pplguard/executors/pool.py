@@ -110,6 +110,7 @@ class Pool:
         self._causes: list[str] = []
         self._first: Member | None = None
         self._idle_since = 0.0
+        self._hardware: set[str] = set()
         self.references: dict[str, Ready] = {}
         """What replicas have said of models that they have loaded beside theirs."""
         self.worked = 0.0
@@ -162,13 +163,19 @@ class Pool:
             )
         assert ready[0].ready is not None
         self._tell(*ready[0].ready.notices)
-        names = sorted({one.ready.facts.device_name for one in ready if one.ready})
-        if len(names) > 1:
+        self._tell_hardware()
+
+    def _tell_hardware(self) -> None:
+        """Say it where it is of several kinds, and again where one has joined."""
+        here = {one.ready.facts.device_name for one in self.members if one.ready}
+        names = here | self._hardware
+        if len(names) > 1 and names != self._hardware:
             self._tell(
                 f"{self._target.name}: its replicas run on different hardware "
-                f"({', '.join(names)}): the last digits of a number depend on which "
-                "has scored what"
+                f"({', '.join(sorted(names))}): the last digits of a number depend on "
+                "which has scored what"
             )
+        self._hardware = names
 
     def _refuse_waiting(self) -> None:
         """Give up where nobody comes up, or loading never ends.
@@ -355,6 +362,7 @@ class Pool:
                 self._tell(f"a replica that came later is not used: {error}")
                 self.lose(member, "", again=False)
                 return
+            self._tell_hardware()
         member.state = "ready"
 
     def _check_versions(self, member: Member) -> None:
