@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -159,8 +160,14 @@ def _init(where: str, **options: Any) -> None:
             ray.init(namespace="pplguard", log_to_driver=False, **quiet, **options)
     # What is wrong with a cluster is told by errors of all kinds, most of them long.
     except Exception as error:
+        hint = ""
+        if client and "timeout" in str(error):  # all that it says of a token, too
+            hint = (
+                "; if the cluster asks for a token, set RAY_AUTH_MODE=token here and "
+                "give it (docs/ray.md)"
+            )
         raise ExecutorError(
-            f"Ray ({where}) cannot be used: {first_line(error)}"
+            f"Ray ({where}) cannot be used: {first_line(error)}{hint}"
         ) from error
 
 
@@ -172,7 +179,9 @@ def _quiet() -> Iterator[None]:
     os.environ.update(new)
     logging.disable(max(silenced, logging.WARNING))
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(silenced)
         for name in new:
