@@ -167,7 +167,7 @@ class Pool:
 
     def _tell_hardware(self) -> None:
         """Say it where it is of several kinds, and again where one has joined."""
-        here = {one.ready.facts.device_name for one in self.members if one.ready}
+        here = {hardware(one.ready) for one in self.members if one.ready}
         names = here | self._hardware
         if len(names) > 1 and names != self._hardware:
             self._tell(
@@ -387,7 +387,8 @@ class Pool:
                 f"({own_code()[:19]}): nothing was scored; install the same on all "
                 "nodes"
             )
-        for other in self.members:
+        # Also with the first one, where nobody else is left.
+        for other in filter(None, (self._first, *self.members)):
             if other.hello is None or other is member:
                 continue
             for name, version in other.hello.versions.items():
@@ -500,6 +501,12 @@ def on_nodes(target: Target) -> Target:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
+
+
+def hardware(ready: Ready) -> str:
+    """``NVIDIA H100``, or ``x86_64 (AVX512)``: of what decides the last digits."""
+    name, kernels = ready.facts.device_name, ready.kernels.get("capability")
+    return name if kernels is None else f"{name} ({kernels})"
 
 
 def read_tokenizer(ready: Ready, name: str) -> Tokenizer:
