@@ -146,14 +146,7 @@ def parse_execution(values: Mapping[str, tuple[str, str]]) -> Execution:
     if where:
         parse_choice(where, EXECUTORS, option=option)
     where = where or "local"
-    for name, (text, option) in values.items():
-        needed = _EXECUTORS_OF.get(name)
-        if text and needed is not None and where not in needed:
-            flag = values["executor"][1]
-            raise UsageError(
-                f"{option} is for {flag} {' or '.join(needed)}: add that, or leave it "
-                "out"
-            )
+    values = _of_executor(where, values)
     if where == "server" and not values["server"][0]:
         raise UsageError(
             f"{values['executor'][1]} server: no server is given; add "
@@ -171,6 +164,36 @@ def parse_execution(values: Mapping[str, tuple[str, str]]) -> Execution:
         model=values["server_model"][0] or None,
         timeout=_seconds(timeout) if timeout[0] else usual.timeout,
     )
+
+
+def _of_executor(
+    where: str, values: Mapping[str, tuple[str, str]]
+) -> dict[str, tuple[str, str]]:
+    """The values without those of other executors.
+
+    What the ini file says for its own executor is no mistake of whoever types another.
+
+    Raises:
+        UsageError: such a value was typed, or is beside its executor in one place.
+    """
+    text, flag = values["executor"]
+    is_typed = bool(text) and not _is_ini(flag)
+    kept = dict(values)
+    for name, (text, option) in values.items():
+        needed = _EXECUTORS_OF.get(name)
+        if not text or needed is None or where in needed:
+            continue
+        if not (is_typed and _is_ini(option)):
+            raise UsageError(
+                f"{option} is for {flag} {' or '.join(needed)}: add that, or leave it "
+                "out"
+            )
+        kept[name] = "", option
+    return kept
+
+
+def _is_ini(option: str) -> bool:
+    return option.startswith("ini ")
 
 
 _EXECUTORS_OF = {

@@ -32,7 +32,8 @@ class Kept(Struct, frozen=True):
 def is_hooked(module: nn.Module) -> bool:
     """Whether ``forward`` of a module is what accelerate has made of its class's.
 
-    Not so if anybody else has replaced it, before or after.
+    Not so if anybody else has replaced it, before or after, nor if accelerate was given
+    a hook that does more than place: that may change what is computed.
     """
     forward = vars(module).get("forward")
     inside = vars(module).get("_old_forward")
@@ -40,7 +41,23 @@ def is_hooked(module: nn.Module) -> bool:
         isinstance(forward, functools.partial)
         and forward.func.__module__ == "accelerate.hooks"
         and getattr(inside, "__func__", None) is type(module).forward
+        and all(map(_only_places, _all_hooks(vars(module).get("_hf_hook"))))
     )
+
+
+def _only_places(hook: object) -> bool:
+    kind = type(hook)
+    return (kind.__module__, kind.__name__) == ("accelerate.hooks", "AlignDevicesHook")
+
+
+def _all_hooks(hook: Any) -> Iterator[object]:
+    """Those that a hook of accelerate is made of."""
+    parts = getattr(hook, "hooks", None)
+    if parts is None:
+        yield hook
+        return
+    for part in parts:
+        yield from _all_hooks(part)
 
 
 def device_of(module: nn.Module) -> torch.device | None:
@@ -73,8 +90,7 @@ def devices_of(module: nn.Module) -> list[torch.device]:
 
 def _hooks(module: nn.Module) -> Iterator[Any]:
     """Those of accelerate that place a module's inputs and weights."""
-    hook = vars(module).get("_hf_hook")
-    for each in getattr(hook, "hooks", (hook,)):
+    for each in _all_hooks(vars(module).get("_hf_hook")):
         if hasattr(each, "execution_device"):
             yield each
 

@@ -212,11 +212,10 @@ class Checkpoint:
         target = Target(name=self._name, spec=spec)
         self._target = target
         targets = {self._name: target}
-        if (
-            options.execution.where != "ray"
-        ):  # whose nodes may see what this one does not
+        # Nodes of a cluster may see what this machine does not.
+        if options.execution.where != "ray":
             # Before anything else is read: a path with a slip in it is found at once.
-            assert self.located
+            _ = self.located
             if reference is not None:
                 locate_target(reference, options)
         if reference is not None:

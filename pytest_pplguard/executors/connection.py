@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -103,6 +104,24 @@ def gpus_of(execution: Execution, device: str, connection: Connection) -> int:
     return int(has and device != "cpu")
 
 
+@contextmanager
+def in_reach(address: str) -> Iterator[None]:
+    """Say in one line that a cluster is not there any more.
+
+    Raises:
+        ExecutorError: Ray has lost its connection.
+    """
+    import ray
+
+    try:
+        yield
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        raise ExecutorError(
+            f"Ray ({address}) cannot be reached any more: {first_line(error)}; run "
+            "again when it can, finished windows are kept"
+        ) from error
+
+
 def _count(number: float, noun: str) -> str:
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
@@ -141,8 +160,14 @@ def _init(where: str, **options: Any) -> None:
             ray.init(namespace="pplguard", log_to_driver=False, **quiet, **options)
     # What is wrong with a cluster is told by errors of all kinds, most of them long.
     except Exception as error:
+        hint = ""
+        if client and "timeout" in str(error):  # all that it says of a token, too
+            hint = (
+                "; if the cluster asks for a token, set RAY_AUTH_MODE=token here and "
+                "give it (docs/ray.md)"
+            )
         raise ExecutorError(
-            f"Ray ({where}) cannot be used: {first_line(error)}"
+            f"Ray ({where}) cannot be used: {first_line(error)}{hint}"
         ) from error
 
 
@@ -154,7 +179,9 @@ def _quiet() -> Iterator[None]:
     os.environ.update(new)
     logging.disable(max(silenced, logging.WARNING))
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(silenced)
         for name in new:

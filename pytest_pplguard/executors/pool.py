@@ -110,6 +110,7 @@ class Pool:
         self._causes: list[str] = []
         self._first: Member | None = None
         self._idle_since = 0.0
+        self._hardware: set[str] = set()
         self.references: dict[str, Ready] = {}
         """What replicas have said of models that they have loaded beside theirs."""
         self.worked = 0.0
@@ -162,13 +163,19 @@ class Pool:
             )
         assert ready[0].ready is not None
         self._tell(*ready[0].ready.notices)
-        names = sorted({one.ready.facts.device_name for one in ready if one.ready})
-        if len(names) > 1:
+        self._tell_hardware()
+
+    def _tell_hardware(self) -> None:
+        """Say it where it is of several kinds, and again where one has joined."""
+        here = {hardware(one.ready) for one in self.members if one.ready}
+        names = here | self._hardware
+        if len(names) > 1 and names != self._hardware:
             self._tell(
                 f"{self._target.name}: its replicas run on different hardware "
-                f"({', '.join(names)}): the last digits of a number depend on which "
-                "has scored what"
+                f"({', '.join(sorted(names))}): the last digits of a number depend on "
+                "which has scored what"
             )
+        self._hardware = names
 
     def _refuse_waiting(self) -> None:
         """Give up where nobody comes up, or loading never ends.
@@ -221,6 +228,11 @@ class Pool:
         return [one for one in self._members.values() if one.state != "gone"]
 
     @property
+    def address(self) -> str:
+        """Of its cluster, in words."""
+        return self._connection.address
+
+    @property
     def first(self) -> Ready:
         """What the first replica that was ready has said."""
         assert self._first is not None
@@ -250,9 +262,12 @@ class Pool:
         return merged
 
     def tokenizer(self) -> Tokenizer:
-        """That of the checkpoint, as a replica has loaded it."""
-        found: Tokenizer = pickle.loads(self.first.tokenizer)
-        return found
+        """That of the checkpoint, as a replica has loaded it.
+
+        Raises:
+            ExecutorError: it cannot be read here.
+        """
+        return read_tokenizer(self.first, self._target.name)
 
     # ------------------------------------------------------------------------- events
 
@@ -347,6 +362,7 @@ class Pool:
                 self._tell(f"a replica that came later is not used: {error}")
                 self.lose(member, "", again=False)
                 return
+            self._tell_hardware()
         member.state = "ready"
 
     def _check_versions(self, member: Member) -> None:
@@ -371,7 +387,8 @@ class Pool:
                 f"({own_code()[:19]}): nothing was scored; install the same on all "
                 "nodes"
             )
-        for other in self.members:
+        # Also with the first one, where nobody else is left.
+        for other in filter(None, (self._first, *self.members)):
             if other.hello is None or other is member:
                 continue
             for name, version in other.hello.versions.items():
@@ -388,12 +405,12 @@ class Pool:
         assert one.ready is not None
         for other in members[1:]:
             assert other.ready is not None
-            if one.ready.digest != other.ready.digest:
+            mine, theirs = which_model(one.ready), which_model(other.ready)
+            if mine != theirs:
                 raise CheckpointError(
                     f"{self._target.spec} is not the same model everywhere: "
-                    f"{one.node} has loaded {_short(one.ready.digest)} and "
-                    f"{other.node} {_short(other.ready.digest)}; one of them has a "
-                    "stale copy"
+                    f"{one.node} has loaded {mine[:19]} and {other.node} "
+                    f"{theirs[:19]}; one of them has a stale copy"
                 )
             for name in ("dtype", "device", "attention"):
                 mine = getattr(one.ready.facts, name)
@@ -486,8 +503,33 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _short(digest: str | None) -> str:
-    return "no digest" if digest is None else digest[:19]
+def hardware(ready: Ready) -> str:
+    """``NVIDIA H100``, or ``x86_64 (AVX512)``: of what decides the last digits."""
+    name, kernels = ready.facts.device_name, ready.kernels.get("capability")
+    return name if kernels is None else f"{name} ({kernels})"
+
+
+def read_tokenizer(ready: Ready, name: str) -> Tokenizer:
+    """What a replica has pickled.
+
+    Raises:
+        ExecutorError: it cannot be read here, as code of a checkpoint's own.
+    """
+    try:
+        found: Tokenizer = pickle.loads(ready.tokenizer)
+    # What is missing here, or of another version, may raise anything.
+    except Exception as error:
+        raise ExecutorError(
+            f"the tokenizer of {name}, as a replica has loaded it, cannot be read in "
+            f"this process, which cuts the windows ({type(error).__name__}: "
+            f"{first_line(error)}): measure it with the executor local"
+        ) from error
+    return found
+
+
+def which_model(ready: Ready) -> str:
+    """Differs between replicas that have loaded different weights."""
+    return ready.digest or ready.state or ""
 
 
 def cause(error: Exception) -> str:

@@ -7,7 +7,6 @@ never has the model. Replicas are actors (:mod:`.replica`), brought up and repla
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -21,8 +20,16 @@ from ..measure import Compared, Executor, Facts, Subject, WindowScorer
 from ..options import BATCH_AUTO, Options, Target
 from ..protocols import Tokenizer, windows_digest
 from ..values import Scalar, Window, WindowScore
-from .connection import Connection, gpus_of
-from .pool import LOADING, Member, Pool, cause, on_nodes
+from .connection import Connection, gpus_of, in_reach
+from .pool import (
+    LOADING,
+    Member,
+    Pool,
+    cause,
+    on_nodes,
+    read_tokenizer,
+    which_model,
+)
 from .portions import Pace, costs
 from .replica import Answer, Failure, Job, Ready, Replica
 from .schedule import MOST_LOSSES, Schedule, labelled
@@ -59,14 +66,21 @@ class RayExecutor(Executor):
         self._opened: list[RaySubject] = []
 
     def open(self, target: Target, allow_keys: Sequence[str] = ()) -> Subject:
+        if self._connection is None:
+            cpus = self._options.threads or 1
+            self._connection = Connection(self._options.execution, cpus=cpus)
+        with in_reach(self._connection.address):
+            return self._open(self._connection, target, allow_keys)
+
+    def _open(
+        self, connection: Connection, target: Target, allow_keys: Sequence[str]
+    ) -> Subject:
         options, execution = self._options, self._options.execution
         cpus = options.threads or 1
-        if self._connection is None:
-            self._connection = Connection(execution, cpus=cpus)
-        gpus = gpus_of(execution, options.device, self._connection)
-        self._connection.check(execution.replicas, cpus=cpus, gpus=gpus)
+        gpus = gpus_of(execution, options.device, connection)
+        connection.check(execution.replicas, cpus=cpus, gpus=gpus)
         pool = Pool(
-            self._connection,
+            connection,
             options,
             on_nodes(target),
             allow_keys,
@@ -77,10 +91,11 @@ class RayExecutor(Executor):
         )
         try:
             pool.start()
+            subject = RaySubject(pool, execution.timeout, self._tell)
         except BaseException:
             pool.close()
             raise
-        subject = RaySubject(pool, execution.timeout, self._tell)
+        self._opened = [one for one in self._opened if one.pool.members]
         self._opened.append(subject)
         return subject
 
@@ -345,10 +360,15 @@ class _Run:
             timeout=timeout,
             pace=pace,
         )
-        self._sent = ray.put(msgspec.msgpack.encode(job))
+        with in_reach(pool.address):
+            self._sent = ray.put(msgspec.msgpack.encode(job))
 
     def scores(self) -> dict[int, WindowScore]:
         """All of them, or those until it was enough."""
+        with in_reach(self._pool.address):
+            return self._all()
+
+    def _all(self) -> dict[int, WindowScore]:
         self._check_reference()
         while not self._is_enough():
             self._hand_out()
@@ -440,7 +460,7 @@ class _Run:
         wanted = self._reference
         assert wanted is not None
         known = self._pool.references.setdefault(wanted.target.spec, answer)
-        if known.digest != answer.digest:
+        if which_model(known) != which_model(answer):
             raise CheckpointError(
                 f"{wanted.target.spec} is not the same model everywhere: "
                 f"{member.node} has loaded another one; one node has a stale copy"
@@ -455,7 +475,8 @@ class _Run:
         known = self._pool.references.get(self._reference.target.spec)
         if known is not None:
             self._checked = True
-            self._reference.check(pickle.loads(known.tokenizer))
+            name = self._reference.target.name
+            self._reference.check(read_tokenizer(known, name))
 
     def _take(self, member: Member, answer: Answer) -> None:
         portion = self._schedule.running(member.number)

@@ -79,7 +79,8 @@ class Hello(Struct, frozen=True):
 class Ready(Struct, frozen=True):
     """A replica that has loaded its checkpoint.
 
-    ``tokenizer`` is pickled. ``digest`` is that of the model.
+    ``tokenizer`` is pickled. ``digest`` is that of the model, ``state`` of its weights
+    alone, which a model without the other has, too.
     """
 
     facts: Facts
@@ -89,6 +90,7 @@ class Ready(Struct, frozen=True):
     seconds: float
     kernels: dict[str, Scalar]
     tokenizer: bytes
+    state: str | None = None
 
 
 class Job(Struct, frozen=True):
@@ -160,6 +162,7 @@ class Replica:
         self, target: Target, allow_keys: Sequence[str]
     ) -> Ready | Failure:
         """Load what the checkpoint is compared with, beside it."""
+        self._jobs.clear()  # they hold the reference of before
         self._reference = None
         return self._load(target, allow_keys, "_reference")
 
@@ -168,7 +171,7 @@ class Replica:
     ) -> Ready | Failure:
         import torch
 
-        from ..checkpoints import model_digest
+        from ..checkpoints import model_digest, state_digest
         from ..measure import facts_of, load_target
         from ..measure.environment import switches
 
@@ -186,9 +189,11 @@ class Replica:
         except PplguardError as error:
             return Failure.of(error)
         setattr(self, role, loaded)
+        digest = model_digest(loaded.model)
         return Ready(
             facts=facts_of(loaded),
-            digest=model_digest(loaded.model),
+            digest=digest,
+            state=state_digest(loaded.model) if digest is None else None,
             from_files=loaded.from_files,
             notices=tuple(notices),
             seconds=time.perf_counter() - started,
@@ -237,13 +242,16 @@ class _Job:
         seconds = proof = 0.0
         failure = None
         try:
-            if self._grows:
+            if self._grows and len(batches) > 1:
                 started = time.perf_counter()
-                scores += self._score_together(batches)
+                # What fails is read again one by one: the error is of one batch.
+                with suppress(PplguardError):
+                    scores += self._score_together(batches)
                 seconds = time.perf_counter() - started
-            for number in () if self._grows else batches:
+            for number in batches[len(scores) :]:
                 started = time.perf_counter()
-                self._prove(number)
+                if not self._grows:
+                    self._prove(number)
                 proof += time.perf_counter() - started
                 started = time.perf_counter()
                 scores.append(self._score(number))

@@ -234,8 +234,8 @@ class Schedule:
 
     def _is_confirmed(self, number: int, replica: int, *, anew: bool) -> bool:
         before = self._refusals.get(number)
-        if before is not None:
-            return before.replica != replica or self._live == {replica}
+        if before is not None and before.replica != replica:
+            return True
         return not anew and self._live == {replica}
 
     def wants_anew(self, replica: int) -> bool:

@@ -179,7 +179,8 @@ def environment_notes(
     dtype = None
     if "dtype" in recorded and recorded["dtype"] != measured.get("dtype"):
         dtype = f"dtype {measured.get('dtype')}, baseline {recorded['dtype']}"
-    others = {name: value for name, value in recorded.items() if name != "dtype"}
+    # Replicas compute what one process would: only a server is another executor.
+    others = {k: v for k, v in recorded.items() if k not in ("dtype", "executor")}
     return dtype, _others(others, measured)
 
 

@@ -14,7 +14,7 @@ from ..report.progress import ScorerProgress
 from ..safetext import encodable
 from .files import shown_path
 from .terminal import terminal_encoding
-from .xdist import worker_index
+from .xdist import is_worker
 
 
 def watch(
@@ -22,11 +22,7 @@ def watch(
 ) -> AbstractContextManager[ScorerProgress]:
     """Progress as the run's output allows it; none in a worker and under ``-q``."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
-    if (
-        reporter is None
-        or worker_index(config) is not None
-        or config.option.verbose < 0
-    ):
+    if reporter is None or is_worker(config) or config.option.verbose < 0:
         return _silent()
     return _on_terminal(config, reporter, label, unit, early)
 

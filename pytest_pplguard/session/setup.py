@@ -49,10 +49,10 @@ from .files import BaselineFiles
 from .guard import Guard
 from .progress import watch
 from .terminal import FAILURES_NAME, Failures
-from .xdist import share_threads, threads_share, worker_index
+from .xdist import is_worker, share_threads, threads_share, worker_index
 
 if TYPE_CHECKING:
-    from ..measure import Results, Store
+    from ..measure import Executor, Results, Store
 
 GUARD = pytest.StashKey[Guard]()
 
@@ -89,7 +89,7 @@ def guard_of(config: pytest.Config) -> Guard:
     """
     if GUARD not in config.stash:
         guard = config.stash[GUARD] = _make_guard(config)
-        if worker_index(config) is None:
+        if not is_worker(config):
             controller = Controller(config, guard.options, guard.targets, guard.files)
             config.pluginmanager.register(controller, PLUGIN_NAME)
             config.pluginmanager.register(Failures(), FAILURES_NAME)
@@ -119,7 +119,7 @@ def _make_guard(config: pytest.Config) -> Guard:
             results=_results(config, guard),
             task_folders=options.include_path,
             trust_remote_code=options.trust_remote_code,
-            executor=make_executor(options, tell=guard.tell, names=targets),
+            executor=_executor(config, guard),
             allow_keys=functools.partial(_allow_keys, guard),
         )
 
@@ -132,6 +132,18 @@ def _make_guard(config: pytest.Config) -> Guard:
             "early, a pass takes every window"
         )
     return guard
+
+
+def _executor(config: pytest.Config, guard: Guard) -> Executor | None:
+    """What measures elsewhere, None where this process does."""
+    made = make_executor(guard.options, tell=guard.tell, names=guard.targets)
+    brought = config.hook.pytest_pplguard_load_model.get_hookimpls()
+    if made is not None and brought:
+        guard.tell(
+            f"pytest_pplguard_load_model ({brought[-1].plugin_name}) is not asked: "
+            f"checkpoints are measured elsewhere ({guard.options.execution.where})"
+        )
+    return made
 
 
 def _results(config: pytest.Config, guard: Guard) -> Results | None:

@@ -59,8 +59,13 @@ def scopes(
     }
 
 
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is an xdist worker, and another one the controller."""
+    return hasattr(config, "workerinput")
+
+
 def worker_index(config: pytest.Config) -> int | None:
-    """Number of the xdist worker that this process is.
+    """Number of the xdist worker that this process shares the GPUs as.
 
     None if it is none, or the only one: then all GPUs are its own.
     """

@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 from pytest_pplguard.checkpoints import (
     Hardware,
@@ -306,6 +307,21 @@ def test_a_forward_of_the_users_own_is_seen_behind_accelerates(folder: Path) -> 
     forward = mlp.forward
     mlp.forward = lambda states: forward(states) * 2
     assert model_digest(placed) is None
+
+
+@pytest.mark.parametrize("size", [None, 43_000])
+def test_a_hook_of_the_users_own_is_seen_behind_accelerates(
+    folder: Path, size: int | None
+) -> None:
+    class Doubles(ModelHook):  # type: ignore[misc]
+        def post_forward(self, module: Any, output: Any) -> Any:
+            return output * 2
+
+    model = read(folder / "tied", size).model
+    before = state_digest(model)
+    add_hook_to_module(model.model.layers[2].mlp, Doubles(), append=True)
+    assert model_digest(model) is None
+    assert state_digest(model) != before
 
 
 def test_a_run_that_plain_ran_out_of_memory_goes_on(

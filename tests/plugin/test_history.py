@@ -29,6 +29,13 @@ def only(project: Project) -> HistoryRun:
     return run
 
 
+def test_the_only_worker_adds_no_run_of_its_own(project: Project) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    result = project.run(*project.give(w50="ppl:8"), URL, "-n1")
+    result.assert_outcomes(passed=1)
+    assert only(project).complete
+
+
 def test_a_run_is_added(
     project: Project,
     plugin_args: tuple[str, ...],

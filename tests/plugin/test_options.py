@@ -255,6 +255,29 @@ def test_ini_twins(project: Project) -> None:
     result.assert_outcomes(failed=1)
 
 
+def test_another_executor_than_the_ini_files(project: Project) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    project.ini(
+        """
+        ppl_executor = server
+        ppl_server = http://127.0.0.1:9/v1
+        ppl_replicas = 8
+        """
+    )
+    models = project.give(w50="ppl:8")
+    project.run(*models, "--ppl-executor=local").assert_outcomes(passed=1)
+    # What is typed beside it is a mistake.
+    assert mistake(project.run("--ppl-executor=local", "--ppl-replicas=2")) == (
+        "--ppl-replicas is for --ppl-executor ray or server: add that, or leave it out"
+    )
+    result = project.run(*models)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        "note: pytest_pplguard_load_model (*conftest.py) is not asked: checkpoints are "
+        "measured elsewhere (server)"
+    )
+
+
 def test_paths_typed_in_a_folder_below(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,16 @@ def test_the_only_replica_confirms_nan_after_a_new_start() -> None:
     assert not made.wants_anew(2)
 
 
+def test_nan_is_not_confirmed_by_who_is_left_and_has_said_it_before() -> None:
+    made = schedule(1, 1, 2)
+    taken(made, 1)
+    assert made.answered(1, [], 0.0, 0, anew=True) == []
+    made.lost(2)  # whoever should have been asked
+    assert taken(made, 1) == (0,)
+    assert made.answered(1, [], 0.0, 0, anew=True) == []
+    assert made.wants_anew(1)
+
+
 def test_the_only_replica_is_believed_at_once_in_other_errors() -> None:
     made = schedule(1, 1)
     taken(made, 1)

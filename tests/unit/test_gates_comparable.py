@@ -383,6 +383,12 @@ def test_a_servers_number_is_comparable_and_the_server_leads_a_failure() -> None
     )
 
 
+def test_replicas_are_no_other_environment() -> None:
+    replicas = LOCAL | {"executor": "ray"}
+    assert environment_notes(LOCAL, replicas) == (None, ())
+    assert environment_notes(replicas, LOCAL) == (None, ())
+
+
 def test_two_servers_are_compared_field_by_field() -> None:
     newer = SERVED | {"device_name": "vllm 0.33.0"}
     assert environment_notes(newer, SERVED) == (

@@ -1,0 +1,168 @@
+"""Which replicas are used together, by a Ray that is made up."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from pytest_pplguard.errors import CheckpointError, ExecutorError
+from pytest_pplguard.executors.pool import Pool
+from pytest_pplguard.executors.replica import Hello, Ready, installed
+from pytest_pplguard.measure import Facts
+from pytest_pplguard.measure.identity import own_code
+from pytest_pplguard.options import Execution, Options, Target
+
+FACTS = Facts("float32", "cuda", "NVIDIA H100", "sdpa", versions={})
+READY = Ready(
+    facts=FACTS,
+    digest="sha256:one",
+    from_files=True,
+    notices=(),
+    seconds=1.0,
+    kernels={},
+    tokenizer=pickle.dumps("the tokenizer"),
+)
+HELLO = Hello(
+    node="gpu", address="", pid=1, python="3.11", code=own_code(), versions=installed()
+)
+
+
+class Ref:
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+
+class Method:
+    def __init__(self, answer: object) -> None:
+        self._answer = answer
+
+    def remote(self, *_: object) -> Ref:
+        return Ref(self._answer)
+
+
+class Made:
+    """Actors that answer at once, each with the next of what they are to say."""
+
+    def __init__(self, *said: tuple[Hello, Ready]) -> None:
+        self._said = iter(said)
+
+    def remote(self, *_: object) -> Any:
+        hello, ready = next(self._said)
+        return SimpleNamespace(hello=Method(hello), load=Method(ready))
+
+
+@pytest.fixture(autouse=True)
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(refs: Sequence[Any], **_: object) -> tuple[Sequence[Any], list[Any]]:
+        return refs, []
+
+    ray = SimpleNamespace(
+        remote=lambda **_: lambda kind: None,
+        wait=wait,
+        get=lambda ref: ref.answer,
+        kill=lambda actor: None,
+        is_initialized=lambda: True,
+        exceptions=SimpleNamespace(RayError=RuntimeError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+
+
+class Cluster:
+    """A pool of as many replicas as are given, and what the user was told."""
+
+    def __init__(self, *said: tuple[Hello, Ready]) -> None:
+        self.told: list[str] = []
+        self.pool = Pool(
+            SimpleNamespace(address="at head"),  # type: ignore[arg-type]
+            Options(execution=Execution("ray", replicas=len(said))),
+            Target("it", "/models/it"),
+            (),
+            cpus=1,
+            gpus=1,
+            tell=lambda *lines: self.told.extend(lines),
+        )
+        self.pool._actor = Made(*said)
+
+    def join(self, hello: Hello, ready: Ready) -> None:
+        """A replica comes when the others have begun."""
+        self.pool._actor = Made((hello, ready))
+        self.pool._add(0)
+        for _ in range(2):
+            self.pool.look(0)
+
+
+def on(name: str, **kernels: str) -> Ready:
+    facts = replace(FACTS, device_name=name)
+    return replace(READY, facts=facts, kernels=dict(kernels))
+
+
+def test_hardware_is_told_at_the_start_and_when_it_joins() -> None:
+    cluster = Cluster((HELLO, READY), (HELLO, READY))
+    cluster.pool.start()
+    assert cluster.told == []
+    cluster.join(HELLO, READY)
+    assert cluster.told == []
+    cluster.join(HELLO, on("NVIDIA A100"))
+    [told] = cluster.told
+    assert told == (
+        "it: its replicas run on different hardware (NVIDIA A100, NVIDIA H100): the "
+        "last digits of a number depend on which has scored what"
+    )
+    cluster.join(HELLO, on("NVIDIA A100"))
+    assert len(cluster.told) == 1
+
+
+def test_processors_that_compute_in_other_ways_are_different_hardware() -> None:
+    cluster = Cluster(
+        (HELLO, on("x86_64", capability="AVX2")),
+        (HELLO, on("x86_64", capability="AVX512")),
+    )
+    cluster.pool.start()
+    [told] = cluster.told
+    assert "(x86_64 (AVX2), x86_64 (AVX512))" in told
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"digest": "sha256:one"}, {"digest": "sha256:other"}),
+        # What a quantiser makes of weights has no digest of its own.
+        ({"digest": None, "state": "one"}, {"digest": None, "state": "other"}),
+    ],
+)
+def test_a_stale_copy_on_a_node_is_refused(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    cluster = Cluster((HELLO, replace(READY, **one)), (HELLO, replace(READY, **other)))
+    with pytest.raises(CheckpointError, match="is not the same model everywhere"):
+        cluster.pool.start()
+
+
+def test_another_torch_is_not_used_even_if_nobody_else_is_left() -> None:
+    cluster = Cluster((HELLO, READY))
+    cluster.pool.start()
+    for member in cluster.pool.members:
+        cluster.pool.lose(member, "", again=False)
+    other = replace(HELLO, versions=HELLO.versions | {"torch": "2.0"})
+    cluster.join(other, READY)
+    assert cluster.pool.members == []
+    [told] = cluster.told
+    assert told.startswith("a replica that came later is not used: node gpu () has ")
+
+
+def test_a_tokenizer_that_cannot_be_read_here() -> None:
+    cluster = Cluster((HELLO, replace(READY, tokenizer=b"cnowhere\nTokenizer\n.")))
+    cluster.pool.start()
+    with pytest.raises(ExecutorError) as caught:
+        cluster.pool.tokenizer()
+    assert str(caught.value) == (
+        "the tokenizer of it, as a replica has loaded it, cannot be read in this "
+        "process, which cuts the windows (ModuleNotFoundError: No module named "
+        "'nowhere'): measure it with the executor local"
+    )
