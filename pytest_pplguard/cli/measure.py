@@ -173,13 +173,16 @@ class Wanted(Struct, frozen=True):
             check_key(key)
         return keys
 
-    def check_keys(self) -> None:
+    def check_keys(self) -> list[Key]:
         """Refuse what no model could measure, before one is loaded.
+
+        Returns:
+            The keys as they would be with the longest window that is ever chosen.
 
         Raises:
             UsageError: as :meth:`keys`.
         """
-        self.keys(lambda _: _LONGEST_DEFAULT_WINDOW)
+        return self.keys(lambda _: _LONGEST_DEFAULT_WINDOW)
 
     def tell_strides(self, keys: Iterable[Key]) -> None:
         """Which strides were taken where none was typed."""
@@ -257,12 +260,26 @@ class Checkpoint:
         self._store.close()
 
     def keys(self, wanted: Wanted) -> list[Key]:
-        """What is wanted of it, and on stderr what was chosen for the user."""
+        """What is wanted of it, and on stderr what was chosen for the user.
+
+        Raises:
+            UsageError: it cannot be measured so, or nobody knows at which window.
+        """
+        self.check(wanted.check_keys())
         return wanted_keys(
             self._name,
             wanted,
             lambda: self._store.subject(self._name).facts.max_positions,
         )
+
+    def check(self, keys: Iterable[Key]) -> None:
+        """Refuse what cannot be measured where it is, before it is made ready.
+
+        Raises:
+            UsageError: there is such a key.
+        """
+        for key in keys:
+            self._store.check(key)
 
     def measure(self, key: Key) -> Measurement:
         """One measurement."""

@@ -80,7 +80,9 @@ def update_checkpoint(
         reference_keys=reference.allow_keys if reference else (),
     )
     with closing(model):
-        if not keys:
+        if keys:
+            model.check(keys)
+        else:
             keys = model.keys(wanted)
         fingerprint, sparsity = _of_weights(model, entry, options)
 

@@ -177,6 +177,15 @@ class Store:
             self._from_files.add(name)
         return opened
 
+    def check(self, key: Key) -> None:
+        """Refuse what cannot be measured where checkpoints are.
+
+        Raises:
+            UsageError: the executor has not what the key's method needs.
+        """
+        if self._executor is not None:
+            self._executor.check(key)
+
     def came_from_files(self, name: str) -> bool:
         """Whether the checkpoint was loaded from its files, and not by a hook."""
         return name in self._from_files
@@ -250,8 +259,7 @@ class Store:
             raise self._failed[name, key]
         try:
             check_key(key)
-            if self._executor is not None:
-                self._executor.check(key)
+            self.check(key)
             # A text that is not there should not cost the loading of a model.
             self._check_text(key)
             if reference is not None and self._executor is not None:

@@ -592,6 +592,21 @@ def test_kl_gates_are_errors_in_words(server: Served) -> None:
     assert server.requests() == []
 
 
+def test_kl_is_refused_before_other_methods_are_measured(
+    server: Served, tmp_path: Path
+) -> None:
+    server.switch()
+    result = pplguard(
+        "measure", "demo/dense", "--method", "wanda", "--method", "kl", "--reference",
+        "demo/dense", "--corpus", "demo", "--executor", "server",
+        "--server", server.url,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "a server tells of the text's own tokens" in result.stderr
+    assert server.requests() == []
+
+
 def test_update_records_the_servers_environment(server: Served, tmp_path: Path) -> None:
     result = pplguard(
         "update", "demo/dense", "--checkpoint", "served/dense", "--base", "demo",
