@@ -17,6 +17,7 @@ DEMO_CHECKPOINTS = ("demo/dense", "demo/wanda-50")
 JOURNAL_OFF = "off"
 BATCH_AUTO: Literal["auto"] = "auto"
 EXECUTORS = ("local", "ray", "server")
+RAY_CLIENT = "ray://"
 PUBLISHED_POLICIES = ("accept", "warn", "fail")
 _LISTED = 8
 
@@ -152,6 +153,8 @@ def parse_execution(values: Mapping[str, tuple[str, str]]) -> Execution:
             f"{values['executor'][1]} server: no server is given; add "
             f"{values['server'][1]} http://HOST:PORT/v1"
         )
+    if values["ray_address"][0]:
+        parse_ray_address(values["ray_address"][0], option=values["ray_address"][1])
     usual = Execution()
     replicas, gpus, timeout = (
         values[name] for name in ("replicas", "gpus_per_replica", "portion_timeout")
@@ -205,6 +208,21 @@ _EXECUTORS_OF = {
     "server_model": ("server",),
 }
 """Options that are for some executors only."""
+
+
+def parse_ray_address(text: str, *, option: str) -> str:
+    """``HOST:PORT``, ``ray://HOST:PORT``, ``auto`` or ``local``.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    host, _, port = text.removeprefix(RAY_CLIENT).rpartition(":")
+    if text not in ("auto", "local") and not (host and port.isdecimal()):
+        raise UsageError(
+            f"{option}: {text!r} is no address of a Ray cluster; give HOST:6379, "
+            "ray://HOST:10001 or auto"
+        )
+    return text
 
 
 def _whole(given: tuple[str, str], least: int) -> int:

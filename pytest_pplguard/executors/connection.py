@@ -11,13 +11,11 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from ..errors import ExecutorError
-from ..options import Execution
+from ..options import RAY_CLIENT, Execution, parse_ray_address
 
 _SECONDS = 10.0
 """A cluster's port answers in this time, or it is none."""
 
-_CLIENT = "ray://"
-_PORT = 6379
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """Opens HTTP/2, which gRPC speaks, with no settings."""
 
@@ -37,6 +35,7 @@ class Connection:
 
     Raises:
         ExecutorError: there is no cluster, or none that can be used.
+        UsageError: what is given as its address is none.
     """
 
     def __init__(self, execution: Execution, *, cpus: int) -> None:
@@ -89,10 +88,10 @@ class Connection:
             return
         each = _count(gpus, "GPU") + " and " if gpus else ""
         raise ExecutorError(
-            f"Ray ({self.address}) has {self.describe()}, and {replicas} replicas of "
-            f"{each}{_count(cpus, 'CPU')} each were asked for, of which {fit} fit: "
-            "lower --ppl-replicas or --ppl-gpus-per-replica (--replicas, "
-            "--gpus-per-replica), or add nodes"
+            f"Ray ({self.address}) has {self.describe()}; of "
+            f"{_count(replicas, 'replica')}, each of {each}{_count(cpus, 'CPU')}, "
+            f"{fit} fit: lower --ppl-replicas, --ppl-gpus-per-replica or "
+            "--ppl-threads, or add nodes"
         )
 
 
@@ -131,6 +130,8 @@ def _connect(execution: Execution, cpus: int) -> str:
     if address in (None, "local"):
         return _start_here(execution, cpus)
     assert address is not None
+    option = "--ppl-ray-address" if execution.address else "RAY_ADDRESS"
+    parse_ray_address(address, option=option)
     if address != "auto":
         _probe(address)
     _init(address, address=address)
@@ -153,22 +154,39 @@ def _start_here(execution: Execution, cpus: int) -> str:
 def _init(where: str, **options: Any) -> None:
     import ray
 
-    client = str(options.get("address", "")).startswith(_CLIENT)
+    client = str(options.get("address", "")).startswith(RAY_CLIENT)
     quiet = {} if client else {"logging_level": "ERROR", "configure_logging": False}
     try:
         with _quiet():
             ray.init(namespace="pplguard", log_to_driver=False, **quiet, **options)
     # What is wrong with a cluster is told by errors of all kinds, most of them long.
     except Exception as error:
-        hint = ""
-        if client and "timeout" in str(error):  # all that it says of a token, too
-            hint = (
-                "; if the cluster asks for a token, set RAY_AUTH_MODE=token here and "
-                "give it (docs/ray.md)"
-            )
         raise ExecutorError(
-            f"Ray ({where}) cannot be used: {first_line(error)}{hint}"
+            _why_not(where, options["address"], error, client=client)
         ) from error
+
+
+def _why_not(where: str, address: str, error: Exception, *, client: bool) -> str:
+    import ray
+
+    if client and "timeout" in str(error):  # all that it says of a token, too
+        return (
+            f"Ray ({where}) cannot be used: {first_line(error)}; if the cluster asks "
+            "for a token, set RAY_AUTH_MODE=token here and give it (docs/ray.md)"
+        )
+    if not isinstance(error, ConnectionError) or address == "local":
+        return f"Ray ({where}) cannot be used: {first_line(error)}"
+    if address == "auto":
+        return (
+            "no Ray cluster runs on this machine (address auto): start one or join one "
+            "with `ray start`, or give --ppl-ray-address HOST:6379"
+        )
+    # Its port was asked before. Ray says no more of a wrong token than of no cluster.
+    return (
+        f"the Ray cluster at {where} answers, but not to this process: set "
+        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here to what its head was started "
+        f"with, and let Ray be the same there and here ({ray.__version__})"
+    )
 
 
 @contextmanager
@@ -194,12 +212,7 @@ def _probe(address: str) -> None:
     Raises:
         ExecutorError: nobody answers, or somebody else.
     """
-    host, _, port = address.removeprefix(_CLIENT).rpartition(":")
-    if not host or not port.isdecimal():
-        raise ExecutorError(
-            f"{address!r} is no address of a Ray cluster: give HOST:{_PORT}, "
-            f"{_CLIENT}HOST:10001 or auto"
-        )
+    host, _, port = address.removeprefix(RAY_CLIENT).rpartition(":")
     way_out = (
         "is the head node up (ray status), is this its address, and may this machine "
         "reach it?"
@@ -230,7 +243,7 @@ def _refuse_loopback(address: str, host: str, port: int) -> None:
 
     Where the cluster listens on 127.0.0.1 alone, it would not find it, and say nothing.
     """
-    if address.startswith(_CLIENT) or host not in ("127.0.0.1", "localhost", "::1"):
+    if address.startswith(RAY_CLIENT) or host not in ("127.0.0.1", "localhost", "::1"):
         return
     import ray
 

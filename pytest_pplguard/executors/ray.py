@@ -65,6 +65,10 @@ class RayExecutor(Executor):
         self._connection: Connection | None = None
         self._opened: list[RaySubject] = []
 
+    def label(self, target: Target) -> str:
+        number = self._options.execution.replicas
+        return f"{super().label(target)} on {number} replica{'s' * (number > 1)}"
+
     def open(self, target: Target, allow_keys: Sequence[str] = ()) -> Subject:
         if self._connection is None:
             cpus = self._options.threads or 1

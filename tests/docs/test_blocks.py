@@ -51,7 +51,9 @@ NOT_RUN = {
         "it needs a cluster; tests/model/test_executors_ray.py runs such lines on one "
         "of two nodes",
         "it is for the nodes of a cluster",
+        "it is for the nodes of a cluster",
         "it is for a Slurm cluster",
+        "it is for a Kubernetes cluster",
     ],
     "docs/smollm2.md": [
         "it makes 2 GB of checkpoints; tests/model/test_smollm2.py runs the script's "

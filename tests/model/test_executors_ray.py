@@ -450,9 +450,9 @@ def test_a_checkpoint_that_no_node_sees(cluster: TwoNodes, room: None) -> None:
 def test_more_gpus_than_there_are(cluster: TwoNodes, room: None) -> None:
     error, _ = refused(cluster, gpus_per_replica=2)
     assert str(error) == (
-        f"Ray (at {cluster.address}) has 2 nodes, 2 CPUs and 0 GPUs, and 2 replicas of "
-        "2 GPUs and 1 CPU each were asked for, of which 0 fit: lower --ppl-replicas or "
-        "--ppl-gpus-per-replica (--replicas, --gpus-per-replica), or add nodes"
+        f"Ray (at {cluster.address}) has 2 nodes, 2 CPUs and 0 GPUs; of 2 replicas, "
+        "each of 2 GPUs and 1 CPU, 0 fit: lower --ppl-replicas, "
+        "--ppl-gpus-per-replica or --ppl-threads, or add nodes"
     )
 
 
@@ -559,11 +559,49 @@ def test_an_address_where_somebody_else_is(cluster: TwoNodes, alone: None) -> No
     assert str(error).startswith(f"what answers at {address} is no Ray cluster; is the")
 
 
-def test_no_address(cluster: TwoNodes, alone: None) -> None:
-    error, _ = refused(cluster, address="cluster")
+def test_a_variable_that_is_no_address(
+    cluster: TwoNodes, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "cluster")
+    error, _ = refused(cluster, address="")
     assert str(error) == (
-        "'cluster' is no address of a Ray cluster: give HOST:6379, ray://HOST:10001 or "
-        "auto"
+        "RAY_ADDRESS: 'cluster' is no address of a Ray cluster; give HOST:6379, "
+        "ray://HOST:10001 or auto"
+    )
+
+
+def test_no_cluster_on_this_machine(
+    cluster: TwoNodes, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def nothing_runs(**options: Any) -> None:
+        assert options["address"] == "auto"
+        raise ConnectionError("Could not find any running Ray instance. Please ...")
+
+    monkeypatch.setattr(ray, "init", nothing_runs)
+    error, _ = refused(cluster, address="auto")
+    assert str(error) == (
+        "no Ray cluster runs on this machine (address auto): start one or join one "
+        "with `ray start`, or give --ppl-ray-address HOST:6379"
+    )
+
+
+def test_a_cluster_that_does_not_let_us_in(
+    cluster: TwoNodes, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray says as much of a wrong token as of no cluster at all."""
+    import ray
+
+    def refuse(**options: Any) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {cluster.address}")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    error, _ = refused(cluster)
+    assert str(error) == (
+        f"the Ray cluster at {cluster.address} answers, but not to this process: set "
+        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here to what its head was started "
+        f"with, and let Ray be the same there and here ({ray.__version__})"
     )
 
 
@@ -604,6 +642,7 @@ def test_measure_on_two_replicas(
             del measurement["seconds"]
             measurement["environment"].pop("executor", None)
     assert there == expected
+    assert "pplguard: loading demo/dense (2.14 MB) on 2 replicas: done" in done.stderr
     assert not re.search(r"ray|pid=|raylet|gcs", done.stderr, re.I), done.stderr
     assert not replicas_alive()
 

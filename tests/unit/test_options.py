@@ -13,6 +13,7 @@ from pytest_pplguard.options import (
     parse_choice,
     parse_corpora,
     parse_error,
+    parse_ray_address,
     parse_targets,
     parse_threads,
 )
@@ -38,6 +39,31 @@ def test_no_batch_sizes(text: str) -> None:
         parse_batch_size(text, option="-b")
     assert str(caught.value) == (
         f"-b: {text!r} is not a batch size; give a whole number from 1, or auto"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "head:6379",
+        "10.0.0.1:6379",
+        "[fe80::1]:6379",
+        "ray://head:10001",
+        "auto",
+        "local",
+    ],
+)
+def test_addresses_of_a_ray_cluster(text: str) -> None:
+    assert parse_ray_address(text, option="-a") == text
+
+
+@pytest.mark.parametrize("text", ["head", "head:", ":6379", "ray://h", "Auto", "h:p"])
+def test_no_addresses_of_a_ray_cluster(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_ray_address(text, option="-a")
+    assert str(caught.value) == (
+        f"-a: {text!r} is no address of a Ray cluster; give HOST:6379, "
+        "ray://HOST:10001 or auto"
     )
 
 
