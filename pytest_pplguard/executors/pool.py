@@ -19,6 +19,7 @@ from ..options import Options, Target
 from ..protocols import Tokenizer
 from ..values import Scalar
 from .connection import Connection, first_line
+from .interrupts import Interrupts
 from .replica import VERSIONS, Failure, Hello, Ready, Replica, installed
 
 RESTARTS = 3
@@ -119,6 +120,8 @@ class Pool:
         """Those that went into proofs that each replica makes for itself."""
         self.portions = 0
         """How many portions they have answered."""
+        self.interrupts = Interrupts()
+        """To be entered by whoever looks."""
 
     # ---------------------------------------------------------------------- coming up
 
@@ -286,6 +289,7 @@ class Pool:
         """
         import ray
 
+        self.interrupts.check()
         self._refuse_waiting()
         calls = {one.call.ref: one for one in self.members if one.call is not None}
         if not calls:

@@ -94,7 +94,8 @@ class RayExecutor(Executor):
             kind=self._kind,
         )
         try:
-            pool.start()
+            with pool.interrupts:
+                pool.start()
             subject = RaySubject(pool, execution.timeout, self._tell)
         except BaseException:
             pool.close()
@@ -369,7 +370,7 @@ class _Run:
 
     def scores(self) -> dict[int, WindowScore]:
         """All of them, or those until it was enough."""
-        with in_reach(self._pool.address):
+        with in_reach(self._pool.address), self._pool.interrupts:
             return self._all()
 
     def _all(self) -> dict[int, WindowScore]:
