@@ -38,7 +38,7 @@ def measure_cluster(settings: Settings) -> Raw:
     """Real replicas of SmolLM2 and of the demo, then the schedule alone."""
     found: Raw = {"absent": why_not("smollm2") or why_no_cores()}
     if not found["absent"]:
-        pairs, windows = ("1", "6") if settings.quick else ("2", "16")
+        pairs, windows = ("1", "6") if settings.quick else ("2", "32")
         found["speed"] = process("speed", pairs, windows)
     found["faults"] = process("faults", "2" if settings.quick else str(KILLS))
     # A window of a 7B model on a GPU takes about as long as this one on a core.
