@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import CheckpointError, ExecutorError, InvalidLossError
-from ..measure import Compared, Executor, Facts, Subject, WindowScorer
+from ..measure import Compared, Executor, Facts, ScorerElsewhere, Subject, WindowScorer
 from ..options import BATCH_AUTO, Options, Target
 from ..protocols import Tokenizer, windows_digest
 from ..values import Scalar, Window, WindowScore
@@ -210,7 +210,7 @@ def _each_once(said: Mapping[int, Sequence[str]]) -> list[str]:
     return list(dict.fromkeys(line for lines in said.values() for line in lines))
 
 
-class RayScorer:
+class RayScorer(ScorerElsewhere):
     """Scores windows with all replicas of a checkpoint.
 
     Batches of a fixed size are those of :class:`pytest_pplguard.scoring.Scorer`, and
@@ -243,17 +243,6 @@ class RayScorer:
     def notices(self) -> list[str]:
         """What replicas' scorers have to say, each line once."""
         return _each_once(self._said)
-
-    def __call__(
-        self,
-        windows: Sequence[Window],
-        kept: Kept | None = None,
-        *,
-        answers: bool = False,
-    ) -> list[WindowScore]:
-        """Evidence of each window, in the order given."""
-        scores = self.until(windows, kept, answers=answers)
-        return [scores[index] for index in range(len(windows))]
 
     def until(
         self,

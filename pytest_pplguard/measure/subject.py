@@ -82,6 +82,32 @@ class WindowScorer(Protocol):
         """Evidence of windows by index: of all, or until ``stop`` says so."""
 
 
+class ScorerElsewhere(abc.ABC):
+    """A :class:`WindowScorer` of a model that is not in this process."""
+
+    def __call__(
+        self,
+        windows: Sequence[Window],
+        kept: Kept | None = None,
+        *,
+        answers: bool = False,
+    ) -> list[WindowScore]:
+        scores = self.until(windows, kept, answers=answers)
+        return [scores[index] for index in range(len(windows))]
+
+    @abc.abstractmethod
+    def until(
+        self,
+        windows: Sequence[Window],
+        kept: Kept | None = None,
+        *,
+        answers: bool = False,
+        order: Sequence[int] | None = None,
+        stop: Stop | None = None,
+    ) -> Mapping[int, WindowScore]:
+        """As :meth:`WindowScorer.until`."""
+
+
 class Subject(abc.ABC):
     """A checkpoint that is ready to be measured.
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from msgspec import UNSET
 
 from ...errors import ExecutorError, InvalidLossError, MeasurementError
-from ...measure import Facts, Subject, WindowScorer
+from ...measure import Facts, ScorerElsewhere, Subject, WindowScorer
 from ...options import BATCH_AUTO
 from ...protocols import Tokenizer
 from ...scoring import (
@@ -99,7 +99,7 @@ class ServerSubject(Subject):
         """Nothing: no request is under way between two scorings."""
 
 
-class ServerScorer:
+class ServerScorer(ScorerElsewhere):
     """Scores windows by asking a server.
 
     Args:
@@ -125,17 +125,6 @@ class ServerScorer:
         self._at_once = at_once
         self._together = together
         self._progress = progress
-
-    def __call__(
-        self,
-        windows: Sequence[Window],
-        kept: Kept | None = None,
-        *,
-        answers: bool = False,
-    ) -> list[WindowScore]:
-        """Evidence of each window, in the order given; see :meth:`until`."""
-        scores = self.until(windows, kept, answers=answers)
-        return [scores[index] for index in range(len(windows))]
 
     def until(
         self,
