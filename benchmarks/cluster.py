@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .figures import Figure, render
+from .figures import MB, Figure, render
 from .processes import HERE, run_python
 from .scoring import why_not
 from .settings import Settings
@@ -40,6 +40,8 @@ def measure_cluster(settings: Settings) -> Raw:
     if not found["absent"]:
         pairs, windows = ("1", "6") if settings.quick else ("2", "32")
         found["speed"] = process("speed", pairs, windows)
+        peaks = {name: process("driver", name)["peak"] for name in ("demo", "smollm2")}
+        found["driver"] = peaks
     found["faults"] = process("faults", "2" if settings.quick else str(KILLS))
     # A window of a 7B model on a GPU takes about as long as this one on a core.
     window = window_seconds(found["speed"]) if "speed" in found else 1.0
@@ -169,8 +171,12 @@ def replayed(raw: Raw, replicas: int) -> float | None:
 
 def cluster_figures(raw: Raw) -> list[Figure]:
     """What is promised of replicas."""
-    overhead = gain = None
-    why = raw["absent"]
+    overhead = gain = larger = None
+    why = alone = raw["absent"]
+    if "driver" in raw:
+        peaks = raw["driver"]
+        larger = (peaks["smollm2"] - peaks["demo"]) / MB
+        alone = f"{peaks['demo'] / MB:.0f} MB with the demo; a larger vocabulary"
     if "speed" in raw:
         runs = raw["speed"]["runs"]
         ones = [run for run in runs if run["replicas"] == 1]
@@ -196,6 +202,9 @@ def cluster_figures(raw: Raw) -> list[Figure]:
             why if overhead is None else f"portions of {longest:.1f} s",
         ),
         Figure("two replicas on two cores, one on one = 1", gain, "x", 1.7, why, True),
+        Figure(
+            "the driver's memory, what 538 MB of weights add", larger, "MB", 50, alone
+        ),
         Figure(
             "runs with a replica killed, equal bit for bit",
             100 * equal / len(kills),

@@ -2,6 +2,7 @@
 
 ``cluster_process.py speed PAIRS WINDOWS``: one replica on a core beside two on two.
 ``cluster_process.py faults N``: one of two replicas is killed, N times.
+``cluster_process.py driver MODEL``: this process's memory, of ``demo`` or ``smollm2``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -23,6 +25,7 @@ import ray
 from benchmarks.cluster_replica import CORES, Pinned
 from benchmarks.processes import smollm2_file
 from pytest_pplguard.executors.ray import RayExecutor, RaySubject
+from pytest_pplguard.executors.replica import Replica
 from pytest_pplguard.options import Execution, Options, Target
 from pytest_pplguard.values import Key, Window
 
@@ -54,11 +57,13 @@ def opened(
     return subject
 
 
-def random_windows(count: int, words: int, seed: int) -> list[Window]:
+def random_windows(
+    count: int, words: int, seed: int, length: int = WINDOW
+) -> list[Window]:
     made = random.Random(seed)
     windows = []
     for _ in range(count):
-        ids = tuple(made.randrange(words) for _ in range(WINDOW))
+        ids = tuple(made.randrange(words) for _ in range(length))
         windows.append(Window(ids, ids[1:]))
     return windows
 
@@ -108,7 +113,6 @@ def speed(pairs: int, count: int) -> dict[str, Any]:
 def faults(times: int) -> dict[str, Any]:
     """Kill a replica of the demo at a random moment, and compare with one process."""
     from pytest_pplguard.corpora import open_corpus
-    from pytest_pplguard.executors.replica import Replica
     from pytest_pplguard.measure import load_target, measure_loaded
 
     key = Key.parse("wanda/demo:256")
@@ -151,14 +155,29 @@ def faults(times: int) -> dict[str, Any]:
     return {"windows": expected.windows, "kills": found}
 
 
+def driver(model: str) -> dict[str, Any]:
+    """Peak memory of this process, whose one replica has the model, and its weights."""
+    spec = str(smollm2_file()) if model == "smollm2" else "demo/dense"
+    start(cpus=1)
+    subject = opened(1, spec, Replica)
+    words = subject.facts.embeddings
+    assert words is not None
+    subject.scorer()(random_windows(4, words, seed=0, length=128))
+    # In KiB, as Linux has it.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    ray.shutdown()
+    return {"peak": peak}
+
+
 def main() -> None:
     """One measurement."""
-    what, *numbers = sys.argv[1:]
-    measures: dict[str, Callable[..., dict[str, Any]]] = {
-        "speed": speed,
-        "faults": faults,
-    }
-    found = measures[what](*map(int, numbers))
+    what, *rest = sys.argv[1:]
+    if what == "driver":
+        found = driver(*rest)
+    else:
+        measures: dict[str, Callable[..., dict[str, Any]]]
+        measures = {"speed": speed, "faults": faults}
+        found = measures[what](*map(int, rest))
     # Before it come lines of Ray.
     print("\n" + json.dumps(found), flush=True)
 
