@@ -6,8 +6,8 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 from ..errors import ExecutorError
@@ -20,6 +20,8 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """Opens HTTP/2, which gRPC speaks, with no settings."""
 
 _SETTINGS = 4
+_LOOPBACK = "127.0.0.1"
+_KEEP_TO_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _QUIET = {
     # Workers without GPUs see none; Ray says at every start that this may change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
@@ -134,21 +136,55 @@ def _connect(execution: Execution, cpus: int) -> str:
     parse_ray_address(address, option=option)
     if address != "auto":
         _probe(address)
-    _init(address, address=address)
+    with _on_loopback() if _is_on_loopback(address) else nullcontext():
+        _init(address, address=address)
     return f"at {address}"
 
 
 def _start_here(execution: Execution, cpus: int) -> str:
-    """A cluster of this machine alone, which nobody else can reach."""
-    _init(
-        "on this machine",
-        address="local",
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        # Replicas are as many as were asked for, also where there are fewer cores.
-        num_cpus=max(os.cpu_count() or 1, execution.replicas * cpus),
-    )
+    """A cluster of this machine alone, which nobody else can reach.
+
+    Raises:
+        ExecutorError: it cannot be started, or others could reach it.
+    """
+    import ray
+
+    with _on_loopback():
+        _init(
+            "on this machine",
+            address="local",
+            include_dashboard=False,
+            # Replicas are as many as were asked for, also where there are fewer cores.
+            num_cpus=max(os.cpu_count() or 1, execution.replicas * cpus),
+        )
+    listens = ray.util.get_node_ip_address()
+    if listens != _LOOPBACK:
+        ray.shutdown()
+        raise ExecutorError(
+            f"Ray {ray.__version__} would let other machines reach the cluster that it "
+            f"starts here, at {listens}: start one yourself, as docs/ray.md says, and "
+            "give --ppl-ray-address HOST:6379"
+        )
     return "on this machine"
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray start, or look for, a cluster that keeps to 127.0.0.1.
+
+    It does so on macOS and Windows. On Linux it takes the machine's address in the
+    network, even where it is told 127.0.0.1, and listens on all that there are. A
+    variable of the environment decides, for this process when Ray was imported.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with _variables({_KEEP_TO_LOOPBACK: "0"}):
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _init(where: str, **options: Any) -> None:
@@ -192,18 +228,32 @@ def _why_not(where: str, address: str, error: Exception, *, client: bool) -> str
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Few words of Ray: its log, and variables of the environment that are not set."""
-    new = {name: text for name, text in _QUIET.items() if name not in os.environ}
     silenced = logging.root.manager.disable
-    os.environ.update(new)
     logging.disable(max(silenced, logging.WARNING))
     try:
-        with warnings.catch_warnings():
+        with (
+            _variables({name: _QUIET[name] for name in _QUIET.keys() - os.environ}),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(silenced)
-        for name in new:
-            os.environ.pop(name, None)
+
+
+@contextmanager
+def _variables(new: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment, for processes that are started within."""
+    before = {name: os.environ.get(name) for name in new}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            if text is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = text
 
 
 def _probe(address: str) -> None:
@@ -223,12 +273,9 @@ def _probe(address: str) -> None:
         raise ExecutorError(
             f"no Ray cluster answers at {address}: {error.strerror or error}; {way_out}"
         ) from error
-    if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
-        if len(answer) < 4 or answer[3] != _SETTINGS:
-            raise ExecutorError(
-                f"what answers at {address} is no Ray cluster; {way_out}"
-            )
-        _refuse_loopback(address, host, int(port))
+    encrypted = os.environ.get("RAY_USE_TLS", "0") not in ("0", "")
+    if not encrypted and (len(answer) < 4 or answer[3] != _SETTINGS):
+        raise ExecutorError(f"what answers at {address} is no Ray cluster; {way_out}")
 
 
 def _ask(host: str, port: int) -> bytes:
@@ -238,25 +285,19 @@ def _ask(host: str, port: int) -> bytes:
         return connection.recv(9)
 
 
-def _refuse_loopback(address: str, host: str, port: int) -> None:
-    """Ray takes 127.0.0.1 for the machine's address in the network.
-
-    Where the cluster listens on 127.0.0.1 alone, it would not find it, and say nothing.
-    """
-    if address.startswith(RAY_CLIENT) or host not in ("127.0.0.1", "localhost", "::1"):
-        return
+def _is_on_loopback(address: str) -> bool:
+    """Whether a cluster can be reached on this machine's loopback address alone."""
+    host, _, port = address.removeprefix(RAY_CLIENT).rpartition(":")
+    if address.startswith(RAY_CLIENT) or host not in (_LOOPBACK, "localhost", "::1"):
+        return False
     import ray
 
     own = ray.util.get_node_ip_address()
     try:
-        _ask(own, port)
-    except OSError as error:
-        raise ExecutorError(
-            f"the Ray cluster at {address} listens on this machine's loopback address "
-            f"alone, and Ray looks for it at {own}: start its head with "
-            "`ray start --head --node-ip-address 127.0.0.2`, which no other machine "
-            "reaches either, and give that address"
-        ) from error
+        socket.create_connection((own, int(port)), _SECONDS).close()
+    except OSError:
+        return True
+    return False
 
 
 def first_line(error: BaseException) -> str:

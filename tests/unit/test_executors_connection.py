@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 import warnings
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pytest_pplguard.errors import ExecutorError
-from pytest_pplguard.executors.connection import _init, in_reach
+from pytest_pplguard.executors.connection import (
+    Connection,
+    _init,
+    _is_on_loopback,
+    in_reach,
+)
+from pytest_pplguard.options import Execution
+
+KEEPS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class RayError(Exception):
@@ -17,13 +28,24 @@ class RayError(Exception):
 
 
 @pytest.fixture(autouse=True)
-def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def made_up(monkeypatch: pytest.MonkeyPatch) -> Any:
     def init(**options: object) -> None:
         warnings.warn("Ray Client connection timed out.", stacklevel=2)
         raise ConnectionError("ray client connection timeout\nand much more")
 
-    made = SimpleNamespace(init=init, exceptions=SimpleNamespace(RayError=RayError))
+    made = SimpleNamespace(
+        __version__="2.60.0",
+        _private=SimpleNamespace(
+            ray_constants=SimpleNamespace(ENABLE_RAY_CLUSTER=True)
+        ),
+        exceptions=SimpleNamespace(RayError=RayError),
+        init=init,
+        is_initialized=lambda: False,
+        util=SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1"),
+    )
     monkeypatch.setitem(sys.modules, "ray", made)
+    monkeypatch.setitem(sys.modules, "ray._private", made._private)
+    return made
 
 
 @pytest.mark.filterwarnings("error")
@@ -46,3 +68,53 @@ def test_a_cluster_that_is_lost(kind: type[Exception]) -> None:
         "Ray (at head:6379) cannot be reached any more: the connection is gone; run "
         "again when it can, finished windows are kept"
     )
+
+
+def test_a_cluster_of_this_machine_keeps_to_loopback(
+    made_up: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = made_up._private.ray_constants
+    seen: list[object] = []
+
+    def init(**options: object) -> None:
+        seen.extend((os.environ[KEEPS], constants.ENABLE_RAY_CLUSTER))
+
+    made_up.init = init
+    monkeypatch.delenv(KEEPS, raising=False)
+    assert Connection(Execution(where="ray"), cpus=1).address == "on this machine"
+    assert seen == ["0", False]
+    assert KEEPS not in os.environ
+    assert constants.ENABLE_RAY_CLUSTER is True
+
+
+def test_a_cluster_of_this_machine_that_would_not_is_stopped(made_up: Any) -> None:
+    stopped: list[bool] = []
+    made_up.init = lambda **options: None
+    made_up.shutdown = lambda: stopped.append(True)
+    made_up.util.get_node_ip_address = lambda: "10.0.0.7"
+    with pytest.raises(ExecutorError) as caught:
+        Connection(Execution(where="ray"), cpus=1)
+    assert str(caught.value) == (
+        "Ray 2.60.0 would let other machines reach the cluster that it starts here, at "
+        "10.0.0.7: start one yourself, as docs/ray.md says, and give --ppl-ray-address "
+        "HOST:6379"
+    )
+    assert stopped
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_cluster_that_is_on_loopback_alone(made_up: Any, host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        # Another of this machine's addresses, where nobody listens.
+        made_up.util.get_node_ip_address = lambda: "127.0.0.9"
+        assert _is_on_loopback(f"{host}:{port}")
+        assert not _is_on_loopback(f"127.0.0.9:{port}")
+        assert not _is_on_loopback(f"ray://{host}:{port}")
+        assert not _is_on_loopback("auto")
+
+
+def test_a_cluster_that_is_on_all_addresses(made_up: Any) -> None:
+    with socket.create_server(("", 0)) as server:
+        made_up.util.get_node_ip_address = lambda: "127.0.0.9"
+        assert not _is_on_loopback(f"127.0.0.1:{server.getsockname()[1]}")
