@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ExecutorError
 from ..options import RAY_CLIENT, Execution, parse_ray_address
+from .lifeline import Ends, Lifeline
 
 _SECONDS = 10.0
 """A cluster's port answers in this time, or it is none."""
@@ -23,6 +24,8 @@ _SETTINGS = 4
 _LOOPBACK = "127.0.0.1"
 _KEEP_TO_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _QUIET = {
+    # Ray ends this process when its head was away for so long, before we can say why.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
     # Workers without GPUs see none; Ray says at every start that this may change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -49,6 +52,27 @@ class Connection:
             self.address = _connect(execution, cpus)
         else:
             self.address = f"at {ray.get_runtime_context().gcs_address}"
+        self._lifeline = Lifeline(_ends())
+        self._lost: str | None = None
+
+    def check_alive(self, *, now: bool = False) -> None:
+        """Give the connection up once Ray is gone; looks every few seconds.
+
+        Args:
+            now: look in any case.
+
+        Raises:
+            ExecutorError: it is gone, now or before.
+        """
+        if self._lost is None:
+            self._lost = self._lifeline.broken(now=now)
+            if self._lost is None:
+                return
+            self.close()  # else Ray ends this process
+        raise ExecutorError(
+            f"Ray ({self.address}) is lost: {self._lost}; run again, finished windows "
+            "are kept"
+        )
 
     def close(self) -> None:
         """Give it back; a cluster of our own is stopped."""
@@ -95,6 +119,19 @@ class Connection:
             f"{fit} fit: lower --ppl-replicas, --ppl-gpus-per-replica or "
             "--ppl-threads, or add nodes"
         )
+
+
+def _ends() -> Ends:
+    """Where to see that Ray is there; a client sees neither, and is told of both."""
+    import ray
+
+    if ray.util.client.ray.is_connected():
+        return Ends(node=None, head=None)
+    context = ray.get_runtime_context()
+    host, _, port = str(context.gcs_address).rpartition(":")
+    mine = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+    node = (mine[0]["NodeManagerAddress"], mine[0]["NodeManagerPort"]) if mine else None
+    return Ends(node=node, head=(host.strip("[]"), int(port)))
 
 
 def gpus_of(execution: Execution, device: str, connection: Connection) -> int:

@@ -285,11 +285,12 @@ class Pool:
             What else was answered: by whom, to what call, and the answer.
 
         Raises:
-            ExecutorError: none is there, and none came for too long.
+            ExecutorError: none is there, and none came for too long, or Ray is gone.
         """
         import ray
 
         self.interrupts.check()
+        self._connection.check_alive()
         self._refuse_waiting()
         calls = {one.call.ref: one for one in self.members if one.call is not None}
         if not calls:
@@ -308,6 +309,7 @@ class Pool:
             try:
                 answer = ray.get(ref)
             except ray.exceptions.RayError as error:
+                self._connection.check_alive(now=True)
                 answers.append((member, call, error))
                 continue
             if member.state == "hello":

@@ -73,6 +73,7 @@ class RayExecutor(Executor):
         if self._connection is None:
             cpus = self._options.threads or 1
             self._connection = Connection(self._options.execution, cpus=cpus)
+        self._connection.check_alive(now=True)
         with in_reach(self._connection.address):
             return self._open(self._connection, target, allow_keys)
 

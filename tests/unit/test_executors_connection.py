@@ -14,10 +14,12 @@ import pytest
 from pytest_pplguard.errors import ExecutorError
 from pytest_pplguard.executors.connection import (
     Connection,
+    _ends,
     _init,
     _is_on_loopback,
     in_reach,
 )
+from pytest_pplguard.executors.lifeline import Ends
 from pytest_pplguard.options import Execution
 
 KEEPS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -41,7 +43,18 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Any:
         exceptions=SimpleNamespace(RayError=RayError),
         init=init,
         is_initialized=lambda: False,
-        util=SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1"),
+        get_runtime_context=lambda: SimpleNamespace(
+            gcs_address="127.0.0.1:1", get_node_id=lambda: "this"
+        ),
+        nodes=lambda: [
+            {"NodeID": "that", "NodeManagerAddress": "no", "NodeManagerPort": 0},
+            {"NodeID": "this", "NodeManagerAddress": "yes", "NodeManagerPort": 7},
+        ],
+        shutdown=lambda: None,
+        util=SimpleNamespace(
+            get_node_ip_address=lambda: "127.0.0.1",
+            client=SimpleNamespace(ray=SimpleNamespace(is_connected=lambda: False)),
+        ),
     )
     monkeypatch.setitem(sys.modules, "ray", made)
     monkeypatch.setitem(sys.modules, "ray._private", made._private)
@@ -118,3 +131,30 @@ def test_a_cluster_that_is_on_all_addresses(made_up: Any) -> None:
     with socket.create_server(("", 0)) as server:
         made_up.util.get_node_ip_address = lambda: "127.0.0.9"
         assert not _is_on_loopback(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_what_this_process_needs_of_its_cluster(made_up: Any) -> None:
+    assert _ends() == Ends(node=("yes", 7), head=("127.0.0.1", 1))
+    made_up.util.client.ray.is_connected = lambda: True
+    assert _ends() == Ends(node=None, head=None)
+
+
+def test_once_ray_is_gone_it_stays_so(made_up: Any) -> None:
+    made_up.init = lambda **options: None
+    connection = Connection(Execution(where="ray"), cpus=1)
+    connection.check_alive(now=True)
+    why = iter(["the head is gone"])
+    connection._lifeline = SimpleNamespace(  # type: ignore[assignment]
+        broken=lambda now: next(why)
+    )
+    stopped: list[bool] = []
+    made_up.is_initialized = lambda: True
+    made_up.shutdown = lambda: stopped.append(True)
+    for _ in range(2):
+        with pytest.raises(ExecutorError) as caught:
+            connection.check_alive()
+        assert str(caught.value) == (
+            "Ray (on this machine) is lost: the head is gone; run again, finished "
+            "windows are kept"
+        )
+    assert stopped == [True]

@@ -79,7 +79,9 @@ class Cluster:
     def __init__(self, *said: tuple[Hello, Ready]) -> None:
         self.told: list[str] = []
         self.pool = Pool(
-            SimpleNamespace(address="at head"),  # type: ignore[arg-type]
+            SimpleNamespace(  # type: ignore[arg-type]
+                address="at head", check_alive=lambda **_: None
+            ),
             Options(execution=Execution("ray", replicas=len(said))),
             Target("it", "/models/it"),
             (),
