@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from pytest_pplguard.baselines import record
 from pytest_pplguard.checkpoints import fingerprint, locate, measure_sparsity
 from pytest_pplguard.errors import CheckpointError
+from pytest_pplguard.measure import weights as room
 from pytest_pplguard.options import Options, Target
-from pytest_pplguard.session import weights as room
 from pytest_pplguard.session.files import BaselineFiles
 from pytest_pplguard.session.weights import Weights
 from pytest_pplguard.values import Measurement, Recording, WindowScore
@@ -95,8 +95,7 @@ def weights_of(path: Path, checkpoint: Path) -> Weights:
 
 def changes(path: Path, checkpoint: Path, **options: Any) -> tuple[str, ...]:
     weights = weights_of(path, checkpoint)
-    target = Target(NAME, str(checkpoint))
-    return weights.changes(NAME, (target, weights.model(NAME)), **options)
+    return weights.changes(NAME, weights.given(NAME), **options)
 
 
 # -------------------------------------------------------------------- looked at once
@@ -115,7 +114,7 @@ def test_a_fingerprint_is_taken_once(
     weights = weights_of(recorded(tmp_path, key=good), bad)
     assert weights.fingerprint(NAME) == fingerprint(locate(str(bad)))
     weights.fingerprint(NAME)
-    files = (Target(NAME, str(bad)), weights.model(NAME))
+    files = weights.given(NAME)
     assert weights.changes(NAME, files, key=KEY) == LOST
     # What a test has brought under the same name is another checkpoint.
     assert weights.fingerprint_of((Target(NAME, str(good)), files[1])) == (
