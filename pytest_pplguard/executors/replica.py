@@ -175,12 +175,15 @@ class Replica:
         self._reference = None
         return self._load(target, allow_keys, "_reference")
 
-    def look(self, what: str, *given: Any) -> Any | Failure:
+    def look(self, what: str, *given: Any) -> Any:
         """Look at the weights that were loaded: in their files, as long as they are it.
 
         Args:
             what: a method of :class:`pytest_pplguard.measure.StoredWeights`.
             given: what it takes.
+
+        Returns:
+            What the method does, or a :class:`Failure`.
         """
         files = self._files
         assert files is not None
