@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ..measure import Dense
     from .guard import Guard
 
+_NO_PATH = "has no `path:`"
+
 
 def sparsity_verdict(
     guard: Guard, name: str, gate: SparsityGate, *, nodeid: str
@@ -74,17 +76,16 @@ def weights_verdict(guard: Guard, name: str, kind: str, *, nodeid: str) -> Verdi
 
 def against_verdict(guard: Guard, name: str, dense: str, *, nodeid: str) -> Verdict:
     """Judge whether the surviving weights are those of the dense checkpoint."""
-    base = _dense(guard, f"{split_name(name)[0]}/{dense}")
+    base = f"{split_name(name)[0]}/{dense}"
+    where = _dense(guard, base)
     try:
-        found = guard.weights.survivors(name, base)
+        found = guard.weights.survivors(name, where)
     except NoDenseError as error:
-        why = f"is not at its `path:` ({error})"
-        if not base.target.spec:
-            why = "has no `path:`"
-        command = guard.command(name, nodeid, other=f"{base.target.name}=PATH")
+        why = f"is not at its `path:` ({error})" if where.target.spec else _NO_PATH
+        command = guard.command(name, nodeid, other=f"{base}=PATH")
         raise UsageError(
-            f"the gate against of {name} compares with {base.target.name}, which was "
-            f"not given and {why}: run {command}"
+            f"the gate against of {name} compares with {base}, which was not given and "
+            f"{why}: run {command}"
         ) from error
     return _kept(
         guard,
