@@ -10,18 +10,20 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pytest_pplguard.checkpoints import fingerprint, locate
 from pytest_pplguard.errors import CheckpointError
 from pytest_pplguard.executors.ray import RayExecutor
 from pytest_pplguard.options import Execution, Options, Target
 
 from .commands import pplguard, run_pytest
+from .faulty_replica import FOLDER, Faulty
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(
@@ -50,8 +52,8 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self.folders = [folder / "head", folder / "second"]
-        self.driver = folder / "driver"
-        for path in (*self.folders, self.driver):
+        self.driver, self.faults = folder / "driver", folder / "faults"
+        for path in (*self.folders, self.driver, self.faults):
             path.mkdir()
         before = Path.cwd()
         try:
@@ -81,9 +83,10 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, text in ENVIRONMENT.items():
+        folder = tmp_path_factory.mktemp("nodes")
+        for name, text in (ENVIRONMENT | {FOLDER: str(folder / "faults")}).items():
             patch.setenv(name, text)
-        made = Nodes(tmp_path_factory.mktemp("nodes"))
+        made = Nodes(folder)
         yield made
         made.close()
 
@@ -113,15 +116,40 @@ def lose_mask(folder: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
+def executor_of(nodes: Nodes, tell: Callable[..., None]) -> RayExecutor:
+    execution = Execution("ray", replicas=2, address=nodes.address, timeout=60)
+    return RayExecutor(Options(execution=execution, threads=1), tell=tell, kind=Faulty)
+
+
+def test_a_replica_that_is_killed_while_it_looks(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one looks; on this machine nobody has the files."""
+    monkeypatch.chdir(nodes.driver)
+    told: list[str] = []
+    executor = executor_of(nodes, lambda *lines: told.extend(lines))
+    try:
+        subject = executor.open(Target("it", SPEC))
+        (nodes.faults / "kill-looking").touch()
+        assert subject.weights is not None
+        found = subject.weights.fingerprint()
+    finally:
+        executor.close()
+    assert [*nodes.faults.glob("kill-looking.*")]
+    assert found == fingerprint(locate("demo/wanda-50"))
+    lines = [line for line in told if "was lost" in line]
+    assert len(lines) == 1
+    assert re.fullmatch(
+        rf"it: a replica on {NODE} was lost \(.*\); it is started again", lines[0]
+    )
+
+
 def test_a_stale_copy_on_one_node_is_refused(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_mask(nodes.folders[1])
     monkeypatch.chdir(nodes.driver)
-    execution = Execution("ray", replicas=2, address=nodes.address, timeout=60)
-    executor = RayExecutor(
-        Options(execution=execution, threads=1), tell=lambda *_: None
-    )
+    executor = executor_of(nodes, lambda *_: None)
     try:
         with pytest.raises(CheckpointError) as caught:
             executor.open(Target("it", SPEC))
