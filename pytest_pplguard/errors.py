@@ -46,6 +46,10 @@ class CheckpointError(PplguardError):
         super().__init__(message.replace("\n", "\\n"))
 
 
+class NoDenseError(CheckpointError):
+    """The dense checkpoint is not where a baseline file says that it is."""
+
+
 class DeviceError(PplguardError):
     """The device that was asked for is not there, or ran out of memory."""
 

@@ -234,11 +234,12 @@ class RelativeItem(GateItem):
 class FilesItem(GateItem):
     """A gate of the weights themselves: their files are read, no model is loaded.
 
-    Unless the files do not hold the weights that run.
+    Unless the files do not hold the weights that run, or those are asked who measure.
     """
 
     def checkpoints(self) -> tuple[str, ...]:
-        return ()
+        asked = self.guard.options.execution.sees_weights
+        return (self.checkpoint,) if asked else ()
 
 
 class SparsityItem(FilesItem):

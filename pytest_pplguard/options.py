@@ -62,6 +62,15 @@ class Execution(Struct, frozen=True):
     model: str | None = None
     timeout: float = 600.0
 
+    @property
+    def sees_weights(self) -> bool:
+        """Whether those who score windows tell of the weights, too.
+
+        Then nobody looks at files here, which may be older ones, or not there. A server
+        tells nobody of its weights.
+        """
+        return self.where == "ray"
+
 
 class Options(Struct, frozen=True):
     """Everything that the user set, checked, from command line and ini file.

@@ -25,6 +25,7 @@ from .files import (
     TensorInfo,
     digest,
     files_state,
+    identity_state,
     read_config,
     saved_dtype,
     tensor_index,
@@ -45,7 +46,8 @@ from .places import changed_places
 from .positions import positions
 from .sparsity import Sparsity, Zeros, measure_sparsity, sparsity_of
 from .state import model_digest, state_digest
-from .streams import Stream, each, model_streams, stored_streams
+from .streams import Model, Stream, each, model_streams, stored_streams
+from .tokenizers import tokenizer_digest
 
 __all__ = [
     "Comparison",
@@ -57,6 +59,7 @@ __all__ = [
     "Hardware",
     "Loaded",
     "Located",
+    "Model",
     "Placement",
     "Sparsity",
     "Stream",
@@ -82,6 +85,7 @@ __all__ = [
     "fingerprint",
     "fits",
     "free_memory",
+    "identity_state",
     "is_out_of_memory",
     "is_quantised",
     "layer_of",
@@ -105,4 +109,5 @@ __all__ = [
     "tensor_facts",
     "tensor_index",
     "to_record",
+    "tokenizer_digest",
 ]

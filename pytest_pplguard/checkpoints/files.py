@@ -498,6 +498,26 @@ def digest(located: Located, *, allow_pickle: bool = False) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
+def identity_state(
+    located: Located, *, allow_pickle: bool = False
+) -> frozenset[tuple[Path, tuple[int, ...]]]:
+    """What changes when a file is replaced of which :func:`digest` is made.
+
+    Other files of the folder, such as a README, may come and go.
+
+    Raises:
+        CheckpointError: the weights are missing or refused.
+    """
+    with _reading(located.folder):
+        found = frozenset(
+            (path, file_state(path))
+            for path in _identity_files(located, allow_pickle=allow_pickle)
+        )
+    if located.base is not None:
+        found |= identity_state(located.base, allow_pickle=allow_pickle)
+    return found
+
+
 def _identity_files(located: Located, *, allow_pickle: bool) -> list[Path]:
     folder = located.folder
     if located.gguf:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ..baselines import baseline_paths, read_baseline, read_evidence
 from ..comparison import Comparison, Number, Row
-from ..errors import CheckpointError, PplguardError, UsageError
+from ..errors import CheckpointError, ExecutorError, PplguardError, UsageError
 from ..options import DEMO, DEMO_CHECKPOINTS, Options, Target
 from ..protocols import USUAL_METHODS, check_key, get_protocol
 from ..report import comparison_document, comparison_lines
@@ -24,7 +24,7 @@ from .output import say, show_table, terminal_width, text_width, write_json
 
 if TYPE_CHECKING:
     from ..checkpoints import Located
-    from ..measure import Store
+    from ..measure import Store, WeightsReader
 
 LONGEST_DEFAULT_WINDOW = 4096
 DEMO_WINDOW = 256
@@ -55,10 +55,10 @@ class How(Struct, frozen=True):
 
 
 class Model(Struct, frozen=True):
-    """A checkpoint that is measured."""
+    """A checkpoint that is measured; ``located`` is None where that is elsewhere."""
 
     spec: str
-    located: Located
+    located: Located | None
 
     @property
     def name(self) -> str:
@@ -199,6 +199,8 @@ def _sides(spec: str, folder: Path, options: Options) -> Iterator[Side]:
 def _model(spec: str, options: Options) -> Model:
     from ..checkpoints import locate
 
+    if options.execution.sees_weights:  # nodes of a cluster may see what this does not
+        return Model(spec, None)
     located = locate(
         spec,
         allow_pickle=options.allow_pickle,
@@ -313,12 +315,14 @@ def _default_window(models: Sequence[Model], options: Options) -> int:
 
 
 def _longest_window(models: Sequence[Model], options: Options) -> int:
-    """The longest window that every model was made for."""
-    from ..checkpoints import positions
+    """The longest window that every model was made for.
 
+    Of those that are measured elsewhere, by a config that is here; a window that is too
+    long for the one there is refused when it is measured.
+    """
     limits = {}
     for model in models:
-        limit = positions(model.located, trust_remote_code=options.trust_remote_code)
+        limit = _positions(model, options)
         if limit is None:
             raise UsageError(
                 f"{model.name}: its config has no max_position_embeddings; give "
@@ -326,6 +330,22 @@ def _longest_window(models: Sequence[Model], options: Options) -> int:
             )
         limits[model.name] = limit
     return min(limits.values())
+
+
+def _positions(model: Model, options: Options) -> int | None:
+    from ..checkpoints import locate, positions
+
+    trust = options.trust_remote_code
+    if model.located is not None:
+        return positions(model.located, trust_remote_code=trust)
+    try:
+        here = locate(model.spec, trust_remote_code=trust, config_only=True)
+    except CheckpointError as error:
+        raise UsageError(
+            f"{model.name}: how long its windows may be is read from a config that is "
+            f"not on this machine ({error}); give --window TOKENS"
+        ) from error
+    return positions(here, trust_remote_code=trust)
 
 
 # ------------------------------------------------------------------------------- rows
@@ -417,17 +437,21 @@ class _Measured:
 
     def _sparsity(self, model: Model) -> tuple[float | None, str]:
         """The share of zeros, or why it cannot be counted."""
-        from ..checkpoints import measure_sparsity
-
         try:
-            counted = measure_sparsity(
-                model.located,
-                model=lambda: self._store.loaded(model.name).model,
-                allow_pickle=self._options.allow_pickle,
-            )
-        except CheckpointError as error:
+            return self._weights(model).sparsity().fraction, ""
+        except (CheckpointError, ExecutorError) as error:
             return None, f"zeros not counted: {error}"
-        return counted.fraction, ""
+
+    def _weights(self, model: Model) -> WeightsReader:
+        from ..measure import StoredWeights
+
+        if model.located is None:
+            return self._store.weights(model.name)
+        return StoredWeights(
+            model.located,
+            model=lambda: self._store.loaded(model.name).model,
+            allow_pickle=self._options.allow_pickle,
+        )
 
     def close(self) -> None:
         """Give back what it holds, here and elsewhere."""

@@ -11,20 +11,15 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..checkpoints import (
-    Loaded,
-    Located,
-    Sparsity,
-    fingerprint,
-    measure_sparsity,
-    to_record,
-)
+from ..checkpoints import Loaded, Located, Sparsity, to_record
 from ..corpora import open_corpus
 from ..errors import UsageError
 from ..executors import make_executor
 from ..journal import discard
 from ..measure import (
     Store,
+    StoredWeights,
+    WeightsReader,
     journals_of,
     load_target,
     locate_target,
@@ -216,7 +211,7 @@ class Checkpoint:
         self._target = target
         targets = {self._name: target}
         # Nodes of a cluster may see what this machine does not.
-        if options.execution.where != "ray":
+        if not options.execution.sees_weights:
             # Before anything else is read: a path with a slip in it is found at once.
             _ = self.located
             if reference is not None:
@@ -304,23 +299,25 @@ class Checkpoint:
 
     def sparsity(self, pattern: tuple[int, int] | None = None) -> Sparsity:
         """Zeros in the linear weights of the decoder layers."""
-        return measure_sparsity(
-            self.located,
-            model=self._model,
-            allow_pickle=self._options.allow_pickle,
-            pattern=pattern,
-        )
+        return self._weights.sparsity(pattern)
 
     def fingerprint(self) -> Fingerprint:
         """What its weights are, to be recorded.
 
         Raises:
             CheckpointError: it cannot be told, or there is NaN or infinity among them.
+            ExecutorError: nobody is left who could tell.
         """
-        found = fingerprint(
+        return to_record(self._weights.fingerprint(), self._spec)
+
+    @property
+    def _weights(self) -> WeightsReader:
+        """Who looks at its weights."""
+        if self._options.execution.sees_weights:
+            return self._store.weights(self._name)
+        return StoredWeights(
             self.located, model=self._model, allow_pickle=self._options.allow_pickle
         )
-        return to_record(found, self._spec)
 
     def _model(self) -> Any:
         return self._store.loaded(self._name).model

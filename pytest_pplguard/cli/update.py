@@ -160,13 +160,14 @@ def update_fingerprint(
         name=checkpoint,
         allow_keys=entry.allow_keys if entry is not None else (),
     )
-    recording = Recording(
-        file=str(path),
-        checkpoint=name,
-        base=base,
-        path=None if Path(spec).is_absolute() else spec,
-        fingerprint=model.fingerprint(),
-    )
+    with closing(model):
+        recording = Recording(
+            file=str(path),
+            checkpoint=name,
+            base=base,
+            path=None if Path(spec).is_absolute() else spec,
+            fingerprint=model.fingerprint(),
+        )
     record([recording], today=datetime.date.today(), tell=say)
     print_fingerprint(path, name)
     show(f"recorded in {path}; review it")

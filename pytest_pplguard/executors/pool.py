@@ -231,6 +231,11 @@ class Pool:
         return [one for one in self._members.values() if one.state != "gone"]
 
     @property
+    def name(self) -> str:
+        """Of the checkpoint."""
+        return self._target.name
+
+    @property
     def address(self) -> str:
         """Of its cluster, in words."""
         return self._connection.address
@@ -415,6 +420,13 @@ class Pool:
             if mine != theirs:
                 raise CheckpointError(
                     f"{self._target.spec} is not the same model everywhere: "
+                    f"{one.node} has loaded {mine[:19]} and {other.node} "
+                    f"{theirs[:19]}; one of them has a stale copy"
+                )
+            mine, theirs = one.ready.tokenizer_digest, other.ready.tokenizer_digest
+            if mine != theirs:
+                raise CheckpointError(
+                    f"{self._target.spec} has not the same tokenizer everywhere: "
                     f"{one.node} has loaded {mine[:19]} and {other.node} "
                     f"{theirs[:19]}; one of them has a stale copy"
                 )

@@ -33,6 +33,7 @@ from .pool import (
 from .portions import Pace, costs
 from .replica import Answer, Failure, Job, Ready, Replica
 from .schedule import MOST_LOSSES, Schedule, labelled
+from .weights import RayWeights
 
 if TYPE_CHECKING:
     from ..scoring import BatchSize, Kept, Progress, Stop
@@ -64,6 +65,7 @@ class RayExecutor(Executor):
         self._kind = kind
         self._connection: Connection | None = None
         self._opened: list[RaySubject] = []
+        self._known: dict[Target, tuple[str, str]] = {}
 
     def label(self, target: Target) -> str:
         number = self._options.execution.replicas
@@ -97,6 +99,7 @@ class RayExecutor(Executor):
         try:
             with pool.interrupts:
                 pool.start()
+            self._refuse_another(target, pool.first)
             subject = RaySubject(pool, execution.timeout, self._tell)
         except BaseException:
             pool.close()
@@ -104,6 +107,24 @@ class RayExecutor(Executor):
         self._opened = [one for one in self._opened if one.pool.members]
         self._opened.append(subject)
         return subject
+
+    def _refuse_another(self, target: Target, ready: Ready) -> None:
+        """A checkpoint that is opened again has to be what it was.
+
+        Numbers and weights of a run are remembered by its name.
+
+        Raises:
+            CheckpointError: its files were replaced in between.
+        """
+        now = which_model(ready), ready.tokenizer_digest
+        before = self._known.setdefault(target, now)
+        if now != before:
+            what = "model" if now[0] != before[0] else "tokenizer"
+            raise CheckpointError(
+                f"{target.spec} is another {what} than before in this run: its files "
+                "were replaced after its replicas had been given back; run again, so "
+                "that all numbers are of one checkpoint"
+            )
 
     def close(self) -> None:
         for subject in self._opened:
@@ -125,6 +146,7 @@ class RaySubject(Subject):
         self.tokenizer = pool.tokenizer()
         self.from_files = pool.first.from_files
         self.notices = pool.first.notices
+        self.weights = RayWeights(pool, timeout)
 
     @property
     def pool(self) -> Pool:

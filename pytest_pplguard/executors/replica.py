@@ -22,8 +22,9 @@ import msgspec
 from msgspec import Struct
 
 from .. import errors
-from ..errors import InvalidLossError, PplguardError
-from ..measure import Facts
+from ..checkpoints import Located, identity_state, tokenizer_digest
+from ..errors import CheckpointError, InvalidLossError, PplguardError
+from ..measure import Dense, Facts, StoredWeights, load_target, locate_target
 from ..options import BATCH_AUTO, Options, Target
 from ..protocols import windows_digest
 from ..values import Scalar, Window, WindowScore
@@ -79,8 +80,9 @@ class Hello(Struct, frozen=True):
 class Ready(Struct, frozen=True):
     """A replica that has loaded its checkpoint.
 
-    ``tokenizer`` is pickled. ``digest`` is that of the model, ``state`` of its weights
-    alone, which a model without the other has, too.
+    ``tokenizer`` is pickled, ``tokenizer_digest`` is the same in every process.
+    ``digest`` is that of the model, ``state`` of its weights alone, which a model
+    without the other has, too.
     """
 
     facts: Facts
@@ -91,6 +93,7 @@ class Ready(Struct, frozen=True):
     kernels: dict[str, Scalar]
     tokenizer: bytes
     state: str | None = None
+    tokenizer_digest: str = ""
 
 
 class Job(Struct, frozen=True):
@@ -139,6 +142,7 @@ class Replica:
         self._threads = threads
         self._loaded: Any = None
         self._reference: Any = None
+        self._files: _Files | None = None
         self._jobs: dict[int, _Job] = {}
 
     def hello(self) -> Hello:
@@ -156,7 +160,12 @@ class Replica:
 
     def load(self, target: Target, allow_keys: Sequence[str]) -> Ready | Failure:
         """Load the checkpoint."""
-        return self._load(target, allow_keys, "_loaded")
+        try:
+            # Before, so that one that is replaced meanwhile is another one.
+            self._files = _Files.of(target, self._options)
+        except PplguardError as error:
+            return Failure.of(error)
+        return self._load(target, allow_keys, "_loaded", self._files.located)
 
     def load_reference(
         self, target: Target, allow_keys: Sequence[str]
@@ -166,13 +175,52 @@ class Replica:
         self._reference = None
         return self._load(target, allow_keys, "_reference")
 
+    def look(self, what: str, *given: Any) -> Any:
+        """Look at the weights that were loaded: in their files, as long as they are it.
+
+        Args:
+            what: a method of :class:`pytest_pplguard.measure.StoredWeights`.
+            given: what it takes.
+
+        Returns:
+            What the method does, or a :class:`Failure`.
+        """
+        files = self._files
+        assert files is not None
+        weights = StoredWeights(
+            files.located,
+            model=lambda: self._loaded.model,
+            allow_pickle=self._options.allow_pickle,
+            locate=lambda target: locate_target(target, self._options),
+            load=self._load_dense,
+        )
+        try:
+            files.check(self._options)
+            found = getattr(weights, what)(*given)
+            files.check(self._options)
+        except PplguardError as error:
+            return Failure.of(error)
+        return found
+
+    def _load_dense(self, dense: Dense) -> Any:
+        return load_target(
+            dense.target,
+            self._options,
+            allow_keys=dense.allow_keys,
+            tell=lambda *lines: None,
+        ).model
+
     def _load(
-        self, target: Target, allow_keys: Sequence[str], role: str
+        self,
+        target: Target,
+        allow_keys: Sequence[str],
+        role: str,
+        located: Located | None = None,
     ) -> Ready | Failure:
         import torch
 
         from ..checkpoints import model_digest, state_digest
-        from ..measure import facts_of, load_target
+        from ..measure import facts_of
         from ..measure.environment import switches
 
         started = time.perf_counter()
@@ -180,12 +228,15 @@ class Replica:
         # As many on each replica: sums are rounded by how they are shared out.
         torch.set_num_threads(self._threads)
         try:
+            located = located or locate_target(target, self._options)
             loaded = load_target(
                 target,
                 self._options,
                 allow_keys=tuple(allow_keys),
                 tell=lambda *lines: notices.extend(lines),
+                located=located,
             )
+            tokenizer = tokenizer_digest(loaded.tokenizer, located)
         except PplguardError as error:
             return Failure.of(error)
         setattr(self, role, loaded)
@@ -199,6 +250,7 @@ class Replica:
             seconds=time.perf_counter() - started,
             kernels=switches(loaded.device),
             tokenizer=pickle.dumps(loaded.tokenizer),
+            tokenizer_digest=tokenizer,
         )
 
     def begin(self, number: int, job: bytes) -> Failure | None:
@@ -220,6 +272,37 @@ class Replica:
     def score(self, number: int, batches: Sequence[int]) -> Answer:
         """Score batches of a measurement, by their numbers."""
         return self._jobs[number].score(batches)
+
+
+class _Files(Struct, frozen=True):
+    """The files that a checkpoint was loaded from, and what they were then."""
+
+    located: Located
+    state: object
+
+    @classmethod
+    def of(cls, target: Target, options: Options) -> _Files:
+        """Those of a checkpoint, now.
+
+        Raises:
+            CheckpointError: they are not there.
+        """
+        located = locate_target(target, options)
+        return cls(located, identity_state(located, allow_pickle=options.allow_pickle))
+
+    def check(self, options: Options) -> None:
+        """Refuse to speak of files that are others by now.
+
+        Raises:
+            CheckpointError: they are, or not there any more.
+        """
+        now = identity_state(self.located, allow_pickle=options.allow_pickle)
+        if now != self.state:
+            raise CheckpointError(
+                f"{self.located.spec}: its files were replaced after they had been "
+                "loaded, so nothing can be said of the weights that were measured: run "
+                "again"
+            )
 
 
 class _Job:

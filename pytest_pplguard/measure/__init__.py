@@ -20,6 +20,7 @@ from .subject import (
     facts_of,
     max_positions,
 )
+from .weights import Dense, StoredWeights, WeightsReader
 
 if TYPE_CHECKING:
     from .divergence import Side, measure_divergence, naming_reference
@@ -29,13 +30,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Compared",
+    "Dense",
     "Executor",
     "Facts",
     "Results",
     "ScorerElsewhere",
     "Side",
     "Store",
+    "StoredWeights",
     "Subject",
+    "WeightsReader",
     "WindowScorer",
     "check_ends",
     "facts_of",

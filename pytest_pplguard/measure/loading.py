@@ -97,8 +97,11 @@ def load_target(
     allow_keys: Sequence[str] = (),
     worker: int | None = None,
     tell: Callable[..., None],
+    located: Located | None = None,
 ) -> Loaded:
     """Locate a checkpoint, choose device and dtype, and load it strictly.
+
+    ``located`` says where it is, if that is known already.
 
     With ``options.max_memory``, and where it does not fit one of several GPUs, its
     layers are placed on several devices.
@@ -112,7 +115,7 @@ def load_target(
     device = main_device(
         options.device, options.max_memory, hardware, worker_index=worker
     )
-    located = locate_target(target, options)
+    located = located or locate_target(target, options)
     dtype = choose_dtype(options.dtype, device.device, saved_dtype(located))
     loaded = load(
         located,

@@ -20,6 +20,7 @@ from .environment import using_threads
 from .loading import loading_label
 from .places import window_places
 from .subject import Executor, LocalModel, Subject
+from .weights import WeightsReader
 
 # A measurement that is in the cache needs no torch, which takes seconds to import.
 if TYPE_CHECKING:
@@ -176,6 +177,18 @@ class Store:
         if opened.from_files:
             self._from_files.add(name)
         return opened
+
+    def weights(self, name: str) -> WeightsReader:
+        """What tells of a checkpoint's weights where it is measured, made ready for it.
+
+        Only where the executor sees weights.
+
+        Raises:
+            PplguardError: it cannot be loaded; the same error every time.
+        """
+        found = self.subject(name).weights
+        assert found is not None
+        return found
 
     def check(self, key: Key) -> None:
         """Refuse what cannot be measured where checkpoints are.

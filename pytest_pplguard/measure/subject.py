@@ -20,6 +20,7 @@ from ..protocols import Tokenizer
 from ..values import Key, Scalar, Window, WindowScore
 from .environment import device_name, python_versions, switches
 from .loading import loading_label
+from .weights import WeightsReader
 
 # What is behind a subject may need torch; whoever asks another one need not have it.
 if TYPE_CHECKING:
@@ -112,12 +113,14 @@ class Subject(abc.ABC):
     """A checkpoint that is ready to be measured.
 
     ``from_files`` says that nothing but its files and config decides what it computes;
-    ``notices`` are lines for the user.
+    ``notices`` are lines for the user. ``weights`` tells of its weights, where it runs;
+    None where nobody there does, and the files on this machine are looked at.
     """
 
     tokenizer: Tokenizer
     from_files: bool
     notices: tuple[str, ...]
+    weights: WeightsReader | None = None
 
     @property
     @abc.abstractmethod

@@ -52,7 +52,7 @@ from .outbox import Outbox
 from .weights import FromFiles, Weights
 
 if TYPE_CHECKING:
-    from ..measure import Store
+    from ..measure import Store, WeightsReader
 
 
 class Guard:
@@ -78,7 +78,15 @@ class Guard:
         self._localiser = Localiser(lambda: self.store)
         self._told: set[str] = set()
         self._tokenizers: dict[str, Tokenizer | None] = {}
-        self.weights = Weights(options, targets, files, self._own_model)
+        self.weights = Weights(
+            options,
+            targets,
+            files,
+            self._own_model,
+            load=lambda dense: self.store.load(dense.target).model,
+            elsewhere=self._weights_of if options.execution.sees_weights else None,
+            ready=lambda name: name in self.ready,
+        )
         self._early = EarlyPlans(options, targets, files, self._tell)
         self._gatherer = Gatherer(
             options, targets, files, self.weights, self.outbox, lambda: self.store
@@ -419,11 +427,12 @@ class Guard:
         self.reclaim()
         return self.store.loaded(name).model
 
+    def _weights_of(self, name: str) -> WeightsReader:
+        return self.store.weights(name)
+
     def given(self, name: str) -> FromFiles | None:
         """The files of a checkpoint, if it was given."""
-        if name not in self.targets:
-            return None
-        return self.targets[name], self.weights.model(name)
+        return self.weights.given(name) if name in self.targets else None
 
     def _files_of(self, name: str) -> FromFiles | None:
         """A checkpoint that was loaded from its files; None for what a hook brought."""
@@ -448,6 +457,13 @@ class Guard:
             except CheckpointError:  # a failure without words is still a failure
                 self._tokenizers[name] = None
         return self._tokenizers[name]
+
+    def allow_keys(self, name: str) -> tuple[str, ...]:
+        """Globs of tensors that a checkpoint's model need not have."""
+        try:
+            return self.files.entry(name).allow_keys
+        except UsageError:  # a checkpoint that is about to be recorded
+            return ()
 
     def is_checkpoint(self, path: Path) -> bool:
         """Whether ``path`` is the folder of a checkpoint that was given."""
@@ -640,9 +656,13 @@ class Guard:
     ) -> Verdict:
         """Keep a verdict; one that did not pass says what differs in ``files``.
 
-        Where the checkpoint was not even ``loaded`` nothing is known of its weights.
+        Where the checkpoint was not even ``loaded`` nothing is known of its weights,
+        and none is loaded on a cluster to say more of an error.
         """
-        if not (verdict.passed or files is None or verdict.outcome is Outcome.MISSING):
+        silent = verdict.passed or verdict.outcome is Outcome.MISSING
+        if files is not None and verdict.outcome is Outcome.ERROR:
+            silent = not self.weights.at_hand(files)
+        if files is not None and not silent:
             moved = verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED)
             changes = self.weights.changes(
                 verdict.checkpoint,
@@ -659,7 +679,8 @@ class Guard:
 
     def _gather_weights(self, name: str, files: FromFiles | None) -> None:
         itself = files is None or files[0] == self.targets.get(name)
-        # A result of the cache is no reason to load a model.
+        # A result of the cache is no reason to load a model, nor is one of replicas
+        # that are not there any more.
         load = self.resident == name or not itself
         self._gatherer.weights(name, files, load=load)
 

@@ -120,7 +120,7 @@ def _make_guard(config: pytest.Config) -> Guard:
             task_folders=options.include_path,
             trust_remote_code=options.trust_remote_code,
             executor=_executor(config, guard),
-            allow_keys=functools.partial(_allow_keys, guard),
+            allow_keys=guard.allow_keys,
         )
 
     guard = Guard(options, targets, files, make_store)
@@ -167,7 +167,7 @@ def _results(config: pytest.Config, guard: Guard) -> Results | None:
         Cache(Path(guard.options.cache), tell=guard.tell),
         guard.options,
         locate=guard.weights.located,
-        allow_keys=functools.partial(_allow_keys, guard),
+        allow_keys=guard.allow_keys,
         tell=guard.tell,
         worker=worker_index(config),
         threads=guard.options.threads or threads_share(config),
@@ -575,17 +575,10 @@ class _Loader:
         return load_target(
             target,
             self._guard.options,
-            allow_keys=_allow_keys(self._guard, target.name),
+            allow_keys=self._guard.allow_keys(target.name),
             worker=worker_index(self._config),
             tell=self._guard.tell,
         )
-
-
-def _allow_keys(guard: Guard, name: str) -> tuple[str, ...]:
-    try:
-        return guard.files.entry(name).allow_keys
-    except UsageError:  # a checkpoint that is about to be recorded
-        return ()
 
 
 def _forget_last_failure() -> None:

@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..baselines import read_fingerprint, split_name
-from ..checkpoints import (
-    Located,
-    Sparsity,
-    files_state,
-    fingerprint,
-    measure_sparsity,
-)
+from ..checkpoints import Located, Sparsity, Survivors, files_state
 from ..diff import compare, explain
 from ..errors import CheckpointError, PplguardError
 from ..options import Options, Target
@@ -24,9 +18,14 @@ from .files import BaselineFiles, shown_path
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..measure import Dense, WeightsReader
+
 T = TypeVar("T")
-FromFiles = tuple[Target, Callable[[], Any]]
-"""A checkpoint that was measured as its files are, and what gives its model."""
+FromFiles = tuple[Target, Callable[[], Any] | None]
+"""A checkpoint that was measured as its files are, and what gives its model.
+
+None where others have measured it, who tell of its weights.
+"""
 
 _MOST_LINES = 8
 """Of what differs: a failure is no longer than a screen."""
@@ -40,6 +39,10 @@ class Weights:
         targets: the checkpoints that may be asked for, by name.
         files: the baseline files, where fingerprints are recorded.
         model: loads a checkpoint whose files do not hold the weights that run.
+        load: loads a dense checkpoint for :meth:`survivors`, also only if need be.
+        elsewhere: who tells of the weights of a checkpoint that is measured elsewhere,
+            made ready for it; None: the files on this machine are looked at.
+        ready: whether nothing has to be loaded for that.
     """
 
     def __init__(
@@ -48,11 +51,18 @@ class Weights:
         targets: Mapping[str, Target],
         files: BaselineFiles,
         model: Callable[[str], nn.Module],
+        *,
+        load: Callable[[Dense], nn.Module] | None = None,
+        elsewhere: Callable[[str], WeightsReader] | None = None,
+        ready: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self._options = options
         self._targets = targets
         self._files = files
         self._model = model
+        self._load = load
+        self._elsewhere = elsewhere
+        self._ready = ready
         # Tests may change the folder; places are told from where the run began.
         self._start = Path.cwd()
         self._places: dict[Target, Located | CheckpointError] = {}
@@ -67,41 +77,75 @@ class Weights:
         """
         return self._located(self._targets[name])
 
-    def model(self, name: str) -> Callable[[], nn.Module]:
-        """What loads a checkpoint."""
-        return lambda: self._model(name)
+    def given(self, name: str) -> FromFiles:
+        """A checkpoint that was given, as it is measured."""
+        here = None if self._elsewhere else lambda: self._model(name)
+        return self._targets[name], here
+
+    def at_hand(self, files: FromFiles) -> bool:
+        """Whether no checkpoint has to be loaded elsewhere to look at its weights."""
+        target, model = files
+        return model is not None or self._ready(target.name)
+
+    def _reader(self, files: FromFiles, *, load: bool = True) -> WeightsReader:
+        """Who looks at weights: the only place that decides it.
+
+        Without ``load`` it is an error if a model would have to be loaded.
+        """
+        from ..measure import StoredWeights
+
+        target, model = files
+        if model is not None:
+            return StoredWeights(
+                self._located(target),
+                model=model if load else None,
+                allow_pickle=self._options.allow_pickle,
+                locate=self._located,
+                load=self._load,
+            )
+        assert self._elsewhere is not None
+        if not (load or self.at_hand(files)):
+            raise CheckpointError(
+                f"{target.name}: its replicas were given back before anybody asked "
+                "them for its weights"
+            )
+        return self._elsewhere(target.name)
 
     def fingerprint(self, name: str) -> Fingerprint:
         """What a checkpoint is.
 
         Raises:
             CheckpointError: it cannot be read; the same error every time.
+            ExecutorError: nobody is left who could.
         """
-        return self.fingerprint_of((self._targets[name], self.model(name)))
+        return self.fingerprint_of(self.given(name))
 
     def fingerprint_of(self, files: FromFiles, *, load: bool = True) -> Fingerprint:
         """As :meth:`fingerprint`, of what a test has measured by its path.
 
         Without ``load`` it is an error if a model would have to be loaded.
         """
-        target, model = files
-        located = self._located(target)
-        # A test may save another checkpoint to the folder of the one before.
-        state = target, files_state(located)
+        state = self._state(files)
         if state not in self._fingerprints:
             if not load:
                 # What fails for want of a model is no answer to whoever loads one.
-                found = fingerprint(located, allow_pickle=self._options.allow_pickle)
+                found = self._reader(files, load=False).fingerprint()
                 self._fingerprints[state] = found
                 return found
             try:
-                self._fingerprints[state] = fingerprint(
-                    located, model=model, allow_pickle=self._options.allow_pickle
-                )
+                self._fingerprints[state] = self._reader(files).fingerprint()
             except CheckpointError as error:
                 # Without its frames, which would keep the model in memory.
                 self._fingerprints[state] = CheckpointError(str(error))
         return _or_raise(self._fingerprints[state])
+
+    def _state(self, files: FromFiles) -> object:
+        """What is another one when the weights are."""
+        target, model = files
+        if model is None:  # an executor opens a name twice only as the same model
+            return target, "elsewhere"
+        # A test may save another checkpoint to the folder of the one before.
+        return target, files_state(self._located(target))
 
     def recorded(self, name: str) -> Fingerprint | None:
         """What a checkpoint was when it was recorded; None if nobody knows.
@@ -120,6 +164,7 @@ class Weights:
 
         Raises:
             CheckpointError: they cannot be counted.
+            ExecutorError: nobody is left who could.
         """
         if pattern is None:
             # What was counted with groups will do.
@@ -128,13 +173,18 @@ class Weights:
                 return counted
         if (name, pattern) not in self._sparsities:
             keep, _, size = (pattern or "").partition(":")
-            self._sparsities[name, pattern] = measure_sparsity(
-                self.located(name),
-                model=self.model(name),
-                allow_pickle=self._options.allow_pickle,
-                pattern=(int(keep), int(size)) if pattern else None,
+            self._sparsities[name, pattern] = self._reader(self.given(name)).sparsity(
+                (int(keep), int(size)) if pattern else None
             )
         return self._sparsities[name, pattern]
+
+    def survivors(self, name: str, dense: Dense) -> Survivors:
+        """Which weights of a checkpoint are those of a dense one.
+
+        Raises:
+            PplguardError: as :meth:`pytest_pplguard.measure.WeightsReader.survivors`.
+        """
+        return self._reader(self.given(name)).survivors(dense)
 
     def changes(
         self,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ..baselines import split_name
-from ..checkpoints import Located, compare_with_dense, locate, sparsity_of
+from ..checkpoints import sparsity_of
 from ..diff import as_recorded
-from ..errors import CheckpointError, UsageError
+from ..errors import NoDenseError, UsageError
 from ..gates import (
     WeightsGate,
     judge_against,
@@ -17,10 +17,14 @@ from ..gates import (
     judge_sparsity,
     judge_weights,
 )
+from ..options import Target
 from ..values import Outcome, Recording, SparsityGate, Verdict
 
 if TYPE_CHECKING:
+    from ..measure import Dense
     from .guard import Guard
+
+_NO_PATH = "has no `path:`"
 
 
 def sparsity_verdict(
@@ -73,15 +77,16 @@ def weights_verdict(guard: Guard, name: str, kind: str, *, nodeid: str) -> Verdi
 def against_verdict(guard: Guard, name: str, dense: str, *, nodeid: str) -> Verdict:
     """Judge whether the surviving weights are those of the dense checkpoint."""
     base = f"{split_name(name)[0]}/{dense}"
-    target = guard.targets.get(base)
-    found = compare_with_dense(
-        guard.weights.located(name),
-        _dense(guard, name, base, nodeid),
-        model=guard.weights.model(name),
-        # What a baseline file names is read, but nothing loads it.
-        dense_model=(lambda: guard.store.load(target).model) if target else None,
-        allow_pickle=guard.options.allow_pickle,
-    )
+    where = _dense(guard, base)
+    try:
+        found = guard.weights.survivors(name, where)
+    except NoDenseError as error:
+        why = f"is not at its `path:` ({error})" if where.target.spec else _NO_PATH
+        command = guard.command(name, nodeid, other=f"{base}=PATH")
+        raise UsageError(
+            f"the gate against of {name} compares with {base}, which was not given and "
+            f"{why}: run {command}"
+        ) from error
     return _kept(
         guard,
         name,
@@ -96,27 +101,14 @@ def against_verdict(guard: Guard, name: str, dense: str, *, nodeid: str) -> Verd
     )
 
 
-def _dense(guard: Guard, name: str, base: str, nodeid: str) -> Located:
-    """The checkpoint ``base``, which was pruned: as given, else at its ``path:``.
+def _dense(guard: Guard, base: str) -> Dense:
+    """The checkpoint ``base``, which was pruned: as given, else at its ``path:``."""
+    from ..measure import Dense
 
-    Raises:
-        UsageError: it was not given, and is not at its ``path:``.
-    """
     if base in guard.targets:
-        return guard.weights.located(base)
-    path = guard.files.entry(base).path
-    command = guard.command(name, nodeid, other=f"{base}=PATH")
-    why = "has no `path:`"
-    if path is not None:
-        try:
-            # A gate fetches nothing that nobody asked for.
-            return locate(path, offline=True)
-        except CheckpointError as error:
-            why = f"is not at its `path:` ({error})"
-    raise UsageError(
-        f"the gate against of {name} compares with {base}, which was not given and "
-        f"{why}: run {command}"
-    )
+        keys = guard.allow_keys(base)
+        return Dense(guard.targets[base], given=True, allow_keys=keys)
+    return Dense(Target(base, guard.files.entry(base).path or ""), given=False)
 
 
 def _kept(guard: Guard, name: str, verdict: Verdict) -> Verdict:

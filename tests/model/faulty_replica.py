@@ -57,6 +57,11 @@ class Faulty(Replica):
             return replace(ready, digest=digest)
         return ready
 
+    def look(self, what: str, *given: Any) -> Any:
+        if _taken("kill-looking") is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().look(what, *given)
+
     def begin(self, number: int, job: bytes) -> Failure | None:
         if _taken("windows") is not None:
             from pytest_pplguard.executors import replica

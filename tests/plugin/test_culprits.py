@@ -12,7 +12,7 @@ import pytest
 
 from pytest_pplguard.baselines import read_baseline
 from pytest_pplguard.checkpoints import fingerprint, locate
-from pytest_pplguard.session import weights
+from pytest_pplguard.measure import weights
 from tests.model.tiny import save_tiny
 
 from .project import LM_EVAL, WANDA, Project, failure

@@ -10,7 +10,7 @@ import pytest
 from pytest_pplguard.baselines import read_baseline, read_fingerprint
 from pytest_pplguard.checkpoints import fingerprint, locate
 from pytest_pplguard.errors import CheckpointError
-from pytest_pplguard.session import weights
+from pytest_pplguard.measure import weights
 from tests.model.tiny import save_tiny
 
 from .project import LM_EVAL, WANDA, Project, section

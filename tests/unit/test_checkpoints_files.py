@@ -10,7 +10,13 @@ from typing import Any
 import numpy
 import pytest
 
-from pytest_pplguard.checkpoints import Located, digest, saved_dtype, tensor_index
+from pytest_pplguard.checkpoints import (
+    Located,
+    digest,
+    identity_state,
+    saved_dtype,
+    tensor_index,
+)
 from pytest_pplguard.checkpoints.files import index_notices, weight_files
 from pytest_pplguard.errors import CheckpointError
 
@@ -326,6 +332,38 @@ def test_digest_sees_config_tokenizer_and_weights(tmp_path: Path) -> None:
     write(weights, {"a": entry("U8", [1], 0, 1)}, b"1")
     seen.add(digest(located))
     assert len(seen) == 4
+
+
+def test_the_state_changes_with_what_the_digest_is_made_of(tmp_path: Path) -> None:
+    lora, base = tmp_path / "lora", tmp_path / "base"
+    for folder in (lora, base):
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{}")
+    (lora / "adapter_config.json").write_text("{}")
+    (base / "config.json").write_text("{}")
+    one = {"a": entry("U8", [1], 0, 1)}
+    write(lora / "adapter_model.safetensors", one, b"0")
+    write(base / "model.safetensors", one, b"0")
+    located = Located("lora", lora, base=Located("base", base))
+    first = identity_state(located)
+    (base / "README.md").write_text("a card")
+    assert identity_state(located) == first
+    seen = [first]
+    for file in (
+        base / "config.json",
+        base / "model.safetensors",
+        lora / "tokenizer.json",
+        lora / "adapter_model.safetensors",
+    ):
+        # Another file of the same bytes in its place: nobody knows which was read.
+        other = file.with_name("other")
+        other.write_bytes(file.read_bytes())
+        other.replace(file)
+        seen.append(identity_state(located))
+    assert len(set(seen)) == 5
+    (base / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="has no weights"):
+        identity_state(located)
 
 
 def test_digest_of_an_adapter_covers_its_base(tmp_path: Path) -> None:

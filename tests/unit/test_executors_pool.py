@@ -146,6 +146,32 @@ def test_a_stale_copy_on_a_node_is_refused(
         cluster.pool.start()
 
 
+def test_a_stale_tokenizer_on_a_node_is_refused() -> None:
+    one = replace(READY, tokenizer_digest="sha256:" + "1" * 64)
+    other = replace(READY, tokenizer_digest="sha256:" + "2" * 64)
+    cluster = Cluster(
+        (replace(HELLO, node="a"), one), (replace(HELLO, node="b"), other)
+    )
+    with pytest.raises(CheckpointError) as caught:
+        cluster.pool.start()
+    assert str(caught.value) == (
+        "/models/it has not the same tokenizer everywhere: node a () has loaded "
+        "sha256:111111111111 and node b () sha256:222222222222; one of them has a "
+        "stale copy"
+    )
+
+
+def test_a_stale_tokenizer_that_comes_later_is_not_used() -> None:
+    cluster = Cluster((HELLO, READY))
+    cluster.pool.start()
+    cluster.join(HELLO, replace(READY, tokenizer_digest="sha256:other"))
+    assert len(cluster.pool.members) == 1
+    [told] = cluster.told
+    assert told.startswith(
+        "a replica that came later is not used: /models/it has not the same tokenizer"
+    )
+
+
 def test_another_torch_is_not_used_even_if_nobody_else_is_left() -> None:
     cluster = Cluster((HELLO, READY))
     cluster.pool.start()

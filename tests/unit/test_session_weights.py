@@ -11,13 +11,32 @@ import pytest
 from safetensors.numpy import save_file
 
 from pytest_pplguard.baselines import record
-from pytest_pplguard.checkpoints import fingerprint, locate, measure_sparsity
-from pytest_pplguard.errors import CheckpointError
-from pytest_pplguard.options import Options, Target
-from pytest_pplguard.session import weights as room
+from pytest_pplguard.checkpoints import (
+    Sparsity,
+    Survivors,
+    compare_with_dense,
+    fingerprint,
+    locate,
+    measure_sparsity,
+)
+from pytest_pplguard.errors import (
+    CheckpointError,
+    CorpusError,
+    ExecutorError,
+    PplguardError,
+)
+from pytest_pplguard.measure import Dense, StoredWeights
+from pytest_pplguard.measure import weights as room
+from pytest_pplguard.options import Execution, Options, Target
 from pytest_pplguard.session.files import BaselineFiles
+from pytest_pplguard.session.guard import Guard
 from pytest_pplguard.session.weights import Weights
-from pytest_pplguard.values import Measurement, Recording, WindowScore
+from pytest_pplguard.values import (
+    Fingerprint,
+    Measurement,
+    Recording,
+    WindowScore,
+)
 
 from .diffing import LAYERS, NORM, at, decoder
 from .diffing import Weights as Tensors
@@ -95,8 +114,7 @@ def weights_of(path: Path, checkpoint: Path) -> Weights:
 
 def changes(path: Path, checkpoint: Path, **options: Any) -> tuple[str, ...]:
     weights = weights_of(path, checkpoint)
-    target = Target(NAME, str(checkpoint))
-    return weights.changes(NAME, (target, weights.model(NAME)), **options)
+    return weights.changes(NAME, weights.given(NAME), **options)
 
 
 # -------------------------------------------------------------------- looked at once
@@ -115,7 +133,7 @@ def test_a_fingerprint_is_taken_once(
     weights = weights_of(recorded(tmp_path, key=good), bad)
     assert weights.fingerprint(NAME) == fingerprint(locate(str(bad)))
     weights.fingerprint(NAME)
-    files = (Target(NAME, str(bad)), weights.model(NAME))
+    files = weights.given(NAME)
     assert weights.changes(NAME, files, key=KEY) == LOST
     # What a test has brought under the same name is another checkpoint.
     assert weights.fingerprint_of((Target(NAME, str(good)), files[1])) == (
@@ -178,6 +196,131 @@ def test_zeros_are_counted_once_with_or_without_groups(
     weights.sparsity(NAME)
     assert weights.sparsity(NAME, "4:8").tensors[UP].groups == 40 * 24 // 8
     assert calls == [(2, 4), None, (4, 8)]
+
+
+# ------------------------------------------------------------------------- elsewhere
+
+
+class There(StoredWeights):
+    """Those of a folder that only this one knows, and how often it was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(locate(str(folder)), model=None, allow_pickle=False)
+        self.asked: list[str] = []
+        self.error: PplguardError | None = None
+
+    def fingerprint(self) -> Fingerprint:
+        self.asked.append("fingerprint")
+        if self.error is not None:
+            raise self.error
+        return super().fingerprint()
+
+    def sparsity(self, pattern: tuple[int, int] | None = None) -> Sparsity:
+        self.asked.append(f"sparsity {pattern}")
+        return super().sparsity(pattern)
+
+    def survivors(self, dense: Dense) -> Survivors:
+        self.asked.append(f"survivors of {dense.target.name}")
+        return super().survivors(dense)
+
+
+NOWHERE = Target(NAME, "/only/on/the/nodes")
+
+
+def asking(there: There, path: Path, ready: bool = True) -> Weights:
+    def load(name: str) -> NoReturn:
+        raise AssertionError(f"{name} was loaded here")
+
+    return Weights(
+        Options(),
+        {NAME: NOWHERE},
+        BaselineFiles(path.parent),
+        load,
+        elsewhere=lambda name: {NAME: there}[name],
+        ready=lambda name: ready,
+    )
+
+
+def test_who_measures_is_asked_once_and_no_file_here_is_read(
+    tmp_path: Path, good: Path, bad: Path
+) -> None:
+    there = There(bad)
+    weights = asking(there, recorded(tmp_path, key=good))
+    assert weights.fingerprint(NAME) == fingerprint(locate(str(bad)))
+    assert weights.changes(NAME, weights.given(NAME), key=KEY) == LOST
+    groups = weights.sparsity(NAME, "2:4")
+    assert weights.sparsity(NAME) is groups
+    assert groups == measure_sparsity(locate(str(bad)), pattern=(2, 4))
+    found = weights.survivors(NAME, Dense(Target("m/d", str(good)), given=False))
+    assert found == compare_with_dense(locate(str(bad)), locate(str(good)))
+    assert there.asked == ["fingerprint", "sparsity (2, 4)", "survivors of m/d"]
+
+
+def test_what_a_test_has_measured_here_is_looked_at_here(
+    tmp_path: Path, good: Path, bad: Path
+) -> None:
+    """Even by the very path that was given, as this process has read that path."""
+    there = There(bad)
+    weights = asking(there, recorded(tmp_path, key=good))
+    brought = Target(NAME, str(good)), lambda: pytest.fail("loaded")
+    assert weights.fingerprint_of(brought) == fingerprint(locate(str(good)))
+    assert there.asked == []
+
+
+def test_nobody_is_made_ready_for_a_detail(tmp_path: Path, good: Path) -> None:
+    there = There(good)
+    path = recorded(tmp_path, key=good)
+    weights = asking(there, path, ready=False)
+    files = weights.given(NAME)
+    assert not weights.at_hand(files)
+    with pytest.raises(CheckpointError) as caught:
+        weights.fingerprint_of(files, load=False)
+    assert str(caught.value) == (
+        f"{NAME}: its replicas were given back before anybody asked them for its "
+        "weights"
+    )
+    # That is no answer to a gate, and what a gate has heard is one to a detail.
+    assert weights.fingerprint_of(files) == fingerprint(locate(str(good)))
+    assert weights.fingerprint_of(files, load=False) == weights.fingerprint(NAME)
+    assert there.asked == ["fingerprint"]
+    assert asking(there, path).at_hand(files)
+    assert weights.at_hand((NOWHERE, lambda: None))
+
+
+def test_an_error_of_the_weights_is_remembered_and_one_of_the_cluster_is_not(
+    tmp_path: Path, good: Path
+) -> None:
+    there = There(good)
+    weights = asking(there, recorded(tmp_path, key=good))
+    there.error = ExecutorError("nobody answers")
+    for _ in range(2):
+        with pytest.raises(ExecutorError):
+            weights.fingerprint(NAME)
+    there.error = CheckpointError("its files were replaced")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="its files were replaced"):
+            weights.fingerprint(NAME)
+    assert len(there.asked) == 3
+
+
+def test_no_cluster_is_asked_what_differs_where_nothing_was_measured(
+    tmp_path: Path, good: Path
+) -> None:
+    """A text that is not there is no reason to load a checkpoint somewhere."""
+
+    def make_store() -> NoReturn:
+        raise AssertionError("a store was made")
+
+    guard = Guard(
+        Options(execution=Execution("ray")),
+        {NAME: NOWHERE},
+        BaselineFiles(recorded(tmp_path, key=good).parent),
+        make_store,
+    )
+    error = CorpusError("the text tiny is not there")
+    verdict = guard.error(NAME, KEY, "token_perplexity", error)
+    assert verdict.reasons == ("the text tiny is not there",)
+    assert verdict.changes == ()
 
 
 # -------------------------------------------------------------------- what differs
