@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -334,8 +335,23 @@ def _function(function: Any) -> str:
     if isinstance(function, str):
         return function
     name = getattr(function, "__qualname__", None) or repr(function)
-    module = str(getattr(function, "__module__", ""))
+    module = _module(function)
     return name if module == "lm_eval.api.metrics" else f"{module}.{name}"
+
+
+def _module(function: Any) -> str:
+    """The function's module; a task's own is named by its file, as new lm-eval does.
+
+    lm-eval 0.4.9 knows it by the bare name in the YAML only, and many are "utils".
+    """
+    name = str(getattr(function, "__module__", ""))
+    scope = getattr(function, "__globals__", {})
+    if "__file__" not in scope or vars(sys.modules.get(name, object)) is scope:
+        return name
+    file, root = Path(scope["__file__"]).with_suffix(""), Path(lm_eval.__file__).parent
+    if file.is_relative_to(root):
+        return ".".join((root.name, *file.relative_to(root).parts))
+    return str(file)
 
 
 # ----------------------------------------------------------------------------- windows
