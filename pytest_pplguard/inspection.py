@@ -342,7 +342,7 @@ def _function(function: Any) -> str:
 def _module(function: Any) -> str:
     """The function's module; a task's own is named by its file, as new lm-eval does.
 
-    lm-eval 0.4.9 knows it by the bare name in the YAML only, and many are "utils".
+    lm-eval before 0.4.12 knows it by the bare name in the YAML, and many are "utils".
     """
     name = str(getattr(function, "__module__", ""))
     scope = getattr(function, "__globals__", {})

@@ -2,7 +2,7 @@
 
 lm-eval keeps its definition of documents, prompts, answers and metrics; only the
 log-likelihoods come from here. What its ``hf`` model does with a request
-(``lm_eval/models/huggingface.py``, 0.4.9.2 to 0.4.13) is done the same way: prefix,
+(``lm_eval/models/huggingface.py``, 0.4.10 to 0.4.13) is done the same way: prefix,
 encoding, truncation from the left.
 """
 

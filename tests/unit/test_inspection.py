@@ -164,13 +164,10 @@ def test_nothing_of_torch_is_needed() -> None:
     import subprocess
 
     code = (
-        "import sys, lm_eval.tasks\nalready = 'torch' in sys.modules\n"
-        "from pytest_pplguard.inspection import task_facts\n"
-        "task_facts('wikitext')\nprint(already, 'torch' in sys.modules)"
+        "import sys\nfrom pytest_pplguard.inspection import task_facts\n"
+        "task_facts('wikitext')\nprint('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    if done.stdout == "True True\n":
-        pytest.skip(f"lm-eval {VERSION} imports torch with its tasks")
-    assert done.stdout == "False False\n"
+    assert done.stdout == "False\n"
