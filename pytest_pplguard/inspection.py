@@ -209,7 +209,7 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         try:
             from lm_eval.tasks._yaml_loader import load_yaml
-        except ImportError:  # before lm-eval 0.4.10
+        except ImportError:  # before lm-eval 0.4.12
             from lm_eval.utils import load_yaml_config
 
             return dict(load_yaml_config(yaml_path=str(path), mode="full"))
@@ -309,9 +309,19 @@ def _member(member: Any) -> str:
 
 
 def _group_metric(metric: Mapping[str, Any]) -> MetricFacts:
-    weighted = "by size" if metric.get("weight_by_size", True) else "unweighted"
+    by_size = metric.get("weight_by_size", _weights_by_size())
+    weighted = "by size" if by_size else "unweighted"
     aggregation = str(metric.get("aggregation", "mean"))
     return MetricFacts(str(metric.get("metric")), f"{aggregation}, {weighted}", None)
+
+
+def _weights_by_size() -> bool:
+    """What a group means that does not say; lm-eval changed its mind in 0.4.12."""
+    try:
+        from lm_eval.config.group import AggMetricConfig
+    except ImportError:  # before lm-eval 0.4.12
+        from lm_eval.api.group import AggMetricConfig
+    return bool(AggMetricConfig.weight_by_size)
 
 
 def _others(config: Mapping[str, Any]) -> dict[str, Scalar]:
