@@ -541,8 +541,10 @@ def _group(loaded: Any, name: str) -> Any:
     if "group_map" in loaded:
         return getattr(loaded["groups"].get(name), "aggregate_metric_list", None)
     # Before lm-eval 0.4.12, where a group's config is a plain dict.
-    configs = (g.config for g in loaded if getattr(g, "group", None) == name)
-    return next(configs, {}).get("aggregate_metric_list")
+    config: Mapping[str, Any] = next(
+        (g.config for g in loaded if getattr(g, "group", None) == name), {}
+    )
+    return config.get("aggregate_metric_list")
 
 
 @contextlib.contextmanager
