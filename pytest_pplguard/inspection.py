@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,7 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         try:
             from lm_eval.tasks._yaml_loader import load_yaml
-        except ImportError:  # before lm-eval 0.4.10
+        except ImportError:  # before lm-eval 0.4.12
             from lm_eval.utils import load_yaml_config
 
             return dict(load_yaml_config(yaml_path=str(path), mode="full"))
@@ -308,9 +309,19 @@ def _member(member: Any) -> str:
 
 
 def _group_metric(metric: Mapping[str, Any]) -> MetricFacts:
-    weighted = "by size" if metric.get("weight_by_size", True) else "unweighted"
+    by_size = metric.get("weight_by_size", _weights_by_size())
+    weighted = "by size" if by_size else "unweighted"
     aggregation = str(metric.get("aggregation", "mean"))
     return MetricFacts(str(metric.get("metric")), f"{aggregation}, {weighted}", None)
+
+
+def _weights_by_size() -> bool:
+    """What a group means that does not say; lm-eval changed its mind in 0.4.12."""
+    try:
+        from lm_eval.config.group import AggMetricConfig
+    except ImportError:  # before lm-eval 0.4.12
+        from lm_eval.api.group import AggMetricConfig
+    return bool(AggMetricConfig.weight_by_size)
 
 
 def _others(config: Mapping[str, Any]) -> dict[str, Scalar]:
@@ -334,8 +345,23 @@ def _function(function: Any) -> str:
     if isinstance(function, str):
         return function
     name = getattr(function, "__qualname__", None) or repr(function)
-    module = str(getattr(function, "__module__", ""))
+    module = _module(function)
     return name if module == "lm_eval.api.metrics" else f"{module}.{name}"
+
+
+def _module(function: Any) -> str:
+    """The function's module; a task's own is named by its file, as new lm-eval does.
+
+    lm-eval before 0.4.12 knows it by the bare name in the YAML, and many are "utils".
+    """
+    name = str(getattr(function, "__module__", ""))
+    scope = getattr(function, "__globals__", {})
+    if "__file__" not in scope or vars(sys.modules.get(name, object)) is scope:
+        return name
+    file, root = Path(scope["__file__"]).with_suffix(""), Path(lm_eval.__file__).parent
+    if file.is_relative_to(root):
+        return ".".join((root.name, *file.relative_to(root).parts))
+    return str(file)
 
 
 # ----------------------------------------------------------------------------- windows

@@ -138,7 +138,7 @@ def _pages_task(pages: Sequence[str]) -> Any:
 def _task_config() -> dict[str, Any]:
     try:
         from lm_eval.tasks._yaml_loader import load_yaml
-    except ImportError:  # before lm-eval 0.4.10
+    except ImportError:  # before lm-eval 0.4.12
         from lm_eval.utils import load_yaml_config
 
         return dict(load_yaml_config(yaml_path=str(_TASK_FILE), mode="full"))

@@ -2,7 +2,7 @@
 
 lm-eval keeps its definition of documents, prompts, answers and metrics; only the
 log-likelihoods come from here. What its ``hf`` model does with a request
-(``lm_eval/models/huggingface.py``, 0.4.9.2 to 0.4.13) is done the same way: prefix,
+(``lm_eval/models/huggingface.py``, 0.4.10 to 0.4.13) is done the same way: prefix,
 encoding, truncation from the left.
 """
 
@@ -316,7 +316,8 @@ class Task:
     ) -> dict[MetricName, float]:
         """Standard errors that have a closed form; lm-eval's bootstrap takes minutes.
 
-        A group's is pooled as lm-eval pools it.
+        A group's is pooled as lm-eval pools it since 0.4.13; before, it pooled by size
+        also where the mean is of all tasks alike.
         """
         closed = {
             lm_eval.api.metrics.mean: lm_eval.api.metrics.mean_stderr,
@@ -538,10 +539,12 @@ def _leaves(loaded: Any) -> dict[str, Any]:
 def _group(loaded: Any, name: str) -> Any:
     """How a group aggregates, None where it does not say."""
     if "group_map" in loaded:
-        found = loaded["groups"].get(name)
-    else:  # before lm-eval 0.4.10
-        found = next((g.config for g in loaded if getattr(g, "group", 0) == name), None)
-    return getattr(found, "aggregate_metric_list", None)
+        return getattr(loaded["groups"].get(name), "aggregate_metric_list", None)
+    # Before lm-eval 0.4.12, where a group's config is a plain dict.
+    config: Mapping[str, Any] = next(
+        (g.config for g in loaded if getattr(g, "group", None) == name), {}
+    )
+    return config.get("aggregate_metric_list")
 
 
 @contextlib.contextmanager

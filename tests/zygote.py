@@ -58,6 +58,7 @@ LARGE = (
 )
 
 PLUGINS = ("_hypothesis_globals", "anyio", "hypothesis")
+"""Plugins of pytest; anyio is there with a huggingface-hub or mlflow that needs it."""
 
 _PYTHON = sys.executable
 
@@ -160,7 +161,7 @@ def _serve(address: str) -> None:
         importlib.import_module(name)
     # Plugins of pytest's among them: no warning that it is too late for their
     # assertions to be rewritten.
-    for name in PLUGINS:
+    for name in sys.modules.keys() & set(PLUGINS):
         sys.modules[name].__doc__ = "PYTEST_DONT_REWRITE"
     gc.collect()
     gc.freeze()

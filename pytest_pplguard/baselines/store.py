@@ -459,7 +459,8 @@ def _in_turn(
     As long as the file changes they get done, and so will this one.
 
     Raises:
-        BaselineError: the file has not changed for :data:`LOCK_SECONDS`.
+        BaselineError: the file has not changed for :data:`LOCK_SECONDS`, or its file
+            system has no locks.
     """
     while True:
         seen = _state(real)
@@ -472,6 +473,12 @@ def _in_turn(
                     f"{LOCK_SECONDS:.0f} s (it holds {lock.lock_file}): wait until it "
                     "ends, then run again"
                 ) from error
+        except NotImplementedError as error:  # filelock before 3.24
+            raise BaselineError(
+                f"{path}: the file system has no locks, and without one two processes "
+                f"that update the file would undo each other: record on another disk, "
+                "or install filelock 3.24 or newer"
+            ) from error
 
 
 def _state(real: Path) -> tuple[int, int, int] | None:

@@ -167,12 +167,32 @@ def _check_rope(spec: str, settings: Mapping[str, Any]) -> None:
         scaling = section(settings, "rope_scaling")
         if not any(_same_scaling(scaling, layer) for layer in layers):
             raise _rope_error(spec, f"rope_scaling is {_brief(scaling)}", _brief(new))
-    if "rope_theta" not in settings and _version().startswith("4."):
+    if (
+        "rope_theta" not in settings
+        and _version().startswith("4.")
+        and not _is_default_of_version_4(new, settings.get("model_type"))
+    ):
         raise CheckpointError(
             f"{spec} was saved by transformers 5 (rope_parameters in config.json), and "
             f"transformers {_version()}, which is installed, would take its default "
             "rope_theta instead: install transformers 5"
         )
+
+
+def _is_default_of_version_4(new: Mapping[str, Any], model_type: object) -> bool:
+    """Whether transformers 4 does by itself what it does not read."""
+    if (
+        model_type is None
+        or not new.keys() <= {"rope_theta", "rope_type"}
+        or new.get("rope_type", "default") != "default"
+        or new.get("rope_theta") is None
+    ):
+        return False
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING and new["rope_theta"] == getattr(
+        CONFIG_MAPPING[model_type](), "rope_theta", None
+    )
 
 
 def _rope_error(spec: str, old: str, new: str) -> CheckpointError:

@@ -190,7 +190,9 @@ class _Tally:
         import numpy
 
         magnitude = _memory("magnitude", words.dtype.str, words.size)
-        numpy.bitwise_and(words, _minus_zero(words) - 1, out=magnitude)
+        # A number of the same type: numpy 1 makes an int64 of uint64 and int.
+        but_sign = _minus_zero(words) - words.dtype.type(1)
+        numpy.bitwise_and(words, but_sign, out=magnitude)
         nonzero = _memory("flags", "?", words.size)
         numpy.not_equal(magnitude, 0, out=nonzero)
         self.zeros += words.size - int(numpy.count_nonzero(nonzero))

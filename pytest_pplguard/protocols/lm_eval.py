@@ -1,7 +1,7 @@
 """lm-eval's tasks: how its ``hf`` model cuts pages and answers into windows.
 
 Follows ``loglikelihood_rolling``, ``tok_encode`` and ``prefix_token_id`` of
-``lm_eval/models/huggingface.py`` (0.4.9.2 to 0.4.13) and calls lm-eval's own
+``lm_eval/models/huggingface.py`` (0.4.10 to 0.4.13) and calls lm-eval's own
 ``get_rolling_token_windows``. Pages, their detokenised text, word counts and metrics
 are the task's, not ours.
 """

@@ -97,8 +97,8 @@ class Gates:
 
     def ini(self, more: str) -> None:
         (self.path / "pytest.ini").write_text(
-            "[pytest]\naddopts = -p no:cacheprovider\n"
-            "asyncio_default_fixture_loop_scope = function\n"
+            "[pytest]\naddopts = -p no:cacheprovider "
+            "-o asyncio_default_fixture_loop_scope=function\n"
             f"ppl_corpus = tiny=text.txt\n{more}"
         )
 

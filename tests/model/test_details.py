@@ -59,8 +59,8 @@ class Page:
         self.pytester = pytester
         self.path = pytester.path
         (self.path / "pytest.ini").write_text(
-            "[pytest]\naddopts = -p no:cacheprovider\n"
-            "asyncio_default_fixture_loop_scope = function\n"
+            "[pytest]\naddopts = -p no:cacheprovider "
+            "-o asyncio_default_fixture_loop_scope=function\n"
         )
         shutil.copytree(ROOT / "baselines/demo", self.path / "baselines/demo")
         shutil.copy(ROOT / "baselines/demo.yaml", self.path / "baselines")

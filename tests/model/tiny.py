@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ ARCHITECTURES = (
     "mixtral",
 )
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
+TRANSFORMERS_4 = version("transformers").startswith("4.")
 HIDDEN, LAYERS, POSITIONS = 32, 2, 2048
 SMALLEST_VOCAB = 259
 """All 256 bytes and three special tokens."""

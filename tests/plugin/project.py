@@ -24,10 +24,12 @@ WANDA = "wanda/tiny:16"
 LM_EVAL = "lm-eval/wikitext+tiny:64"
 
 _LONG = re.compile(r"\d+\.\d{7,}")
+# -o: pytest-asyncio before 0.24 does not know the option, later ones ask for it.
 _INI = """\
 [pytest]
-addopts = -p no:cacheprovider --strict-markers
-asyncio_default_fixture_loop_scope = function
+addopts =
+  -p no:cacheprovider --strict-markers
+  -o asyncio_default_fixture_loop_scope=function
 filterwarnings = error::pytest.PytestWarning
 ppl_corpus = tiny=text.txt
 """

@@ -671,6 +671,26 @@ def test_a_lock_that_is_held(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         )
 
 
+def test_a_file_system_without_locks_under_older_filelock(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    record([recording(file)], today=TODAY)
+    text = file.read_text()
+
+    def no_lock(*_: object) -> None:
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    assert refusal([recording(file, 6.0)]) == (
+        f"{file}: the file system has no locks, and without one two processes that "
+        "update the file would undo each other: record on another disk, or install "
+        "filelock 3.24 or newer"
+    )
+    assert file.read_text() == text
+
+
 def test_a_lock_that_others_are_given_first(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,3 +212,37 @@ def test_version_5_config_under_version_4(
         "transformers 4.57.3, which is installed, would take its default rope_theta "
         "instead: install transformers 5"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_read_alike"),
+    [
+        ({}, True),
+        ({"rope_type": None}, True),
+        ({"rope_theta": 500000.0}, False),
+        ({"rope_type": "linear", "factor": 2.0}, False),
+        ({"partial_rotary_factor": 0.5}, False),
+    ],
+)
+def test_what_version_4_takes_by_default(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    is_read_alike: bool,
+) -> None:
+    """As the demo is: a config of version 5 that says what version 4 does anyway."""
+    known = {"llama": lambda: SimpleNamespace(rope_theta=10000.0)}
+    module = "transformers.models.auto.configuration_auto"
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(CONFIG_MAPPING=known))
+    monkeypatch.setattr(VERSION, lambda: "4.57.3")
+    rope = {"rope_theta": 10000.0, "rope_type": "default"} | changes
+    rope = {name: value for name, value in rope.items() if value is not None}
+    config = {"model_type": "llama", "rope_parameters": rope}
+    if is_read_alike:
+        check(tmp_path, config)
+    else:
+        assert "transformers 4.57.3, which is installed, would" in refused(
+            tmp_path, config
+        )
+    unknown = config | {"model_type": "own"}
+    assert "install transformers 5" in refused(tmp_path, unknown)

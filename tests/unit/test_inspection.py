@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from pytest_pplguard.corpora import open_corpus
 from pytest_pplguard.errors import UsageError
@@ -116,6 +117,20 @@ def test_an_unknown_task_has_near_matches() -> None:
     assert message.endswith(
         "; `lm-eval ls tasks` lists them, and one of your own is given by the path of "
         "its YAML: inspect tasks/wikitxt.yaml"
+    )
+
+
+def test_a_group_that_does_not_say_how_it_weights(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "group: mine\ntask: [piqa, boolq]\naggregate_metric_list:\n"
+        "  - {metric: acc}\n  - {metric: f1, weight_by_size: false}\n"
+    )
+    facts, _ = task_facts(str(file))
+    how = "by size" if Version(VERSION) >= Version("0.4.12") else "unweighted"
+    assert facts.metrics == (
+        MetricFacts("acc", f"mean, {how}", None),
+        MetricFacts("f1", "mean, unweighted", None),
     )
 
 
