@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -170,8 +170,7 @@ class Pool:
 
     def _tell_hardware(self) -> None:
         """Say it where it is of several kinds, and again where one has joined."""
-        here = {hardware(one.ready) for one in self.members if one.ready}
-        names = here | self._hardware
+        names = self.hardware().keys() | self._hardware
         if len(names) > 1 and names != self._hardware:
             self._tell(
                 f"{self._target.name}: its replicas run on different hardware "
@@ -245,14 +244,20 @@ class Pool:
     @property
     def facts(self) -> Facts:
         """Of the model, wherever it is."""
-        names = dict.fromkeys(
-            one.ready.facts.device_name for one in self.members if one.ready
-        )
+        names = self.hardware().values()
         return replace(
             self.first.facts,
-            device_name=", ".join(sorted(names)) or self.first.facts.device_name,
+            device_name=named_together(names) or self.first.facts.device_name,
             more={"executor": "ray"},
         )
+
+    def hardware(self) -> dict[str, str]:
+        """What the hardware is called of those that are ready, by all that is known."""
+        return {
+            hardware(one.ready): one.ready.facts.device_name
+            for one in self.members
+            if one.ready
+        }
 
     def kernels(self) -> dict[str, Scalar]:
         """What decides the last bits; where replicas differ, all that they say."""
@@ -511,6 +516,11 @@ def hardware(ready: Ready) -> str:
     """``NVIDIA H100``, or ``x86_64 (AVX512)``: of what decides the last digits."""
     name, kernels = ready.facts.device_name, ready.kernels.get("capability")
     return name if kernels is None else f"{name} ({kernels})"
+
+
+def named_together(names: Iterable[str]) -> str:
+    """Names of hardware, each once, as they are recorded."""
+    return ", ".join(sorted({*names}))
 
 
 def read_tokenizer(ready: Ready, name: str) -> Tokenizer:

@@ -260,8 +260,7 @@ class Store:
         try:
             check_key(key)
             self.check(key)
-            # A text that is not there should not cost the loading of a model.
-            self._check_text(key)
+            self.check_text(key)
             if reference is not None and self._executor is not None:
                 measured = self._divergence_elsewhere(name, key, reference)
             elif reference is not None:
@@ -341,7 +340,13 @@ class Store:
                 open_journal=self._journal_of(subject, f"{start} to {goal}", label),
             )
 
-    def _check_text(self, key: Key) -> None:
+    def check_text(self, key: Key) -> None:
+        """Refuse a text that is not there: it should not cost the loading of a model.
+
+        Raises:
+            UsageError: there is no such text or task.
+            CorpusError: it cannot be read.
+        """
         protocol = get_protocol(key.method)
         if protocol.runs_task(key):
             from .run import open_task
