@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -548,10 +549,22 @@ def which_model(ready: Ready) -> str:
 
 def cause(error: Exception) -> str:
     """Why a replica was lost, of what Ray says at length."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return _killed_for_memory(str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for word in ("died because", "was killed", "OutOfMemory", "out of memory"):
+    for word in ("died because", "was killed", "out of memory"):
         for line in lines:
             if word in line:
                 return line.rstrip(".")[:300]
     errors = [line for line in lines if "Error" in line.split(":", 1)[0]]
     return (errors[-1] if errors else first_line(error))[:300]
+
+
+def _killed_for_memory(text: str) -> str:
+    """What Ray's memory monitor has done, of the page that it says about it."""
+    node = re.search(r"\bIP: ([^,)\s]+)", text)
+    used = re.search(r"\bwas ([\d.]+ ?[KMGT]?B)[^/\n]*/ ?([\d.]+ ?[KMGT]?B)", text)
+    return (
+        f"Ray killed it, as {f'node {node[1]}' if node else 'its node'} ran low on "
+        f"memory{f': {used[1]} of {used[2]} used' if used else ''}"
+    )

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from .. import errors
-from ..errors import InvalidLossError, PplguardError
+from ..errors import DeviceError, InvalidLossError, PplguardError
 from ..measure import Facts
 from ..options import BATCH_AUTO, Options, Target
 from ..protocols import windows_digest
@@ -171,9 +171,8 @@ class Replica:
     ) -> Ready | Failure:
         import torch
 
-        from ..checkpoints import model_digest, state_digest
-        from ..measure import facts_of, load_target
-        from ..measure.environment import switches
+        from ..checkpoints.device import is_out_of_memory
+        from ..measure import load_target
 
         started = time.perf_counter()
         notices: list[str] = []
@@ -186,9 +185,27 @@ class Replica:
                 allow_keys=tuple(allow_keys),
                 tell=lambda *lines: notices.extend(lines),
             )
+            setattr(self, role, loaded)
+            return self._ready(loaded, notices, started)
         except PplguardError as error:
             return Failure.of(error)
-        setattr(self, role, loaded)
+        except Exception as error:
+            # Where it shows is chance: files are read and digests made, too.
+            if not is_out_of_memory(error):
+                raise
+            return Failure.of(
+                DeviceError(
+                    f"out of memory: {target.spec} cannot be loaded where this replica "
+                    "runs. Way out: fewer replicas on a node (--ppl-threads are the "
+                    "CPUs of each), or --ppl-dtype bfloat16"
+                )
+            )
+
+    def _ready(self, loaded: Any, notices: Sequence[str], started: float) -> Ready:
+        from ..checkpoints import model_digest, state_digest
+        from ..measure import facts_of
+        from ..measure.environment import switches
+
         digest = model_digest(loaded.model)
         return Ready(
             facts=facts_of(loaded),

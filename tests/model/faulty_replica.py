@@ -37,11 +37,17 @@ def _taken(name: str) -> str | None:
     return mine.read_text()
 
 
-def _allow_no_more_memory(left: int = 0) -> None:
+def _allow_no_more_memory(left: int = 2**26) -> None:
     """What asks the system for more than ``left`` bytes is told that there are none."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + left
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+def _take_memory(*_: object) -> None:
+    import torch
+
+    torch.empty(2**30)
 
 
 class Faulty(Replica):
@@ -60,7 +66,7 @@ class Faulty(Replica):
         if fault is not None:
             return Failure.of(CheckpointError(fault))
         if _taken("memory-load") is not None:
-            _allow_no_more_memory(8_000_000)
+            _allow_no_more_memory(2**20)
         ready = super().load(target, allow_keys)
         name = _taken("hardware")
         if name is not None and isinstance(ready, Ready):
@@ -90,6 +96,8 @@ class Faulty(Replica):
             time.sleep(3600)
         if _taken("memory") is not None:
             _allow_no_more_memory()
+            # The demo needs none that it does not have yet; this layer needs more.
+            self._loaded.model.base_model.register_forward_pre_hook(_take_memory)
         if _taken("nan") is not None:
             import torch
 

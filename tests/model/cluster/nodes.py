@@ -325,4 +325,3 @@ def recorded(folder: Path) -> list[int]:
 def is_of_ray(text: str) -> bool:
     """Whether Ray itself has said something."""
     return re.search(r"\bray\b|pid=|raylet|gcs_", text, re.I) is not None
-

@@ -1,8 +1,8 @@
 """Started by a raylet in place of Ray's ``setup_worker.py``: a worker that is a fork.
 
-A worker as Ray starts it imports torch and transformers anew, for seconds, and there is
-one for each replica. This one is a fork of the tests' zygote, which has both; Ray itself
-and this package are imported as always. See :mod:`tests.zygote`.
+A worker as Ray starts it imports torch and transformers anew, for seconds, and there
+is one for each replica. This one is a fork of the tests' zygote, which has both; Ray
+itself and this package are imported as always. See :mod:`tests.zygote`.
 """
 
 from __future__ import annotations
