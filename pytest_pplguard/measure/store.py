@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from msgspec.structs import replace
+
 from ..checkpoints import Loaded, state_digest
 from ..corpora import Corpus
 from ..errors import MeasurementError, PplguardError
@@ -106,6 +108,7 @@ class Store:
         self._model_digest: str | None = None
         self._corpora: dict[str, Corpus] = {}
         self._lost_corpora: dict[str, PplguardError] = {}
+        self._texts: set[Key] = set()
         self._measured: dict[tuple[str, Key], Measurement] = {}
         self._stopped: dict[tuple[str, Key], Measurement] = {}
         self._failed: dict[tuple[str, Key | None], PplguardError] = {}
@@ -347,6 +350,9 @@ class Store:
             UsageError: there is no such text or task.
             CorpusError: it cannot be read.
         """
+        anywhere = replace(key, window=1)
+        if anywhere in self._texts:
+            return
         protocol = get_protocol(key.method)
         if protocol.runs_task(key):
             from .run import open_task
@@ -354,6 +360,7 @@ class Store:
             open_task(key, self._tasks)
         else:
             self.corpus(protocol.corpus(key))
+        self._texts.add(anywhere)
 
     @property
     def _tasks(self) -> TaskSource:

@@ -39,7 +39,7 @@ from .nodes import (
     with_pid,
 )
 
-DEMO = ["--corpus", "demo", "--window", "128", "--limit", "20", "--threads", "1"]
+DEMO = ["--corpus", "demo", "--window", "128", "--threads", "1", "--journal", "off"]
 
 
 def without_time(document: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def without_time(document: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def measured_here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("here")
-    words = ["measure", "demo/dense", *DEMO, "--json", "it.json"]
+    words = ["measure", "demo/dense", *DEMO, "--limit", "3", "--json", "it.json"]
     done = pplguard(*words, cwd=folder)
     assert done.returncode == 0, done.stderr
     return without_time(json.loads((folder / "it.json").read_text()))
@@ -67,7 +67,8 @@ def test_measure_on_two_replicas(
     tmp_path: Path,
     way: str,
 ) -> None:
-    words = ["measure", "demo/dense", *DEMO, "--json", "it.json"]
+    """``client`` is Ray's own, at an address that begins with ``ray://``."""
+    words = ["measure", "demo/dense", *DEMO, "--limit", "3", "--json", "it.json"]
     done = pplguard(*words, *where(getattr(cluster, way)), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     there = json.loads((tmp_path / "it.json").read_text())
@@ -78,15 +79,14 @@ def test_measure_on_two_replicas(
     wait_for(lambda: not replicas_alive(), 10)
 
 
-@pytest.mark.parametrize("way", ["address", "client"])
 def test_a_replica_that_is_killed_from_outside(
-    cluster: TwoNodes, alone: None, local: Local, tmp_path: Path, way: str
+    cluster: TwoNodes, alone: None, local: Local, tmp_path: Path
 ) -> None:
-    """What programs read stays JSON; what happened is one line for people."""
+    """Through Ray's client. What programs read stays JSON, the loss is one line."""
     process = subprocess.Popen(
         [str(programs() / "pplguard"), "measure", "demo/dense", "--method", "wanda",
          "--corpus", "demo", "--window", "128", "--json", "-", "--threads", "1",
-         "--journal", "off", *where(getattr(cluster, way))],
+         "--journal", "off", *where(cluster.client)],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | ENVIRONMENT,
     )  # fmt: skip
@@ -109,7 +109,7 @@ def test_a_replica_that_is_killed_from_outside(
 
 
 def test_compare(cluster: TwoNodes, alone: None, tmp_path: Path) -> None:
-    words = ["compare", "demo", *DEMO, "--json", "it.json"]
+    words = ["compare", "demo", *DEMO, "--limit", "3", "--json", "it.json"]
     tables = []
     for more in ([], where(cluster.address)):
         done = pplguard(*words, *more, cwd=tmp_path)
@@ -126,8 +126,7 @@ def numbers(text: str) -> list[str]:
 
 
 def test_explain(cluster: TwoNodes, alone: None, tmp_path: Path) -> None:
-    words = ["explain", "demo/dense", "--corpus", "demo", "--window", "128",
-             "--limit", "3", "--threads", "1", "--json", "it.json"]  # fmt: skip
+    words = ["explain", "demo/dense", *DEMO, "--limit", "3", "--json", "it.json"]
     found = []
     for more in ([], where(cluster.address)):
         done = pplguard(*words, *more, cwd=tmp_path)
@@ -135,13 +134,13 @@ def test_explain(cluster: TwoNodes, alone: None, tmp_path: Path) -> None:
         found.append(json.loads((tmp_path / "it.json").read_text()))
     assert "loading demo/dense (2.14 MB) on 2 replicas: done" in done.stderr
     here, there = found
-    assert json.dumps(there).count('"executor": "ray"') == 1
-    assert numbers(json.dumps(here["rungs"])) == numbers(json.dumps(there["rungs"]))
+    assert there["environment"] == here["environment"] | {"executor": "ray"}
+    assert there["steps"] == here["steps"]
 
 
 def test_update_and_its_gate(cluster: TwoNodes, alone: None, tmp_path: Path) -> None:
     words = ["update", "demo/dense", "--checkpoint", "it/dense", "--base", "demo",
-             "--method", "wanda", *DEMO]  # fmt: skip
+             "--method", "wanda", "--limit", "20", *DEMO]  # fmt: skip
     done = pplguard(*words, *where(cluster.address), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "loading it/dense (2.14 MB) on 2 replicas: done" in done.stderr
@@ -166,11 +165,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     (folder / "pytest.ini").write_text("[pytest]\nppl_include_path = tasks\n")
     write_task(folder / "tasks", "piqa")
-    for name in ("dense", "wanda-50"):
+    for name, *what in (
+        ("dense", "--method", "wanda", "--corpus", "demo", "--limit", "200"),
+        ("dense", "--task", "piqa", "--include-path", "tasks"),
+        ("wanda-50", "--method", "wanda", "--corpus", "demo", "--limit", "20"),
+    ):
         done = pplguard(
             "update", f"demo/{name}", "--checkpoint", f"some/{name}", "--base", "demo",
-            "--method", "wanda", "--corpus", "demo", "--window", "128", "--limit",
-            "300", "--task", "piqa", "--include-path", "tasks", "--threads", "1",
+            "--window", "128", "--threads", "1", "--journal", "off", *what,
             cwd=folder,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -183,7 +185,7 @@ def gate(
     """What pytest says, and its report."""
     words = ["pytest", "baselines/some.yaml", "-p", "no:asyncio", "--ppl-journal=off"]
     words += ["--ppl-threads=1", "--ppl-report=it.json", *more]
-    for name in ("dense", "wanda-50"):
+    for name in ("dense", "wanda-50") if "-k" not in more else ("dense",):
         words += ["--ppl-model", f"some/{name}=demo/{name}"]
     if cluster is not None:
         words += ["--ppl-executor=ray", "--ppl-ray-address", cluster.address]
@@ -211,14 +213,13 @@ def test_gates_on_two_replicas(cluster: TwoNodes, alone: None, project: Path) ->
         "wanda/demo",
         "lm-eval/piqa",
     }
-    assert said.count(" on 2 replicas") == 0 or True
     wait_for(lambda: not replicas_alive(), 10)
 
 
 def test_early_verdicts_on_two_replicas(
     cluster: TwoNodes, alone: None, project: Path
 ) -> None:
-    more = ["--ppl-early=0.01", "--ppl-early-cap=0.1", "-k", "wanda/demo"]
+    more = ["--ppl-early=0.01", "--ppl-early-cap=0.1", "-k", "first200"]
     _, there = gate(project, cluster, *more)
     _, here = gate(project, None, *more)
     assert verdicts(there) == verdicts(here)
@@ -229,7 +230,10 @@ def test_two_workers_share_the_cluster(
     cluster: TwoNodes, alone: None, project: Path
 ) -> None:
     _, there = gate(project, cluster, "-n2")
-    assert len(verdicts(there)) >= 4
+    assert {one["checkpoint"] for one in verdicts(there)} == {
+        "some/dense",
+        "some/wanda-50",
+    }
     wait_for(lambda: not replicas_alive(), 10)
 
 
@@ -306,14 +310,3 @@ def test_ctrl_c_leaves_no_replica(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     wait_for(lambda: not replicas_alive(), 10)
-
-
-# --------------------------------------------------------------------------- tokens
-
-
-TOKEN = "0123456789abcdef0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def asks_for_a_token(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    raise NotImplementedError

@@ -97,9 +97,9 @@ def test_no_memory_for_a_portion_anywhere(cluster: TwoNodes, opened: Opened) -> 
     with pytest.raises(DeviceError) as caught:
         opened.measure(KEYS[0])
     assert re.fullmatch(
-        r"out of memory on cpu at window 1 of 30 \(128 tokens, float32\): [\d.]+ of "
-        r"[\d.]+ GiB are free; use a half-precision --ppl-dtype, a shorter window or "
-        "another --ppl-device",
+        r"out of memory on cpu at window 1 of 30 \(128 tokens, float32\): 4\.00 GiB "
+        r"more were needed, [\d.]+ of [\d.]+ GiB are free; use a half-precision "
+        "--ppl-dtype, a shorter window or another --ppl-device",
         str(caught.value),
     )
     opened.close_replicas()  # they have no memory any more
@@ -149,8 +149,8 @@ def test_a_replica_that_ray_kills_for_its_nodes_memory(
     assert measured.evidence == local(KEYS[0]).evidence
     for line in lines:
         assert re.fullmatch(
-            r"it: a replica on .* was lost \(Ray killed it, as node 127\.0\.0\.4 ran low "
-            r"on memory: [\d.]+GB of [\d.]+GB used\); it is (not )?started again",
+            r"it: a replica on .* was lost \(Ray killed it, as node 127\.0\.0\.4 ran "
+            r"low on memory: [\d.]+GB of [\d.]+GB used\); it is (not )?started again",
             line,
         )
 
