@@ -161,7 +161,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--ppl-threads",
         metavar="N",
         help="Threads of torch on a CPU (ini: ppl_threads, default: torch's own, "
-        "shared between xdist's workers)",
+        "shared between xdist's workers); with --ppl-executor ray the CPUs of each "
+        "replica (default: 1)",
     )
     group.addoption(
         "--ppl-compile",

@@ -70,8 +70,12 @@ _READ_AT_START = (
 )
 """Beginnings of variables that the interpreter and libraries read once."""
 
-_HAVE_NO_PART = ("HF_HUB_OFFLINE", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH")
-"""But not these: no zygote has a network, and forks see to the other two."""
+_HAVE_NO_PART = (
+    *("HF_HUB_OFFLINE", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH"),
+    *("HF_XET_HIGH_PERFORMANCE", "TORCHINDUCTOR_CACHE_DIR"),
+)
+"""But not these: no zygote has a network, forks see to the other two of the first line,
+and the second are set by libraries themselves when they are imported."""
 
 # What stands in PATH. -I: nothing of the command's folder is imported here.
 _CLIENT = """#!{python} -IS

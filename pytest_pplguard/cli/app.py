@@ -209,6 +209,15 @@ Threads = Annotated[
         metavar="N", min=1, help="Threads of torch on a CPU (default: torch's own)"
     ),
 ]
+ReplicaThreads = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Threads of torch on a CPU (default: torch's own); with --executor ray "
+        "the CPUs of each replica (default: 1)",
+    ),
+]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Run the model through torch.compile")
 ]
@@ -270,7 +279,7 @@ def measure(
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
-    threads: Threads = None,
+    threads: ReplicaThreads = None,
     compile: Compile = False,
     journal: JournalFolder = None,
     allow_pickle: AllowPickle = False,
@@ -441,7 +450,7 @@ def compare(
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
-    threads: Threads = None,
+    threads: ReplicaThreads = None,
     compile: Compile = False,
     journal: JournalFolder = None,
     allow_pickle: AllowPickle = False,
@@ -517,7 +526,7 @@ def update(
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
-    threads: Threads = None,
+    threads: ReplicaThreads = None,
     compile: Compile = False,
     journal: JournalFolder = None,
     allow_pickle: AllowPickle = False,
@@ -627,7 +636,7 @@ def explain(
     dtype: Dtype = "auto",
     batch_size: BatchSize = "1",
     attention: Attention = None,
-    threads: Threads = None,
+    threads: ReplicaThreads = None,
     compile: Compile = False,
     journal: JournalFolder = None,
     allow_pickle: AllowPickle = False,

@@ -272,9 +272,11 @@ class Checkpoint:
 
         Raises:
             UsageError: there is such a key.
+            CorpusError: the text of one is not there.
         """
         for key in keys:
             self._store.check(key)
+            self._store.check_text(key)
 
     def measure(self, key: Key) -> Measurement:
         """One measurement."""

@@ -23,6 +23,12 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 _SETTINGS = 4
 _LOOPBACK = "127.0.0.1"
 _KEEP_TO_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_FIRST_CALLS = {
+    True: "/ray.rpc.RayletDriver/ClusterInfo",
+    False: "/ray.rpc.NodeInfoGcsService/GetClusterId",
+}
+"""What a cluster is asked first, by Ray's client or not."""
+
 _QUIET = {
     # Ray ends this process when its head was away for so long, before we can say why.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
@@ -231,12 +237,43 @@ def _init(where: str, **options: Any) -> None:
     quiet = {} if client else {"logging_level": "ERROR", "configure_logging": False}
     try:
         with _quiet():
+            if options["address"] not in ("auto", "local"):
+                _refuse_token(options["address"], client=client)
             ray.init(namespace="pplguard", log_to_driver=False, **quiet, **options)
+    except ExecutorError:
+        raise
     # What is wrong with a cluster is told by errors of all kinds, most of them long.
     except Exception as error:
         raise ExecutorError(
             _why_not(where, options["address"], error, client=client)
         ) from error
+
+
+def _refuse_token(address: str, *, client: bool) -> None:
+    """Ask a cluster whether it takes our token.
+
+    Ray would ask twenty times, once a second, print lines of its own, and say no more
+    than that it cannot connect.
+
+    Raises:
+        ExecutorError: it takes another one.
+    """
+    try:
+        import grpc
+        from ray._private.gcs_utils import create_gcs_channel
+    except ImportError:  # another Ray has it elsewhere, and asks itself
+        return
+    with closing(create_gcs_channel(address.removeprefix(RAY_CLIENT))) as channel:
+        try:
+            channel.unary_unary(_FIRST_CALLS[client])(b"", timeout=_SECONDS)
+        except grpc.RpcError as error:
+            # Whatever else is wrong Ray finds out, too.
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise ExecutorError(
+                    f"the Ray cluster at {address} takes another token than this "
+                    "process has, if it has any: set RAY_AUTH_MODE=token and "
+                    "RAY_AUTH_TOKEN here to what its head was started with"
+                ) from error
 
 
 def _why_not(where: str, address: str, error: Exception, *, client: bool) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -170,8 +171,7 @@ class Pool:
 
     def _tell_hardware(self) -> None:
         """Say it where it is of several kinds, and again where one has joined."""
-        here = {hardware(one.ready) for one in self.members if one.ready}
-        names = here | self._hardware
+        names = self.hardware().keys() | self._hardware
         if len(names) > 1 and names != self._hardware:
             self._tell(
                 f"{self._target.name}: its replicas run on different hardware "
@@ -250,14 +250,20 @@ class Pool:
     @property
     def facts(self) -> Facts:
         """Of the model, wherever it is."""
-        names = dict.fromkeys(
-            one.ready.facts.device_name for one in self.members if one.ready
-        )
+        names = self.hardware().values()
         return replace(
             self.first.facts,
-            device_name=", ".join(sorted(names)) or self.first.facts.device_name,
+            device_name=named_together(names) or self.first.facts.device_name,
             more={"executor": "ray"},
         )
+
+    def hardware(self) -> dict[str, str]:
+        """What the hardware is called of those that are ready, by all that is known."""
+        return {
+            hardware(one.ready): one.ready.facts.device_name
+            for one in self.members
+            if one.ready
+        }
 
     def kernels(self) -> dict[str, Scalar]:
         """What decides the last bits; where replicas differ, all that they say."""
@@ -527,6 +533,11 @@ def hardware(ready: Ready) -> str:
     return name if kernels is None else f"{name} ({kernels})"
 
 
+def named_together(names: Iterable[str]) -> str:
+    """Names of hardware, each once, as they are recorded."""
+    return ", ".join(sorted({*names}))
+
+
 def read_tokenizer(ready: Ready, name: str) -> Tokenizer:
     """What a replica has pickled.
 
@@ -552,10 +563,22 @@ def which_model(ready: Ready) -> str:
 
 def cause(error: Exception) -> str:
     """Why a replica was lost, of what Ray says at length."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return _killed_for_memory(str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for word in ("died because", "was killed", "OutOfMemory", "out of memory"):
+    for word in ("died because", "was killed", "out of memory"):
         for line in lines:
             if word in line:
                 return line.rstrip(".")[:300]
     errors = [line for line in lines if "Error" in line.split(":", 1)[0]]
     return (errors[-1] if errors else first_line(error))[:300]
+
+
+def _killed_for_memory(text: str) -> str:
+    """What Ray's memory monitor has done, of the page that it says about it."""
+    node = re.search(r"\bIP: ([^,)\s]+)", text)
+    used = re.search(r"\bwas ([\d.]+ ?[KMGT]?B)[^/\n]*/ ?([\d.]+ ?[KMGT]?B)", text)
+    return (
+        f"Ray killed it, as {f'node {node[1]}' if node else 'its node'} ran low on "
+        f"memory{f': {used[1]} of {used[2]} used' if used else ''}"
+    )

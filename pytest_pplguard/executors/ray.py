@@ -8,7 +8,7 @@ never has the model. Replicas are actors (:mod:`.replica`), brought up and repla
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from .pool import (
     Member,
     Pool,
     cause,
+    hardware,
+    named_together,
     on_nodes,
     read_tokenizer,
     which_model,
@@ -215,6 +217,7 @@ class RaySubject(Subject):
             scores=tuple(scores[index] for index in range(len(windows))),
             dtype=heard.facts.dtype,
             notices=tuple(_each_once(run.said)),
+            device_name=named_together(run.scored_on) or None,
         )
 
     def close(self) -> None:
@@ -261,6 +264,13 @@ class RayScorer(ScorerElsewhere):
         self._tell = tell
         self._packs = True
         self._said: dict[int, list[str]] = {}
+        self._named = pool.hardware()
+        self._scored_on: set[str] = set()
+
+    @property
+    def device_name(self) -> str | None:
+        """Of all replicas that have scored, those that joined later, too."""
+        return named_together(self._scored_on) or None
 
     @property
     def notices(self) -> list[str]:
@@ -298,10 +308,14 @@ class RayScorer(ScorerElsewhere):
             stop,
             self._progress,
             self._timeout,
+            named=self._named,
         )
+        if kept is not None and kept.finished:  # by a run on what the journal names
+            self._scored_on |= {*self._named.values()}
         try:
             return run.scores()
         finally:
+            self._scored_on |= run.scored_on
             self._said |= run.said
             self._packs = self._packs and run.packs
 
@@ -344,6 +358,7 @@ class _Run:
         progress: Progress | None,
         timeout: float,
         reference: _Reference | None = None,
+        named: Collection[str] = (),
     ) -> None:
         import ray
 
@@ -354,6 +369,8 @@ class _Run:
 
         self.said: dict[int, list[str]] = {}
         self.packs = True
+        self.scored_on: set[str] = set()
+        self._named = named
         self._pool = pool
         self._job = job
         self._kept = kept
@@ -525,7 +542,11 @@ class _Run:
             new = found[number]
             known = self._scores.keys() & new
             self._found[number] = new
-            if self._kept is not None:
+            assert member.ready is not None
+            self.scored_on.add(member.ready.facts.device_name)
+            # A journal names the hardware of its windows, and was opened before others
+            # have joined.
+            if self._kept is not None and hardware(member.ready) in self._named:
                 self._kept.add(new)
             self._tally({index: new[index] for index in new if index not in known})
         for number in self._schedule.distrusted[before:]:

@@ -22,8 +22,13 @@ import msgspec
 from msgspec import Struct
 
 from .. import errors
-from ..checkpoints import Located, identity_state, tokenizer_digest
-from ..errors import CheckpointError, InvalidLossError, PplguardError
+from ..checkpoints import (
+    Located,
+    identity_state,
+    is_out_of_memory,
+    tokenizer_digest,
+)
+from ..errors import CheckpointError, DeviceError, InvalidLossError, PplguardError
 from ..measure import Dense, Facts, StoredWeights, load_target, locate_target
 from ..options import BATCH_AUTO, Options, Target
 from ..protocols import windows_digest
@@ -219,10 +224,6 @@ class Replica:
     ) -> Ready | Failure:
         import torch
 
-        from ..checkpoints import model_digest, state_digest
-        from ..measure import facts_of
-        from ..measure.environment import switches
-
         started = time.perf_counter()
         notices: list[str] = []
         # As many on each replica: sums are rounded by how they are shared out.
@@ -236,10 +237,29 @@ class Replica:
                 tell=lambda *lines: notices.extend(lines),
                 located=located,
             )
-            tokenizer = tokenizer_digest(loaded.tokenizer, located)
+            setattr(self, role, loaded)
+            return self._ready(loaded, located, notices, started)
         except PplguardError as error:
             return Failure.of(error)
-        setattr(self, role, loaded)
+        except Exception as error:
+            # Where it shows is chance: files are read and digests made, too.
+            if not is_out_of_memory(error):
+                raise
+            return Failure.of(
+                DeviceError(
+                    f"out of memory: {target.spec} cannot be loaded where this replica "
+                    "runs. Way out: fewer replicas on a node (--ppl-threads are the "
+                    "CPUs of each), or --ppl-dtype bfloat16"
+                )
+            )
+
+    def _ready(
+        self, loaded: Any, located: Located, notices: Sequence[str], started: float
+    ) -> Ready:
+        from ..checkpoints import model_digest, state_digest
+        from ..measure import facts_of
+        from ..measure.environment import switches
+
         digest = model_digest(loaded.model)
         return Ready(
             facts=facts_of(loaded),
@@ -250,7 +270,7 @@ class Replica:
             seconds=time.perf_counter() - started,
             kernels=switches(loaded.device),
             tokenizer=pickle.dumps(loaded.tokenizer),
-            tokenizer_digest=tokenizer,
+            tokenizer_digest=tokenizer_digest(loaded.tokenizer, located),
         )
 
     def begin(self, number: int, job: bytes) -> Failure | None:

@@ -17,7 +17,7 @@ from ..options import BATCH_AUTO, Target
 from ..protocols import Tokenizer, check_key, get_protocol, windows_digest
 from ..scoring import BatchSize, Progress, Scorer
 from ..values import Key, Measurement, Window, WindowScore
-from .environment import environment, using_threads
+from .environment import environment, scored_on, using_threads
 from .subject import Subject, check_ids, check_positions, subject_of
 from .texts import text_notice
 
@@ -153,6 +153,7 @@ class _Run:
         self._seconds = 0.0
         self._notices: dict[str, None] = dict.fromkeys(text_notice(corpus))
         self._reference_dtype = ""
+        self._device_name: str | None = None
 
     def listen(self, loaded: Loaded, name: str, progress: Progress) -> Reference:
         """Run the reference over the windows that come next, as many as fit."""
@@ -226,6 +227,7 @@ class _Run:
         self.scores = list(compared.scores)
         self.total = len(windows)
         self._reference_dtype = compared.dtype
+        self._device_name = compared.device_name
         self._notices |= dict.fromkeys(compared.notices)
         self._seconds += time.perf_counter() - started
 
@@ -260,12 +262,15 @@ class _Run:
             corpus_digest=self._corpus.digest,
             protocol=properties | {"official text": self._corpus.official},
             evidence=tuple(self.scores),
-            environment=environment(
-                subject.facts,
-                self._key,
-                batch_size=self._batch_size,
-                compile=self._compile,
-                threads=self._threads,
+            environment=scored_on(
+                environment(
+                    subject.facts,
+                    self._key,
+                    batch_size=self._batch_size,
+                    compile=self._compile,
+                    threads=self._threads,
+                ),
+                self._device_name,
             )
             | {"reference_dtype": self._reference_dtype},
             seconds=self._seconds,

@@ -71,6 +71,23 @@ def environment(
     }
 
 
+def scored_on(
+    environment: dict[str, Scalar], device_name: str | None
+) -> dict[str, Scalar]:
+    """An environment as it was in the end; ``device_name`` is of what has scored.
+
+    None where that was known before.
+    """
+    return (
+        environment
+        if device_name is None
+        else {
+            **environment,
+            "device_name": device_name,
+        }
+    )
+
+
 def python_versions() -> dict[str, Scalar]:
     """Of this package, Python and what runs models, in this process."""
     return {

@@ -25,7 +25,7 @@ from ..protocols import (
 )
 from ..scoring import BatchSize, Progress, place
 from ..values import Key, Ladder, Measurement, Rung, Scalar, Window, WindowScore
-from .environment import environment, using_threads
+from .environment import environment, scored_on, using_threads
 from .run import OpenJournal, measure_loaded
 from .subject import Subject, WindowScorer, check_ids, check_positions, subject_of
 from .texts import text_notice
@@ -287,9 +287,10 @@ def climb(
         compile=compile,
         threads=threads,
     )
+    scorer = subject.scorer(batch_size=batch_size, progress=progress, compile=compile)
     with using_threads(threads):
         notices = scored.score(
-            subject.scorer(batch_size=batch_size, progress=progress, compile=compile),
+            scorer,
             names=[_name(number, states) for number in range(len(states))],
             journal=None
             if open_journal is None
@@ -321,7 +322,7 @@ def climb(
         words=words,
         limit=limit,
         recipe=corpus.recipe,
-        environment=facts,
+        environment=scored_on(facts, scorer.device_name),
         seconds=time.perf_counter() - started,
         notices=(*text_notice(corpus), *notices),
     )

@@ -25,7 +25,7 @@ from ..protocols import PROTOCOLS, LmEval, Protocol, check_key, windows_digest
 from ..scoring import BatchSize, Kept, Progress, Stop
 from ..startup import importing
 from ..values import Key, Measurement, Scalar, Window, WindowScore
-from .environment import environment, using_threads
+from .environment import environment, scored_on, using_threads
 from .subject import Subject, WindowScorer, check_ids, check_positions, subject_of
 from .texts import text_notice
 
@@ -171,7 +171,7 @@ class _Run:
             protocol=self._protocol.properties(corpus, tokenizer, self._key)
             | {"official text": corpus.official},
             evidence=tuple(self.scores),
-            environment=self.environment,
+            environment=scored_on(self.environment, self._scorer.device_name),
             seconds=0.0,
         )
 
@@ -300,7 +300,7 @@ class _Run:
             corpus_digest=result.corpus_digest,
             protocol=result.protocol,
             evidence=tuple(scores),
-            environment=self.environment,
+            environment=scored_on(self.environment, self._scorer.device_name),
             seconds=time.perf_counter() - started,
             notices=(*result.notices, *self.notices),
             documents=result.documents,

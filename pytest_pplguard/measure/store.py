@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from msgspec.structs import replace
+
 from ..checkpoints import Loaded, state_digest
 from ..corpora import Corpus
 from ..errors import MeasurementError, PplguardError
@@ -107,6 +109,7 @@ class Store:
         self._model_digest: str | None = None
         self._corpora: dict[str, Corpus] = {}
         self._lost_corpora: dict[str, PplguardError] = {}
+        self._texts: set[Key] = set()
         self._measured: dict[tuple[str, Key], Measurement] = {}
         self._stopped: dict[tuple[str, Key], Measurement] = {}
         self._failed: dict[tuple[str, Key | None], PplguardError] = {}
@@ -273,8 +276,7 @@ class Store:
         try:
             check_key(key)
             self.check(key)
-            # A text that is not there should not cost the loading of a model.
-            self._check_text(key)
+            self.check_text(key)
             if reference is not None and self._executor is not None:
                 measured = self._divergence_elsewhere(name, key, reference)
             elif reference is not None:
@@ -354,7 +356,16 @@ class Store:
                 open_journal=self._journal_of(subject, f"{start} to {goal}", label),
             )
 
-    def _check_text(self, key: Key) -> None:
+    def check_text(self, key: Key) -> None:
+        """Refuse a text that is not there: it should not cost the loading of a model.
+
+        Raises:
+            UsageError: there is no such text or task.
+            CorpusError: it cannot be read.
+        """
+        anywhere = replace(key, window=1)
+        if anywhere in self._texts:
+            return
         protocol = get_protocol(key.method)
         if protocol.runs_task(key):
             from .run import open_task
@@ -362,6 +373,7 @@ class Store:
             open_task(key, self._tasks)
         else:
             self.corpus(protocol.corpus(key))
+        self._texts.add(anywhere)
 
     @property
     def _tasks(self) -> TaskSource:

@@ -48,15 +48,23 @@ class Facts(Struct, frozen=True):
 
 
 class Compared(Struct, frozen=True):
-    """Evidence of each window, the reference's dtype, and lines for the user."""
+    """Evidence of each window, the reference's dtype, and lines for the user.
+
+    ``device_name`` is as a :class:`WindowScorer`'s.
+    """
 
     scores: tuple[WindowScore, ...]
     dtype: str
     notices: tuple[str, ...] = ()
+    device_name: str | None = None
 
 
 class WindowScorer(Protocol):
     """Scores windows; see :class:`pytest_pplguard.scoring.Scorer`, which is one."""
+
+    @property
+    def device_name(self) -> str | None:
+        """What the hardware is called that has scored; None: as the facts say."""
 
     @property
     def notices(self) -> list[str]:
@@ -85,6 +93,11 @@ class WindowScorer(Protocol):
 
 class ScorerElsewhere(abc.ABC):
     """A :class:`WindowScorer` of a model that is not in this process."""
+
+    @property
+    def device_name(self) -> str | None:
+        """As :attr:`WindowScorer.device_name`."""
+        return None
 
     def __call__(
         self,

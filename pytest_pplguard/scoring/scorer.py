@@ -89,6 +89,8 @@ class Scorer:
     ``notices`` collects what the user should know, such as a fall-back.
     """
 
+    device_name: str | None = None  # no other than the model's facts say
+
     def __init__(
         self,
         model: torch.nn.Module,

@@ -49,8 +49,7 @@ NOT_RUN = {
         "it needs a vLLM",
     ],
     "docs/ray.md": [
-        "it needs a cluster; tests/model/test_executors_ray.py runs such lines on one "
-        "of two nodes",
+        "it needs a cluster; tests/model/cluster runs such lines on one of two nodes",
         "it is for the nodes of a cluster",
         "it is for the nodes of a cluster",
         "it is for a Slurm cluster",

@@ -7,6 +7,7 @@ a fault is taken by the one replica that comes first; ``all-`` before it: by all
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Sequence
@@ -36,6 +37,19 @@ def _taken(name: str) -> str | None:
     return mine.read_text()
 
 
+def _allow_no_more_memory(left: int = 2**26) -> None:
+    """What asks the system for more than ``left`` bytes is told that there are none."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + left
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+def _take_memory(*_: object) -> None:
+    import torch
+
+    torch.empty(2**30)
+
+
 class Faulty(Replica):
     """A replica that goes wrong at the edge."""
 
@@ -51,7 +65,12 @@ class Faulty(Replica):
         fault = _taken("load")
         if fault is not None:
             return Failure.of(CheckpointError(fault))
+        if _taken("memory-load") is not None:
+            _allow_no_more_memory(2**20)
         ready = super().load(target, allow_keys)
+        name = _taken("hardware")
+        if name is not None and isinstance(ready, Ready):
+            return replace(ready, facts=replace(ready.facts, device_name=name))
         digest = _taken("digest")
         if digest is not None and isinstance(ready, Ready):
             return replace(ready, digest=digest)
@@ -80,6 +99,10 @@ class Faulty(Replica):
             os.kill(os.getpid(), signal.SIGKILL)
         if _taken("hang") is not None:
             time.sleep(3600)
+        if _taken("memory") is not None:
+            _allow_no_more_memory()
+            # The demo needs none that it does not have yet; this layer needs more.
+            self._loaded.model.base_model.register_forward_pre_hook(_take_memory)
         if _taken("nan") is not None:
             import torch
 

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from pytest_pplguard.errors import CheckpointError, ExecutorError
-from pytest_pplguard.executors.pool import Pool
+from pytest_pplguard.executors.pool import Pool, cause
 from pytest_pplguard.executors.replica import Hello, Ready, installed
 from pytest_pplguard.measure import Facts
 from pytest_pplguard.measure.identity import own_code
@@ -130,6 +130,18 @@ def test_processors_that_compute_in_other_ways_are_different_hardware() -> None:
     assert "(x86_64 (AVX2), x86_64 (AVX512))" in told
 
 
+def test_what_joins_is_hardware_that_may_score() -> None:
+    cluster = Cluster((HELLO, READY))
+    cluster.pool.start()
+    assert cluster.pool.facts.device_name == "NVIDIA H100"
+    cluster.join(HELLO, on("NVIDIA A100", capability="sm_80"))
+    assert cluster.pool.hardware() == {
+        "NVIDIA H100": "NVIDIA H100",
+        "NVIDIA A100 (sm_80)": "NVIDIA A100",
+    }
+    assert cluster.pool.facts.device_name == "NVIDIA A100, NVIDIA H100"
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -194,3 +206,31 @@ def test_a_tokenizer_that_cannot_be_read_here() -> None:
         "process, which cuts the windows (ModuleNotFoundError: No module named "
         "'nowhere'): measure it with the executor local"
     )
+
+
+class OutOfMemoryError(Exception):
+    """By the name of Ray's own, which says a page."""
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            "1 worker(s) were killed due to the node running low on memory. Memory on "
+            "the node (IP: 10.0.0.7, ID: 320cdd) was 8.39GB used / 23.54GB limit "
+            "(0.356532)\nOOM kill reason: Memory usage exceeded\nRefer to the "
+            "documentation on how to address the out of memory issue: https://docs",
+            "Ray killed it, as node 10.0.0.7 ran low on memory: 8.39GB of 23.54GB used",
+        ),
+        (
+            "Task was killed due to the node running low on memory.\nMemory on the "
+            "node (IP: 10.0.0.7, ID: e5d9) where the task (actor ID: 5d, name=it, "
+            "pid=1, memory used=5.1GB) was running was 6.94GB / 7.28GB (0.953461), "
+            "which exceeds the memory usage threshold of 0.95.",
+            "Ray killed it, as node 10.0.0.7 ran low on memory: 6.94GB of 7.28GB used",
+        ),
+        ("of another Ray", "Ray killed it, as its node ran low on memory"),
+    ],
+)
+def test_a_replica_that_ray_has_killed_for_memory(said: str, expected: str) -> None:
+    assert cause(OutOfMemoryError(said)) == expected

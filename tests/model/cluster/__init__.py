@@ -1,0 +1,1 @@
+"""Real clusters of Ray on this machine's loopback addresses."""
