@@ -261,7 +261,7 @@ class Store:
             check_key(key)
             self.check(key)
             # A text that is not there should not cost the loading of a model.
-            self._check_text(key)
+            self.check_text(key)
             if reference is not None and self._executor is not None:
                 measured = self._divergence_elsewhere(name, key, reference)
             elif reference is not None:
@@ -341,7 +341,12 @@ class Store:
                 open_journal=self._journal_of(subject, f"{start} to {goal}", label),
             )
 
-    def _check_text(self, key: Key) -> None:
+    def check_text(self, key: Key) -> None:
+        """Refuse what has no text here, before a model is made ready for it.
+
+        Raises:
+            CorpusError: the corpus or the task's data is not there.
+        """
         protocol = get_protocol(key.method)
         if protocol.runs_task(key):
             from .run import open_task
