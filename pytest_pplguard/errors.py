@@ -58,6 +58,10 @@ class ExecutorError(PplguardError):
     """A cluster or a server cannot be reached, or none of its replicas is left."""
 
 
+class ServerChangedError(ExecutorError):
+    """A server is not any more what it was when it was asked first."""
+
+
 class CorpusError(PplguardError):
     """A text cannot be found, read or cut into windows."""
 

@@ -18,6 +18,7 @@ JOURNAL_OFF = "off"
 BATCH_AUTO: Literal["auto"] = "auto"
 EXECUTORS = ("local", "ray", "server")
 RAY_CLIENT = "ray://"
+_INI = "ini "
 PUBLISHED_POLICIES = ("accept", "warn", "fail")
 _LISTED = 8
 
@@ -52,7 +53,7 @@ class Execution(Struct, frozen=True):
     ``gpus_per_replica`` (None: 1 where the cluster has GPUs). ``server``: the endpoint
     at ``address`` offers the checkpoint as ``model`` (None: the only one), and is sent
     ``replicas`` requests at once. A portion of windows is given up after ``timeout``
-    seconds, and scored elsewhere.
+    seconds, and scored elsewhere; a server that is away is waited for that long.
     """
 
     where: Literal["local", "ray", "server"] = "local"
@@ -76,7 +77,8 @@ class Options(Struct, frozen=True):
     """Everything that the user set, checked, from command line and ini file.
 
     ``typed`` are the words of the command line that a further run needs to measure in
-    the same way; the ini file speaks for itself. ``journal`` is a folder,
+    the same way; the ini file speaks for itself: ``from_ini`` are the options, such as
+    ``dtype``, whose values are its. ``journal`` is a folder,
     :data:`JOURNAL_OFF`, or None for the usual folder. ``cache`` is the folder of
     results, None where none are kept. ``early`` is None where every window is scored.
     ``threads`` of torch are left as they are where it is None. ``include_path`` are
@@ -110,6 +112,13 @@ class Options(Struct, frozen=True):
     published: str = "accept"
     require: bool = False
     typed: tuple[str, ...] = ()
+    from_ini: frozenset[str] = frozenset()
+
+    def where(self, name: str) -> str:
+        """How the user gave an option: ``--ppl-dtype``, or ``ini ppl_dtype``."""
+        if name in self.from_ini:
+            return f"{_INI}ppl_{name}"
+        return f"--ppl-{name.replace('_', '-')}"
 
 
 def parse_batch_size(text: str, *, option: str) -> int | Literal["auto"]:
@@ -205,7 +214,7 @@ def _of_executor(
 
 
 def _is_ini(option: str) -> bool:
-    return option.startswith("ini ")
+    return option.startswith(_INI)
 
 
 _EXECUTORS_OF = {

@@ -123,7 +123,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--ppl-portion-timeout",
         metavar="SECONDS",
-        help="Give windows to another replica, or ask the server again, after so long "
+        help="Give windows to another replica after so long; with a server: ask once "
+        "more after so long, and wait so long for one that is away "
         "(ini: ppl_portion_timeout, default: 600)",
     )
     group.addoption(

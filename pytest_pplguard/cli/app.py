@@ -172,7 +172,8 @@ PortionTimeout = Annotated[
     str | None,
     typer.Option(
         metavar="SECONDS",
-        help="Give windows to another replica, or ask the server again, after so long "
+        help="Give windows to another replica after so long; with a server: ask once "
+        "more after so long, and wait so long for one that is away "
         "(default: 600)",
     ),
 ]

@@ -259,6 +259,7 @@ class Checkpoint:
 
         Raises:
             UsageError: it cannot be measured so, or nobody knows at which window.
+            CorpusError: a text is not there.
         """
         self.check(wanted.check_keys())
         return wanted_keys(
@@ -272,11 +273,12 @@ class Checkpoint:
 
         Raises:
             UsageError: there is such a key.
-            CorpusError: the text of one is not there.
+            CorpusError: a key's text is not there.
         """
-        for key in keys:
-            self._store.check(key)
-            self._store.check_text(key)
+        keys = list(keys)
+        for check in (self._store.check, self._store.check_text):
+            for key in keys:
+                check(key)
 
     def measure(self, key: Key) -> Measurement:
         """One measurement."""

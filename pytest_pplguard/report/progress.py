@@ -140,6 +140,23 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+class Watching:
+    """What a scorer calls with how far it is.
+
+    Args:
+        progress: takes that.
+        say: shows a line now, from any thread.
+    """
+
+    def __init__(self, progress: ScorerProgress, say: Callable[[str], None]) -> None:
+        self._progress = progress
+        self.say = say
+
+    def __call__(self, done: int, total: int, mean_nll: float) -> None:
+        """Show it."""
+        self._progress(done, total, mean_nll)
+
+
 @contextmanager
 def watch_live(
     label: str,
@@ -218,7 +235,11 @@ def watch_live(
             pace.update(done, total, mean_nll)
             bars.update(task, completed=done, total=total)
 
-        yield progress
+        def say(line: str) -> None:
+            told = encodable(f"pplguard: {one_line(line)}", console.encoding)
+            console.print(Text(told), soft_wrap=True)
+
+        yield Watching(progress, say)
 
 
 @contextmanager
@@ -258,8 +279,12 @@ def watch_lines(
                 write(f"{name}: going on after {done} of {total} {unit}")
         tick()
 
+    def say(line: str) -> None:
+        with lock:
+            write(f"{name}: {one_line(line)}")
+
     with ticker(tick):
-        yield progress
+        yield Watching(progress, say)
     if unit == PHASE:
         if said:
             write(f"{name}: done in {duration(pace.elapsed)}")

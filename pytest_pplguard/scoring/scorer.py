@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from msgspec import UNSET, UnsetType
@@ -41,6 +41,14 @@ Progress = Callable[[int, int, float], None]
 """Called with windows done, windows in all, and the mean NLL per token so far (0 before
 the first, NaN where losses are not computed): once before anything is scored, then
 after every batch."""
+
+
+@runtime_checkable
+class Speaking(Protocol):
+    """A :data:`Progress` that also shows lines to whoever waits, while it is open."""
+
+    def say(self, line: str) -> None:
+        """Show a line now; from any thread."""
 
 
 Stop = Callable[[Mapping[int, WindowScore]], bool]

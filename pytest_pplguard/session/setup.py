@@ -80,6 +80,9 @@ _REPEATED = (
 )
 """Options that change what is measured, or how."""
 
+_TYPED_ONLY = ("allow_pickle", "trust_remote_code")
+"""Those that have no twin in the ini file."""
+
 
 def guard_of(config: pytest.Config) -> Guard:
     """The process's guard, made at the first call.
@@ -272,6 +275,7 @@ def read_options(config: pytest.Config) -> Options:
         ),
         require=bool(config.getini("ppl_require")),
         typed=tuple(_typed_words(config)),
+        from_ini=frozenset(_of_ini(config)),
     )
 
 
@@ -309,6 +313,14 @@ def _typed_words(config: pytest.Config) -> Iterator[str]:
         elif value:
             for one in value if isinstance(value, list) else [value]:
                 yield from (flag, one)
+
+
+def _of_ini(config: pytest.Config) -> Iterator[str]:
+    """Options that the ini file has, and nobody has typed."""
+    for name in _REPEATED:
+        typed = getattr(config.option, f"ppl_{name}")
+        if not typed and name not in _TYPED_ONLY and config.getini(f"ppl_{name}"):
+            yield name
 
 
 def _check_names(device: str, dtype: str) -> None:

@@ -44,8 +44,8 @@ NOT_RUN = {
         "it and runs these lines"
     ],
     "docs/server.md": [
-        "it needs a vLLM; tests/model/test_server.py runs these options against a "
-        "server of its own",
+        "it needs a vLLM; tests/model/test_server_commands.py runs these options "
+        "against a server of its own",
         "it needs a vLLM",
     ],
     "docs/ray.md": [

@@ -1,5 +1,7 @@
 """A real HTTP server of completions with a real model, in a process of its own.
 
+It can be killed and started again at once: its parent has loaded the models, and forks.
+
 It speaks as vLLM 0.32 does (``prompt_logprobs``, vllm/entrypoints/openai/completion) or
 as the OpenAI API specifies ``/v1/completions`` (``echo`` with ``logprobs``), and fails
 on request. Losses come from the model's full logits, window by window: nothing of
@@ -7,7 +9,8 @@ this package computes them.
 
     python -m tests.model.completions_server ID=PATH [ID=PATH ...]
 
-prints its port, and serves until its standard input ends.
+reads ports (0: any), one a line; for each it starts a server with the switches behind
+it, and prints its process and port. All end with its standard input.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -33,9 +37,38 @@ CLAMPED = -9999.0
 class Served:
     """A server under way, as its tests see it."""
 
-    def __init__(self, port: int) -> None:
-        self._root = f"http://127.0.0.1:{port}"
+    def __init__(
+        self, parent: subprocess.Popen[str], models: Mapping[str, Path]
+    ) -> None:
+        self.models = models
+        self._parent = parent
+        self._pid = self._port = 0
+        self.start()
+        self._root = f"http://127.0.0.1:{self._port}"
         self.url = f"{self._root}/v1"
+
+    def start(self, **settings: Any) -> None:
+        """Serve at the port where it was before, with these switches."""
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        print(self._port, json.dumps(settings), file=self._parent.stdin, flush=True)
+        self._pid, self._port = map(int, self._parent.stdout.readline().split())
+
+    def kill(self) -> None:
+        """SIGKILL; there is nobody at its port when this returns."""
+        os.kill(self._pid, signal.SIGKILL)
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self._port), 5).close()
+            except ConnectionError:
+                self._pid = 0
+                return
+            time.sleep(0.01)
+
+    def revive(self) -> None:
+        """Start it again if it was killed."""
+        if not self._pid:
+            self.start()
 
     def switch(self, **settings: Any) -> None:
         """Put all switches back, then set these (see :class:`State`)."""
@@ -64,11 +97,11 @@ def serving(**models: Path) -> Iterator[Served]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        # A pool of threads does not come along when a process forks.
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     try:
-        assert process.stdout is not None
-        yield Served(int(process.stdout.readline()))
+        yield Served(process, models)
     finally:
         process.communicate(timeout=30)  # ends its standard input
 
@@ -82,7 +115,9 @@ class State:
     ``dialect``: ``vllm``, ``echo`` (the OpenAI API's, which knows no
     ``prompt_logprobs``) or ``none`` (no log-probabilities of prompts at all).
     ``context``: ``max_model_len``. ``offered``: ids on the list. ``faults``: what to do
-    to the next completions, one each, then none; ``always``: to all.
+    to the next completions, one each, then none; ``always``: to all. ``weights``: ids
+    whose answers are another's. ``dies_of``: a prompt's length that breaks the
+    connection. ``root``: where all of them were loaded from, None: the truth.
     """
 
     def __init__(self) -> None:
@@ -90,10 +125,19 @@ class State:
         self.context: int | None = 4096
         self.key: str | None = None
         self.offered: list[str] | None = None
+        self.weights: dict[str, str] = {}
+        self.dies_of: int | None = None
+        self.root: str | None = None
         self.faults: list[str] = []
         self.always: str | None = None
         self.delay = 0.0
         self.requests: list[dict[str, Any]] = []
+
+    def next_fault(self, tokens: int) -> str | None:
+        """What to do to a completion of a prompt of so many tokens."""
+        if tokens == self.dies_of:
+            return "reset"
+        return self.faults.pop(0) if self.faults else self.always
 
 
 class Model:
@@ -150,10 +194,7 @@ class Handler(BaseHTTPRequestHandler):
             # Answers that nobody waits for any more are not the next test's.
             with self.busy:
                 assert self.busy.wait_for(lambda: not Handler.under_way, 30)
-            type(self).state = State()
-            for name, value in payload.items():
-                assert hasattr(self.state, name), name
-                setattr(self.state, name, value)
+            set_switches(payload)
             self._send(200, {})
         elif not self._is_allowed(payload):
             pass
@@ -189,21 +230,24 @@ class Handler(BaseHTTPRequestHandler):
                 "object": "model",
                 "created": 1795704627,
                 "owned_by": "vllm" if vllm else "somebody",
-                **({"root": self.models[id_].path, "parent": None} if vllm else {}),
+                **({"root": self._place(id_), "parent": None} if vllm else {}),
                 **({"max_model_len": self.state.context} if vllm else {}),
             }
             for id_ in self.state.offered or self.models
         ]
 
+    def _place(self, id_: str) -> str:
+        return self.state.root or self.models[id_].path
+
     # -------------------------------------------------------------------- completions
 
     def _complete(self, payload: Mapping[str, Any]) -> None:
         state = self.state
-        fault = state.faults.pop(0) if state.faults else state.always
+        fault = state.next_fault(len(payload["prompt"]))
         time.sleep(state.delay)
         if fault == "429":
             self._send(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
-        elif fault in ("500", "503"):
+        elif fault in ("500", "502", "503"):
             self._send(int(fault), {"error": {"message": "EngineCore died"}})
         elif fault == "not json compliant":
             message = "Out of range float values are not JSON compliant"
@@ -247,7 +291,8 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(payload, fault)
 
     def _answer(self, payload: Mapping[str, Any], fault: str | None) -> None:
-        model = self.models.get(payload["model"])
+        id_ = payload["model"]
+        model = self.models.get(self.state.weights.get(id_, id_))
         if model is None:
             message = f"The model `{payload['model']}` does not exist."
             self._send(404, {"error": {"message": message, "code": 404}})
@@ -403,14 +448,36 @@ class Server(ThreadingHTTPServer):
         """Nothing on stderr."""
 
 
+def set_switches(settings: Mapping[str, Any]) -> None:
+    """Put all switches back, then set these."""
+    Handler.state = State()
+    for name, value in settings.items():
+        assert hasattr(Handler.state, name), name
+        setattr(Handler.state, name, value)
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Serve until standard input ends."""
+    """Start servers until standard input ends, and end them then."""
     pairs = [argument.partition("=") for argument in arguments]
     Handler.models = {id_: Model(path) for id_, _, path in pairs}
-    server = Server(("127.0.0.1", 0), Handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those that are killed are gone
+    for line in sys.stdin:
+        port, _, settings = line.partition(" ")
+        reader, alive = os.pipe()
+        if os.fork() == 0:
+            os.close(alive)
+            serve(int(port), json.loads(settings), until=reader)
+            os._exit(0)
+        os.close(reader)  # the other end stays open for as long as this process is
+
+
+def serve(port: int, settings: Mapping[str, Any], *, until: int) -> None:
+    """Serve until the other end of the pipe ``until`` is closed."""
+    set_switches(settings)
+    server = Server(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(server.server_address[1], flush=True)
-    sys.stdin.read()
+    print(os.getpid(), server.server_address[1], flush=True)
+    os.read(until, 1)
 
 
 if __name__ == "__main__":

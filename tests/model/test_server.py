@@ -7,17 +7,16 @@ parts in ten million of a window's loss.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from pytest_pplguard.baselines import read_baseline
-from pytest_pplguard.checkpoints import Loaded, load, locate
+from pytest_pplguard.checkpoints import Loaded
 from pytest_pplguard.corpora import Corpus, open_corpus
 from pytest_pplguard.errors import (
     ExecutorError,
@@ -25,43 +24,21 @@ from pytest_pplguard.errors import (
     MeasurementError,
     UsageError,
 )
-from pytest_pplguard.executors.server import client as client_module
 from pytest_pplguard.executors.server.executor import ServerExecutor
 from pytest_pplguard.measure import Subject, measure_loaded
 from pytest_pplguard.options import Execution, Options, Target
 from pytest_pplguard.scoring import Scorer
 from pytest_pplguard.values import Key, Measurement, Window, WindowScore
 
-from .commands import pplguard, run_pytest
-from .completions_server import Served, serving
+from .completions_server import Served
 from .tiny import save_tiny
 
 DENSE = Target("demo/dense", "demo/dense")
 PRUNED = Target("demo/wanda-50", "demo/wanda-50")
 ROUNDING = 1e-6
 KEY = "wanda/demo:256:first8"
-REPOSITORY = Path(__file__).parents[2]
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    demo = REPOSITORY / "pytest_pplguard/demo"
-    with serving(dense=demo / "dense", pruned=demo / "wanda-50") as served:
-        yield served
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Switches back, no key of whoever runs this, and no waiting for real."""
-    server.switch(offered=["dense"])
-    for name in ("PPL_SERVER_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.01)
-
-
-@pytest.fixture(scope="module")
-def dense() -> Loaded:
-    return load(locate("demo/dense"), device="cpu", dtype="float32")
+pytestmark = pytest.mark.usefixtures("as_it_was")
 
 
 def corpus_of(name: str) -> Corpus:
@@ -123,10 +100,12 @@ def test_a_server_gives_the_local_numbers(
 
 def test_prompts_are_token_ids_and_one_token_is_written(server: Served) -> None:
     found = measured(opened(server))
-    payloads = server.completions()[1:]  # the first asks how it speaks
-    assert len(payloads) == 8 == found.windows
-    assert {len(payload["prompt"]) for payload in payloads} == {256}
-    first = payloads[0]
+    payloads = server.completions()
+    # The first asks how it speaks; the last is the first window again.
+    assert len(payloads) == 10 == found.windows + 2
+    assert [len(payload["prompt"]) for payload in payloads] == [16, *[256] * 9]
+    assert payloads[-1] == payloads[1]
+    first = payloads[1]
     assert {name: first[name] for name in first if name != "prompt"} == {
         "model": "dense",
         "temperature": 0,
@@ -143,8 +122,8 @@ def test_requests_at_once_and_windows_together_change_nothing(
     server.switch(offered=["dense"], dialect=dialect)
     both = measured(opened(server, replicas=3), batch_size=3)
     assert both.evidence == one.evidence
-    sizes = [len(payload["prompt"]) for payload in server.completions()[-3:]]
-    assert sorted(sizes) == [2, 3, 3]
+    sizes = [len(payload["prompt"]) for payload in server.completions()[-4:]]
+    assert [sorted(sizes[:3]), sizes[3]] == [[2, 3, 3], 256]
 
 
 def answers(dense: Loaded) -> list[Window]:
@@ -247,44 +226,81 @@ def test_what_the_config_says_is_held_against_windows(server: Served) -> None:
 # ------------------------------------------------------------------------------- faults
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "503", "reset", "half"])
-def test_a_fault_that_passes_changes_nothing(server: Served, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "proofs"),
+    [("429", 0), ("500", 0), ("503", 3), ("reset", 3), ("half", 3)],
+)
+def test_a_fault_that_passes_changes_nothing(
+    server: Served, fault: str, proofs: int
+) -> None:
+    """A server that was away has to answer its first question again, as before."""
     expected = measured(opened(server))
-    subject = opened(server, replicas=2)
+    subject = opened(server)
     server.switch(offered=["dense"], faults=[fault] * 3)
-    assert measured(subject).evidence == expected.evidence
-    assert len(server.completions()) == 11
+    found = measured(subject)
+    assert found.evidence == expected.evidence
+    sizes = [len(payload["prompt"]) for payload in server.completions()]
+    assert sizes.count(16) == proofs
+    assert sizes.count(256) == 8 + 1 + (1 if proofs else 3)
+    assert len(found.notices) == bool(proofs)
 
 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("429", "it answers 429: slow down (5 times)"),
-        ("500", "it answers 500: EngineCore died (5 times)"),
-        ("reset", "it broke the connection off (5 times)"),
-        ("half", "it broke the connection off (5 times)"),
+        ("429", r"it answers 429: slow down for \d+ s"),
+        ("500", r"it answers 500: EngineCore died \(5 times\)"),
+        ("503", r"it answers 503: EngineCore died for \d+ s"),
+        ("reset", r"it broke the connection off for \d+ s"),
+        ("half", r"it broke the connection off for \d+ s"),
     ],
 )
 def test_a_fault_that_stays_is_named(server: Served, fault: str, words: str) -> None:
-    subject = opened(server)
+    subject = opened(server, timeout=1.0)
     server.switch(offered=["dense"], always=fault)
+    started = time.monotonic()
+    with pytest.raises(ExecutorError) as caught:
+        measured(subject)
+    assert time.monotonic() - started < 10
+    place = re.escape(f"the server at {server.url}: ")
+    assert re.fullmatch(rf"{place}{words} \(at window 1 of 8\)", str(caught.value))
+
+
+def test_a_window_that_breaks_the_server_is_given_up(server: Served) -> None:
+    """It comes back as it was each time, and dies of the same window again."""
+    subject = opened(server)
+    server.switch(offered=["dense"], dies_of=256)
     with pytest.raises(ExecutorError) as caught:
         measured(subject)
     assert str(caught.value) == (
-        f"the server at {server.url}: {words} (at window 1 of 8)"
+        f"the server at {server.url}: it broke the connection off (5 times) (at window "
+        "1 of 8)"
     )
+    sizes = [len(payload["prompt"]) for payload in server.completions()]
+    assert sizes[:9] == [256, 16] * 4 + [256]
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])
-def test_a_server_that_hangs_is_given_up(server: Served, fault: str) -> None:
+def test_a_server_that_hangs_is_asked_once_more(server: Served, fault: str) -> None:
     subject = opened(server, timeout=0.5)
     server.switch(offered=["dense"], always=fault)
+    started = time.monotonic()
     with pytest.raises(ExecutorError) as caught:
         measured(subject)
+    assert time.monotonic() - started < 5
     assert str(caught.value) == (
-        f"the server at {server.url}: no answer within 0.5 s (5 times); give it longer "
+        f"the server at {server.url}: no answer within 0.5 s (2 times); give it longer "
         "(--ppl-portion-timeout) or less (--ppl-replicas) (at window 1 of 8)"
     )
+    asked = server.completions()
+    assert [one["prompt"] for one in asked].count(asked[0]["prompt"]) == 2
+
+
+def test_a_request_that_hangs_once_changes_nothing(server: Served) -> None:
+    expected = measured(opened(server))
+    subject = opened(server, timeout=1.5)
+    server.switch(offered=["dense"], faults=["", "", "hang"])
+    assert measured(subject).evidence == expected.evidence
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "echo"])
@@ -411,7 +427,7 @@ def test_tokens_that_do_not_follow_each_other_are_refused(server: Served) -> Non
         scorer([Window((1, 2, 3), (2, 3, 4)), Window((1, 2, 3), (3, 3))])
     assert str(caught.value) == (
         "window 2 of 2 scores other tokens than those that it reads next, and a server "
-        "tells of no others: measure it without --ppl-executor server"
+        "tells of no others: measure it with --ppl-executor local"
     )
 
 
@@ -427,7 +443,7 @@ def test_what_compares_all_tokens_is_refused_before_anything_is_asked(
         executor(server).check(Key.parse("kl/demo:256"))
     assert str(caught.value) == (
         "key kl/demo:256: a server tells of the text's own tokens and not of all "
-        "others, which this method compares: measure it without --ppl-executor server"
+        "others, which this method compares: measure it with --ppl-executor local"
     )
 
 
@@ -545,83 +561,3 @@ def test_a_key_that_the_server_repeats_is_not_shown(
         f"the server at {server.url} answers 400 at /v1/completions: not with Bearer "
         "[key] (at window 1 of 8)"
     )
-
-
-# ------------------------------------------------------------------------ command lines
-
-
-def test_gates_of_recorded_baselines_pass_by_a_server(
-    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    secret = "sk-very-secret"
-    monkeypatch.setenv("PPL_SERVER_API_KEY", secret)
-    server.switch(key=secret)
-    report = tmp_path / "report.json"
-    result = run_pytest(
-        f"pytest {REPOSITORY}/baselines/demo.yaml --ppl-model demo "
-        f"-k not(first16) --ppl-executor server --ppl-server {server.url} "
-        f"--ppl-replicas 2 --ppl-report {report}",
-        REPOSITORY,
-    )
-    assert result.returncode == 0, result.stdout
-    output = " ".join(result.stdout.split())
-    assert "demo/dense: its losses are those of vllm 0.32.0" in output
-    assert (
-        "demo/wanda-50: gates of weights are about the files of demo/wanda-50, "
-        "whatever the server runs"
-    ) in output
-    document = json.loads(report.read_text())
-    notes = [note for verdict in document["verdicts"] for note in verdict["notes"]]
-    assert (
-        "measured by a server (vllm 0.32.0, its model dense), baseline on cpu "
-        "(float32, torch 2.13.0+cpu)"
-    ) in notes
-    assert secret not in result.stdout + result.stderr + report.read_text()
-
-
-def test_kl_gates_are_errors_in_words(server: Served) -> None:
-    server.switch()
-    result = run_pytest(
-        f"pytest {REPOSITORY}/baselines/demo.yaml --ppl-model demo "
-        f"-k first16 --ppl-executor server --ppl-server {server.url}",
-        REPOSITORY,
-    )
-    assert result.returncode == 1
-    output = " ".join(result.stdout.split())
-    assert "key kl/demo:256:first16: a server tells of the text's own" in output
-    assert server.requests() == []
-
-
-def test_kl_is_refused_before_other_methods_are_measured(
-    server: Served, tmp_path: Path
-) -> None:
-    server.switch()
-    result = pplguard(
-        "measure", "demo/dense", "--method", "wanda", "--method", "kl", "--reference",
-        "demo/dense", "--corpus", "demo", "--executor", "server",
-        "--server", server.url,
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert result.returncode == 2
-    assert "a server tells of the text's own tokens" in result.stderr
-    assert server.requests() == []
-
-
-def test_update_records_the_servers_environment(server: Served, tmp_path: Path) -> None:
-    result = pplguard(
-        "update", "demo/dense", "--checkpoint", "served/dense", "--base", "demo",
-        "--method", "wanda", "--corpus", "demo", "--window", "256", "--limit", "4",
-        "--executor", "server", "--server", server.url,
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert (
-        "recorded without a fingerprint and a gate of sparsity: nobody here sees the "
-        "server's weights"
-    ) in " ".join(result.stderr.split())
-    entry = read_baseline(tmp_path / "baselines/served.yaml").checkpoints["dense"]
-    assert entry.fingerprint is None
-    assert entry.gates.sparsity is None
-    recorded = entry.recorded["wanda/demo:256:first4"]
-    assert recorded.environment["device_name"] == "vllm 0.32.0"
-    assert "torch" not in recorded.environment

@@ -278,6 +278,78 @@ def test_another_executor_than_the_ini_files(project: Project) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("ini", "typed", "words"),
+    [
+        (
+            "ppl_dtype = float16",
+            (),
+            "ini ppl_dtype is for models that are loaded here, and the executor is a "
+            "server, which was started with its own: leave it out, or add "
+            "-o ppl_dtype=",
+        ),
+        (
+            "ppl_compile = true",
+            (),
+            "ini ppl_compile is for models that are loaded here, and the executor is a "
+            "server, which was started with its own: leave it out, or add "
+            "-o ppl_compile=false",
+        ),
+        (
+            "ppl_dtype = float16",
+            ("--ppl-dtype=bfloat16",),
+            "--ppl-dtype is for models that are loaded here, and the executor is a "
+            "server, which was started with its own: leave it out",
+        ),
+        (
+            "ppl_server_model = a/b=x,c/d=x",
+            (),
+            "ini ppl_server_model: a/b and c/d would both be the server's model x: "
+            "give each its own, or measure one at a time",
+        ),
+        (
+            "",
+            ("--ppl-server=y",),
+            "--ppl-server: 'y' is no address; give http://HOST:PORT/v1",
+        ),
+        (
+            "",
+            ("-o", "ppl_server=y"),
+            "ini ppl_server: 'y' is no address; give http://HOST:PORT/v1",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_server_is_named_as_it_was_given(
+    project: Project, ini: str, typed: tuple[str, ...], words: str
+) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    project.ini(
+        f"""
+        ppl_executor = server
+        ppl_server = http://127.0.0.1:9/v1
+        {ini}
+        """
+    )
+    assert mistake(project.run(*project.give(w50="ppl:8"), *typed)) == words
+
+
+def test_what_the_ini_file_asks_for_can_be_taken_back(project: Project) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    project.ini(
+        """
+        ppl_executor = server
+        ppl_server = http://127.0.0.1:9/v1
+        ppl_dtype = float16
+        ppl_compile = true
+        """
+    )
+    back = ("-o", "ppl_dtype=", "-o", "ppl_compile=false")
+    result = project.run(*project.give(w50="ppl:8"), *back)
+    result.assert_outcomes(errors=1)
+    # The checkpoint itself is what is missing now.
+    result.stdout.fnmatch_lines("*because      ppl:8 does not exist (looked at *")
+
+
 def test_paths_typed_in_a_folder_below(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,8 +402,9 @@ def test_help(project: Project) -> None:
         "--ppl-ray-address=ADDRESS Ray's cluster: HOST:PORT, ray://HOST:PORT or auto "
         "(ini: ppl_ray_address, default: RAY_ADDRESS, else a cluster on this machine "
         "alone) "
-        "--ppl-portion-timeout=SECONDS Give windows to another replica, or ask the "
-        "server again, after so long (ini: ppl_portion_timeout, default: 600) "
+        "--ppl-portion-timeout=SECONDS Give windows to another replica after so long; "
+        "with a server: ask once more after so long, and wait so long for one that is "
+        "away (ini: ppl_portion_timeout, default: 600) "
         "--ppl-server=URL With --ppl-executor server: an OpenAI-compatible endpoint "
         "that tells log-probabilities of the prompt, http://HOST:8000/v1 (ini: "
         "ppl_server) "

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from pytest_pplguard.report import watch_lines, watch_live
-from pytest_pplguard.report.progress import PHASE, Pace, duration, each_second
+from pytest_pplguard.report.progress import PHASE, Pace, Watching, duration, each_second
 
 SIX = math.log(6.0)
 
@@ -201,6 +201,31 @@ def test_a_measurement_that_fails_has_no_last_line() -> None:
     with pytest.raises(ValueError, match="broken"):
         fail()
     assert log.lines == ["pplguard: m/x wanda: going on after 1 of 8 windows"]
+
+
+def test_a_line_that_somebody_else_has_to_say_comes_at_once() -> None:
+    log = Log()
+    with log.watch("m/x wanda") as progress:
+        assert isinstance(progress, Watching)
+        progress(0, 2, SIX)
+        progress.say("the server\nis away")
+        assert log.lines == ["pplguard: m/x wanda: the server\\nis away"]
+        progress(2, 2, SIX)
+    assert log.lines[1:] == ["pplguard: m/x wanda: 2 windows in 0.0 s"]
+
+
+def test_on_a_terminal_such_a_line_stays_above_the_bar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "60")
+    line = "the server at http://127.0.0.1:8000/v1 does not answer (503); " * 2
+    with watch_live("m/x wanda", colour=False) as progress:
+        assert isinstance(progress, Watching)
+        progress.say(line)
+    # Whole, however narrow the terminal is.
+    assert f"pplguard: {line}".rstrip() in terminal.getvalue()
 
 
 def test_loading_has_a_line_for_its_beginning_and_its_end_if_it_takes_a_while() -> None:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from pytest_pplguard.errors import ExecutorError, UsageError
 from pytest_pplguard.executors import check_options
-from pytest_pplguard.executors.server import client as client_module
 from pytest_pplguard.executors.server.answers import (
     Echo,
     PromptLogprobs,
     Unreadable,
     choices,
 )
-from pytest_pplguard.executors.server.client import Client, Refused
-from pytest_pplguard.executors.server.executor import offered
+from pytest_pplguard.executors.server.client import Client, Kind, NoAnswer, Refused
+from pytest_pplguard.executors.server.offer import Offer, Served, offered
+from pytest_pplguard.executors.server.patience import Patience
 from pytest_pplguard.executors.server.settings import checked_url, model_ids
+from pytest_pplguard.executors.server.witness import Witness
 from pytest_pplguard.options import Execution, Options
 
 URL = "http://127.0.0.1:8000/v1"
@@ -70,6 +74,54 @@ def test_what_the_server_was_started_with_cannot_be_asked_for(
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "nothing"), [("dtype", ""), ("compile", "false"), ("max_memory", "")]
+)
+def test_what_the_ini_file_asks_for_is_named_so(given: str, nothing: str) -> None:
+    values = {"dtype": "float16", "compile": True, "max_memory": {"0": 1}}
+    found = options(**{given: values[given]}, from_ini=frozenset([given]))
+    with pytest.raises(UsageError) as caught:
+        check_options(found, NAMES)
+    assert str(caught.value) == (
+        f"ini ppl_{given} is for models that are loaded here, and the executor is a "
+        "server, which was started with its own: leave it out, or add "
+        f"-o ppl_{given}={nothing}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("server", {"address": "x"}, "'x' is no address; give http://HOST:PORT/v1"),
+        (
+            "server",
+            {"address": "http://a:b@c/v1"},
+            "the address holds a user or a password, which would be printed: leave it "
+            "out, and set a key by PPL_SERVER_API_KEY in the environment",
+        ),
+        (
+            "server_model",
+            {"model": "llama"},
+            "llama would stand for 2 checkpoints, and a model of the server is one: "
+            "give --ppl-server-model demo/dense=ID,demo/wanda-50=ID, or measure one at "
+            "a time",
+        ),
+        (
+            "server_model",
+            {"model": "demo/dense=a,demo/wanda-50=a"},
+            "demo/dense and demo/wanda-50 would both be the server's model a: give "
+            "each its own, or measure one at a time",
+        ),
+    ],
+)
+def test_what_the_ini_file_says_of_the_server_is_named_so(
+    name: str, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_options(options(**given, from_ini=frozenset([name])), NAMES)
+    assert str(caught.value) == f"ini ppl_{name}: {words}"
+
+
 def test_one_id_is_not_several_checkpoints() -> None:
     check_options(options(model="llama"), NAMES[:1])
     check_options(options(model="demo/dense=a,demo/wanda-50=b"), NAMES)
@@ -109,7 +161,7 @@ def test_ids_of_models(given: str | None, ids: dict[str, str]) -> None:
     "given", [URL, f"{URL}/", f"{URL}/completions", f"{URL}/completions/"]
 )
 def test_addresses(given: str) -> None:
-    assert checked_url(given) == URL
+    assert checked_url(given, option="--ppl-server") == URL
 
 
 @pytest.mark.parametrize(
@@ -321,6 +373,9 @@ class Scripted(BaseHTTPRequestHandler):
         status, headers, body = (
             self.script.pop(0) if len(self.script) > 1 else self.script[0]
         )
+        if not status:  # nothing comes
+            time.sleep(1)
+            return
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -333,8 +388,7 @@ class Scripted(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Scripted]]:
-    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.01)
+def scripted() -> Iterator[type[Scripted]]:
     handler = type("Own", (Scripted,), {"script": [], "seen": [], "url": ""})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -409,6 +463,9 @@ def test_nobody_is_reached(scripted: type[Scripted]) -> None:
         "the server at http://127.0.0.1:9/v1: it cannot be reached: connection refused;"
         " start it, or mend --ppl-server"
     )
+    written = Client(nobody.url, timeout=5.0, option="ini ppl_server")
+    with pytest.raises(ExecutorError, match=r"start it, or mend ini ppl_server$"):
+        written.get("/models")
     unknown = Client("http://no-such-host.invalid/v1", timeout=5.0)
     with pytest.raises(ExecutorError) as caught:
         unknown.get("/models")
@@ -418,35 +475,326 @@ def test_nobody_is_reached(scripted: type[Scripted]) -> None:
     )
 
 
-def test_a_server_that_is_busy_is_asked_when_it_said(
+def test_a_list_that_does_not_come_is_not_waited_for_longer_than_it_is_worth(
     scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pauses: list[float] = []
-
-    class Leave(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            pauses.append(timeout or 0.0)
-            return False
-
-    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.5)
-    scripted.script = [
-        (429, {"Retry-After": "7"}, b"{}"),
-        (503, {"Retry-After": "86400"}, b"{}"),
-        (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, b"{}"),
-        (200, {}, b"{}"),
-    ]
-    # Scripted answers GET alone; what is tried again does not depend on it.
+    monkeypatch.setattr("pytest_pplguard.executors.server.client._LIST", 0.2)
+    scripted.script = [(0, {}, b"")]
     client = client_of(scripted)
-    client._ask(f"{client.url}/x", None, most=99, tries=5, leave=Leave())
-    first, after_429, after_day, after_date = pauses
-    assert (first, after_429, after_day) == (0.0, 7.0, 30.0)
-    assert 1.6 <= after_date <= 2.4
+    with pytest.raises(NoAnswer) as caught:
+        client.get("/models")
+    assert str(caught.value) == f"the server at {client.url}: no answer within 0.2 s"
 
 
-def test_whoever_has_left_is_not_asked_for(scripted: type[Scripted]) -> None:
-    scripted.script = [(500, {}, b"{}")]
-    client, leave = client_of(scripted), threading.Event()
-    leave.set()
-    with pytest.raises(ExecutorError, match="nobody waits for it"):
-        client.complete({}, most=99, leave=leave)
-    assert scripted.seen == []
+# ----------------------------------------------------------------------------- patience
+
+
+class Time:
+    """A clock that only waiting moves, and what waits by it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.pauses: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def leave(self, left_after: float = float("inf")) -> threading.Event:
+        time = self
+
+        class Leave(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                assert timeout is not None
+                time.pauses.append(timeout)
+                time.now += timeout
+                return time.now > 100 + left_after
+
+        return Leave()
+
+
+def no_answer(kind: Kind, why: str, wait: float = 0.0) -> NoAnswer:
+    error = NoAnswer(why)
+    error.kind, error.why, error.wait = kind, why, wait
+    return error
+
+
+REFUSED = "it cannot be reached: connection refused"
+
+
+class Asked:
+    """A server that does what stands in a script: ``None`` is an answer."""
+
+    def __init__(
+        self,
+        requests: Iterable[ExecutorError | None],
+        proofs: Iterable[ExecutorError | None] = (),
+        **given: Any,
+    ) -> None:
+        self.time = Time()
+        self.said: list[str] = []
+        self.asked = self.proved = 0
+        self._requests, self._proofs = iter(requests), iter(proofs)
+        self.patience = Patience(
+            Client(URL, timeout=600.0),
+            prove=self._prove,
+            leave=given.get("leave") or self.time.leave(),
+            say=self.said.append,
+            clock=self.time,
+        )
+
+    def ask(self) -> str:
+        return self.patience.ask(self._request)
+
+    def _request(self) -> str:
+        self.asked += 1
+        if (error := next(self._requests)) is not None:
+            raise error
+        return "answer"
+
+    def _prove(self) -> None:
+        self.proved += 1
+        if (error := next(self._proofs)) is not None:
+            raise error
+
+
+def test_a_server_that_is_away_is_waited_for_and_told_of() -> None:
+    away = no_answer(Kind.AWAY, REFUSED)
+    loading = no_answer(Kind.AWAY, "it answers 503: loading")
+    server = Asked([away, None], [away] * 6 + [loading] * 2 + [None])
+    assert server.ask() == "answer"
+    assert (server.asked, server.proved) == (2, 9)
+    seconds = [int(one.rpartition(" for ")[2].split()[0]) for one in server.said]
+    assert len(seconds) == 3
+    assert all(0 < one - other < 20 for one, other in itertools.pairwise(seconds))
+    start = f"the server at {URL} does not answer "
+    assert server.said[0] == f"{start}({REFUSED}); trying again for {seconds[0]} s"
+    assert server.said[-1] == (
+        f"{start}(it answers 503: loading); trying again for {seconds[-1]} s"
+    )
+    assert server.patience.notices == [
+        f"the server at {URL} was away for {server.time.now - 100:.0f} s (it answers "
+        "503: loading), and came back as it was"
+    ]
+
+
+def test_a_server_that_does_not_come_back_is_given_up() -> None:
+    away = no_answer(Kind.AWAY, REFUSED)
+    server = Asked([away], itertools.repeat(away))
+    with pytest.raises(ExecutorError) as caught:
+        server.ask()
+    assert str(caught.value) == (
+        f"the server at {URL}: {REFUSED} for 600 s; start it, or mend --ppl-server"
+    )
+    assert server.time.now == pytest.approx(700)
+    assert server.asked == 1
+    assert 110 < server.proved < 140
+    assert 45 <= len(server.said) <= 60
+    # Whoever asks later is told the same, at once.
+    with pytest.raises(ExecutorError, match="connection refused for 600 s"):
+        server.patience.ask(lambda: (_ for _ in ()).throw(away))
+    assert server.time.now == pytest.approx(700)
+
+
+def test_a_server_that_comes_back_as_another_is_given_up_at_once() -> None:
+    away, other = no_answer(Kind.AWAY, REFUSED), ExecutorError("another")
+    server = Asked([away], [away, other])
+    with pytest.raises(ExecutorError, match=r"^another$"):
+        server.ask()
+    assert server.time.now < 103
+
+
+def test_a_connection_that_breaks_once_is_not_worth_a_line() -> None:
+    server = Asked([no_answer(Kind.AWAY, "it broke the connection off"), None], [None])
+    assert server.ask() == "answer"
+    assert (server.said, server.patience.notices) == ([], [])
+
+
+def test_requests_at_once_wait_together_and_have_one_proof() -> None:
+    barrier = threading.Barrier(4)
+    server = Asked([], [None])
+    failed = threading.local()
+
+    def request() -> str:
+        if not hasattr(failed, "yes"):
+            failed.yes = True
+            barrier.wait(10)  # all four have been sent before one has failed
+            raise no_answer(Kind.AWAY, REFUSED)
+        return "answer"
+
+    with ThreadPoolExecutor(4) as threads:
+        found = [threads.submit(server.patience.ask, request) for _ in range(4)]
+    assert [one.result() for one in found] == ["answer"] * 4
+    assert server.proved == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "why", "times", "way_out"),
+    [
+        (Kind.FAILED, "it answers 500: no", 5, ""),
+        (
+            Kind.LATE,
+            "no answer within 600 s",
+            2,
+            "; give it longer (--ppl-portion-timeout) or less (--ppl-replicas)",
+        ),
+        (Kind.AWAY, "it broke the connection off", 5, ""),
+    ],
+)
+def test_a_request_is_not_sent_for_ever(
+    kind: Kind, why: str, times: int, way_out: str
+) -> None:
+    server = Asked(itertools.repeat(no_answer(kind, why)), itertools.repeat(None))
+    with pytest.raises(ExecutorError) as caught:
+        server.ask()
+    assert str(caught.value) == f"the server at {URL}: {why} ({times} times){way_out}"
+    assert server.asked == times
+    assert server.time.now < 100 + 1.2 * (0.5 + 1 + 2 + 4)
+
+
+def test_a_server_that_is_busy_is_asked_when_it_said() -> None:
+    busy = "it answers 429: slow down"
+    waits = [7.0, 86400.0, 0.0]
+    server = Asked([*(no_answer(Kind.BUSY, busy, wait) for wait in waits), None])
+    assert server.ask() == "answer"
+    after_seven, after_day, after_none = server.time.pauses
+    assert (after_seven, after_day) == (7.0, 30.0)
+    assert 1.6 <= after_none <= 2.4
+
+
+def test_a_server_that_stays_busy_is_given_up() -> None:
+    server = Asked(itertools.repeat(no_answer(Kind.BUSY, "it answers 429: no", 10.0)))
+    with pytest.raises(ExecutorError) as caught:
+        server.ask()
+    seconds = round(server.time.now - 100)
+    assert str(caught.value) == (
+        f"the server at {URL}: it answers 429: no for {seconds} s"
+    )
+    assert 600 <= seconds < 640
+    # Others that are answered in the meantime show that it is not in vain.
+    patient = Asked([None])
+    slow = iter([no_answer(Kind.BUSY, "429", 30.0)] * 30)
+
+    def request() -> str:
+        if (error := next(slow, None)) is not None:
+            if patient.time.now > 400 and patient.asked == 0:
+                patient.ask()
+            raise error
+        return "answer"
+
+    assert patient.patience.ask(request) == "answer"
+    assert patient.time.now > 800
+
+
+def test_whoever_has_left_does_not_wait() -> None:
+    away = no_answer(Kind.AWAY, REFUSED)
+    server = Asked([away], itertools.repeat(away))
+    server.patience._leave = server.time.leave(left_after=20)
+    with pytest.raises(ExecutorError):
+        server.ask()
+    assert server.time.now < 130
+    gone = threading.Event()
+    gone.set()
+    with pytest.raises(ExecutorError) as caught:
+        Asked([], leave=gone).ask()
+    assert str(caught.value) == f"nobody waits for the server at {URL}"
+
+
+# ---------------------------------------------------------------- what it was, and is
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ([], "without the model w50: it offers none"),
+        ([{"id": "w60"}], "without the model w50: it offers w60"),
+        (
+            [{"id": "w50", "root": "/models/w60"}],
+            "with another model of that name: w50 was /models/w50, and is /models/w60 "
+            "now",
+        ),
+    ],
+)
+def test_a_server_has_to_come_back_with_its_model(
+    scripted: type[Scripted], now: list[dict[str, str]], words: str
+) -> None:
+    client = client_of(scripted)
+    offer = Offer(client, Served("w50", root="/models/w50"), PromptLogprobs())
+    before = [{"id": "w50", "root": "/models/w50", "created": 1}]
+    scripted.script = [
+        (200, {}, json.dumps({"data": listed}).encode()) for listed in (before, now)
+    ]
+    offer.check_listed()
+    with pytest.raises(ExecutorError) as caught:
+        offer.check_listed()
+    assert str(caught.value) == f"the server at {client.url} came back {words}"
+
+
+class Recorded(Offer):
+    """An offer whose answers are given."""
+
+    answers: ClassVar[list[dict[str, Any]]]
+
+    def ask(self, prompts: Any) -> list[Any]:
+        return [self.answers.pop(0)]
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ([1.0, 3.0], ""),
+        ([1.09, 3.09], ""),
+        ([0.91, 3.09], ""),
+        (
+            [1.11, 3.11],
+            "2.0000 nats a token before, 2.1100 now (each 0.11 apart, where rounding "
+            "is below 0.1)",
+        ),
+        # The sum is the same, and each token has another loss.
+        (
+            [2.0, 2.0],
+            "2.0000 nats a token before, 2.0000 now (each 1 apart, where rounding is "
+            "below 0.1)",
+        ),
+        (
+            [1.0, math.nan],
+            "2.0000 nats a token before, nan now (each nan apart, where rounding is "
+            "below 0.1)",
+        ),
+        (
+            [1.0, math.inf],
+            "2.0000 nats a token before, inf now (each inf apart, where rounding is "
+            "below 0.1)",
+        ),
+    ],
+)
+def test_a_server_has_to_answer_as_before(now: list[float], words: str) -> None:
+    offer = Recorded(Client(URL, timeout=600.0), Served("w50"), PromptLogprobs())
+    witness = Witness(offer, of)
+    witness.check()  # nothing was said yet
+    before = by_id((2, -1.0, 1, " b"), (4, -3.0, 1, "c"))
+    witness.take((1, 2, 4), before, "window 3 of 8", is_window=True)
+    after = by_id((2, -now[0], 1, " b"), (4, -now[1], 1, "c"))
+    for came_back, how in ((False, "answers"), (True, "came back and answers")):
+        offer.answers = [after]  # type: ignore[misc]
+        if not words:
+            witness.check(came_back=came_back)
+            continue
+        with pytest.raises(ExecutorError) as caught:
+            witness.check(came_back=came_back)
+        assert str(caught.value) == (
+            f"the server at {URL} {how} window 3 of 8 differently: {words}; its "
+            "model has changed: measure anew, and leave it as it is until the end"
+        )
+
+
+def test_an_answer_about_something_else_is_not_as_before() -> None:
+    offer = Recorded(Client(URL, timeout=600.0), Served("w50"), PromptLogprobs())
+    witness = Witness(offer, of)
+    witness.take((1, 2), by_id((2, -1.0, 1, " b")), "window 3 of 8", is_window=True)
+    offer.answers = [by_id((4, -1.0, 1, "c"))]  # type: ignore[misc]
+    with pytest.raises(ExecutorError) as caught:
+        witness.check()
+    assert str(caught.value) == (
+        f"the server at {URL} answers window 3 of 8 with something else than before: "
+        "token 2 of 2 was 2, and it tells of ['4']"
+    )

@@ -1,9 +1,9 @@
-"""Asks a server over HTTP: bounded in time, size and tries; never tells its key."""
+"""Asks a server over HTTP, once, bounded in time and size; never tells its key."""
 
 from __future__ import annotations
 
+import enum
 import json
-import random
 import threading
 import time
 from collections.abc import Mapping
@@ -17,19 +17,52 @@ from ...errors import ExecutorError
 from ...safetext import one_line
 from .settings import KEYS, api_key, checked_url
 
-TRIES = 5
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds between tries: the first, doubled each time, and the most."""
-
 _CONNECT = 10.0
+_LIST = 30.0
+"""Seconds for what needs no model: a list, a version."""
+
 _CHUNK = 1 << 16
 _SMALL = 1 << 22
 _LONGEST_WORDS = 400
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""What a server says that is busy, starting, or has just lost its engine."""
-
 _NO_JSON = ("not json compliant", "out of range float")
 """How Python's servers say that a number is NaN or infinite; it will be so again."""
+
+
+class Kind(enum.Enum):
+    """Why there is no answer.
+
+    ``AWAY``: nobody is there, or not yet. ``BUSY``: it asks to be asked later.
+    ``FAILED``: it could not, this time. ``LATE``: it was asked, and says nothing.
+    """
+
+    AWAY = enum.auto()
+    BUSY = enum.auto()
+    FAILED = enum.auto()
+    LATE = enum.auto()
+
+
+_PASSING = {
+    408: Kind.BUSY,
+    425: Kind.BUSY,
+    429: Kind.BUSY,
+    500: Kind.FAILED,  # vLLM's last words, when it has lost its engine
+    502: Kind.AWAY,
+    503: Kind.AWAY,
+    504: Kind.AWAY,
+}
+"""What is said by a server that is busy or starting, and by what stands before it."""
+
+
+class NoAnswer(ExecutorError):
+    """There is no answer, and asking again may help.
+
+    ``why`` is that in a few words; ``wait`` the seconds that the server wants to be
+    left for. The message is what there is to say if nobody asks again.
+    """
+
+    kind: Kind = Kind.AWAY
+    why: str = ""
+    wait: float = 0.0
 
 
 class Refused(ExecutorError):
@@ -58,91 +91,88 @@ class Client:
         url: of its API, ``http://HOST:PORT/v1``; with ``/completions`` behind it, as
             lm-eval wants it, is fine too.
         timeout: seconds for an answer, from asking to its last byte.
+        option: what the address was given by.
 
     Raises:
         UsageError: that is no address, or the key is none.
     """
 
-    def __init__(self, url: str, *, timeout: float) -> None:
-        self.url = checked_url(url)
-        self._timeout = timeout
+    def __init__(
+        self, url: str, *, timeout: float, option: str = "--ppl-server"
+    ) -> None:
+        self.url = checked_url(url, option=option)
+        self.timeout = timeout
+        self._option = option
         self._key = api_key()
         self._sessions = threading.local()
 
-    def get(self, path: str, *, tries: int = 1) -> Answer:
+    def get(self, path: str) -> Answer:
         """What is at a path behind the API's address.
 
         Raises:
+            NoAnswer: nobody answers.
             Refused: it is not there, or not for us.
-            ExecutorError: nobody answers, or with something else than JSON.
+            ExecutorError: the answer is something else than JSON.
         """
-        return self._ask(self.url + path, None, most=_SMALL, tries=tries)
+        return self._ask(self.url + path, None, most=_SMALL)
 
     def get_beside(self, path: str) -> Answer:
         """As :meth:`get`, of a path beside the API's version, such as ``/version``."""
         root = self.url.removesuffix("/v1")
-        return self._ask(root + path, None, most=_SMALL, tries=1)
+        return self._ask(root + path, None, most=_SMALL)
 
-    def complete(
-        self, payload: Mapping[str, Any], *, most: int, leave: threading.Event
-    ) -> Answer:
-        """The answer to a completion; asked again where the server is busy or gone.
+    def complete(self, payload: Mapping[str, Any], *, most: int) -> Answer:
+        """The answer to a completion.
 
-        ``most`` are the bytes of an answer that can be right. Nobody waits for it any
-        more once ``leave`` is set.
+        ``most`` are the bytes of an answer that can be right.
 
         Raises:
+            NoAnswer: nobody answers, or not now.
             Refused: the request is not to its liking.
-            ExecutorError: nobody answers, or with something else than JSON.
+            ExecutorError: the answer is something else than JSON.
         """
-        url = self.url + "/completions"
-        return self._ask(url, payload, most=most, tries=TRIES, leave=leave)
+        return self._ask(self.url + "/completions", payload, most=most)
 
-    def _ask(
-        self,
-        url: str,
-        payload: Mapping[str, Any] | None,
-        *,
-        most: int,
-        tries: int,
-        leave: threading.Event | None = None,
-    ) -> Answer:
-        leave = leave or threading.Event()
-        why = "nobody waits for it"
-        for number in range(tries):
-            if leave.wait(_pause(number, why) if number else 0.0):
-                break
-            try:
-                status, headers, body = self._once(url, payload, most)
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                why = self._failure(error)
-                continue
-            words = self._words(body) if status != 200 else ""
-            if status in _PASSING and not _is_no_number(words):
-                wait = headers.get("retry-after", "")
-                why = _Busy(f"it answers {status}: {words}", wait)
-                continue
-            if status != 200:
-                raise self._refused(url, status, words, headers)
-            return Answer(self._document(url, body), headers)
-        times = "" if tries == 1 else f" ({tries} times)"
-        raise ExecutorError(f"the server at {self.url}: {why}{times}{_way_out(why)}")
+    def way_out(self, kind: Kind, why: str) -> str:
+        """What the user who gets no answer can do, behind a semicolon; or nothing."""
+        if kind is Kind.LATE:
+            return "; give it longer (--ppl-portion-timeout) or less (--ppl-replicas)"
+        return f"; start it, or mend {self._option}" if why in _NOT_THERE else ""
 
-    def _once(
-        self, url: str, payload: Mapping[str, Any] | None, most: int
+    def _ask(self, url: str, payload: Mapping[str, Any] | None, *, most: int) -> Answer:
+        timeout = self.timeout if payload else min(self.timeout, _LIST)
+        try:
+            status, headers, body = self._sent(url, payload, most, timeout)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            kind, why = self._failure(error, timeout)
+            # Longer is for completions.
+            kind = Kind.AWAY if payload is None else kind
+            raise self._no_answer(kind, why) from error
+        words = self._words(body) if status != 200 else ""
+        if status in _PASSING and not _is_no_number(words):
+            asked = headers.get("retry-after", "")
+            wait = float(asked) if asked.isdecimal() else 0.0
+            why = f"it answers {status}: {words}"
+            raise self._no_answer(_PASSING[status], why, wait)
+        if status != 200:
+            raise self._refused(url, status, words, headers)
+        return Answer(self._document(url, body), headers)
+
+    def _sent(
+        self, url: str, payload: Mapping[str, Any] | None, most: int, timeout: float
     ) -> tuple[int, dict[str, str], bytes]:
-        """One try: status, headers and body.
+        """Status, headers and body of the answer.
 
         Raises:
             ExecutorError: the body is larger than ``most`` bytes.
         """
         # A time between two bytes is all that requests knows; a server may drip.
-        end = time.monotonic() + self._timeout
+        end = time.monotonic() + timeout
         with self._session.request(
             "GET" if payload is None else "POST",
             url,
             json=payload,
-            timeout=(min(_CONNECT, self._timeout), self._timeout),
+            timeout=(min(_CONNECT, timeout), timeout),
             stream=True,
             allow_redirects=False,
         ) as response:
@@ -170,17 +200,24 @@ class Client:
             self._sessions.own = session
         return session
 
-    def _failure(self, error: Exception) -> str:
+    def _no_answer(self, kind: Kind, why: str, wait: float = 0.0) -> NoAnswer:
+        way_out = self.way_out(kind, why)
+        error = NoAnswer(f"the server at {self.url}: {why}{way_out}")
+        error.kind, error.why, error.wait = kind, why, wait
+        return error
+
+    def _failure(self, error: Exception, timeout: float) -> tuple[Kind, str]:
         """Why there was no answer, in words that have no address of memory in them."""
         if isinstance(error, requests.ConnectTimeout):
-            return "it cannot be reached: nobody answers at that address"
+            return Kind.AWAY, _NOBODY
         if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
-            return f"no answer within {self._timeout:g} s"
+            return Kind.LATE, f"no answer within {timeout:g} s"
         text = str(error)
         for sign, words in _FAILURES.items():
             if sign in text:
-                return words
-        return self._hidden(f"it cannot be reached: {one_line(text, most=200)}")
+                return Kind.AWAY, words
+        words = f"it cannot be reached: {one_line(text, most=200)}"
+        return Kind.AWAY, self._hidden(words)
 
     def _refused(
         self, url: str, status: int, words: str, headers: Mapping[str, str]
@@ -232,17 +269,6 @@ class Client:
         return text.replace(self._key, "[key]") if self._key else text
 
 
-class _Busy(str):
-    """Why there was no answer yet, and for how long the server wants to be left."""
-
-    wait: str
-
-    def __new__(cls, text: str, wait: str) -> _Busy:
-        made = super().__new__(cls, text)
-        made.wait = wait
-        return made
-
-
 class _Bearer(requests.auth.AuthBase):
     """Sends the key; without one nothing, whatever a ``.netrc`` has for this host."""
 
@@ -255,14 +281,21 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
+_NOBODY = "it cannot be reached: nobody answers at that address"
+_CLOSED = "it cannot be reached: connection refused"
+_UNKNOWN = "its name is not known"
+_NOT_THERE = (_NOBODY, _CLOSED, _UNKNOWN)
+_BROKEN = "it broke the connection off"
+
 _FAILURES = {
-    "NameResolutionError": "its name is not known",
-    "Name or service not known": "its name is not known",
-    "Connection refused": "it cannot be reached: connection refused",
-    "Connection reset": "it broke the connection off",
-    "RemoteDisconnected": "it broke the connection off",
-    "Connection broken": "it broke the connection off",
-    "IncompleteRead": "it broke the connection off",
+    "NameResolutionError": _UNKNOWN,
+    "Name or service not known": _UNKNOWN,
+    "Connection refused": _CLOSED,
+    "Connection reset": _BROKEN,
+    "Connection aborted": _BROKEN,
+    "RemoteDisconnected": _BROKEN,
+    "Connection broken": _BROKEN,
+    "IncompleteRead": _BROKEN,
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted here (a file of "
     "certificates of your own: REQUESTS_CA_BUNDLE)",
     "WRONG_VERSION_NUMBER": "it does not speak https (write http://)",
@@ -272,19 +305,3 @@ _FAILURES = {
 
 def _is_no_number(words: str) -> bool:
     return any(sign in words.lower() for sign in _NO_JSON)
-
-
-def _way_out(why: str) -> str:
-    if "refused" in why or "not known" in why or "nobody answers" in why:
-        return "; start it, or mend --ppl-server"
-    if "no answer within" in why:
-        return "; give it longer (--ppl-portion-timeout) or less (--ppl-replicas)"
-    return ""
-
-
-def _pause(number: int, why: str) -> float:
-    """Seconds before try ``number``; not all who were refused come back at once."""
-    wait = getattr(why, "wait", "")
-    asked = float(wait) if wait.isdecimal() else 0.0
-    usual = FIRST_WAIT * 2.0 ** (number - 1) * random.uniform(0.8, 1.2)
-    return min(max(usual, asked), LONGEST_WAIT)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-from msgspec import Struct
 
 from ...checkpoints import Located, load_tokenizer, read_config, refuse_remote_code
 from ...errors import ExecutorError, UsageError
@@ -19,9 +18,11 @@ from ...protocols import Tokenizer, get_protocol
 from ...safetext import one_line
 from ...values import Key, Scalar, near_matches
 from .answers import DIALECTS, Dialect, Unreadable
-from .client import Answer, Client, Refused
-from .offer import Offer, decoder
+from .client import Client, Refused
+from .offer import Offer, Served, decoder, list_of_models, listed, offered
+from .patience import Patience
 from .settings import check_options, model_ids
+from .witness import Witness
 
 OWN = "server's own"
 """What stands where only the server knows."""
@@ -30,22 +31,8 @@ _SAID = "The quick brown fox jumps over the lazy dog; 1 + 1 = 2, and 6 * 7 is 42
 """What servers are asked about first: its tokens tell tokenizers apart."""
 
 _MOST_SAID = 16
-_LISTED = 8
 _FRONTS = ("uvicorn", "hypercorn", "gunicorn", "nginx", "envoy", "cloudflare", "istio")
 """``Server:`` headers that name what is in front of a model."""
-
-
-class Served(Struct, frozen=True):
-    """A model on a server's list.
-
-    ``root`` is the path or Hub id that it was loaded from, ``context`` its
-    ``max_model_len``; None where the server does not say.
-    """
-
-    id: str
-    owner: str = ""
-    root: str | None = None
-    context: int | None = None
 
 
 class ServerExecutor(Executor):
@@ -83,22 +70,26 @@ class ServerExecutor(Executor):
         if get_protocol(key.method).needs_reference:
             raise UsageError(
                 f"key {key}: a server tells of the text's own tokens and not of all "
-                "others, which this method compares: measure it without "
-                "--ppl-executor server"
+                "others, which this method compares: measure it with "
+                "--ppl-executor local"
             )
 
     def open(self, target: Target, allow_keys: Sequence[str] = ()) -> Subject:
         located = locate_target(target, self._options)
         if not self._options.trust_remote_code and not located.gguf:
             refuse_remote_code(located.model)
-        client = Client(self._url, timeout=self._options.execution.timeout)
-        models = _list_of_models(client)
+        client = Client(
+            self._url,
+            timeout=self._options.execution.timeout,
+            option=self._options.where("server"),
+        )
+        models = list_of_models(client)
         served = self._chosen(target, located, offered(models.document, client.url))
         # What imports much comes behind what only has to be asked.
         tokenizer = load_tokenizer(
             located, trust_remote_code=self._options.trust_remote_code
         )
-        offer = self._tried(client, served, tokenizer, target)
+        witness = self._tried(client, served, tokenizer, target)
         name = _name(client, served, models.headers.get("server", ""))
         notice = (
             f"{target.name}: its losses are those of {name} at {client.url}, which "
@@ -109,7 +100,7 @@ class ServerExecutor(Executor):
         from .subject import ServerSubject
 
         return ServerSubject(
-            offer,
+            witness,
             tokenizer,
             _facts(located, served, name),
             at_once=self._options.execution.replicas,
@@ -142,7 +133,7 @@ class ServerExecutor(Executor):
     def _found(
         self, target: Target, located: Located, known: Sequence[Served]
     ) -> Served:
-        there = f"it offers {_listed([model.id for model in known])}"
+        there = f"it offers {listed([model.id for model in known])}"
         wanted = self._ids.get(target.name, self._ids.get("", ""))
         if wanted:
             for model in known:
@@ -150,7 +141,8 @@ class ServerExecutor(Executor):
                     return model
             near = near_matches(wanted, [model.id for model in known])
             raise UsageError(
-                f"--ppl-server-model: the server has no model {wanted!r}{near}; {there}"
+                f"{self._options.where('server_model')}: the server has no model "
+                f"{wanted!r}{near}; {there}"
             )
         if not known:
             raise ExecutorError(f"the server at {self._url} offers no model")
@@ -169,28 +161,32 @@ class ServerExecutor(Executor):
 
     def _tried(
         self, client: Client, served: Served, tokenizer: Tokenizer, target: Target
-    ) -> Offer:
+    ) -> Witness:
         """The first dialect in which the server tells of a prompt's tokens.
+
+        And what it tells.
 
         Raises:
             ExecutorError: it tells in none, or has another tokenizer.
         """
         of = decoder(tokenizer)
+        patience = Patience(client, prove=lambda: None, leave=threading.Event())
         prompt = [*tokenizer.encode(_SAID, add_special_tokens=False)][:_MOST_SAID]
         failures = []
         for dialect in DIALECTS:
-            offer = Offer(client, served.id, dialect, served.context)
+            offer = Offer(client, served, dialect)
+            witness = Witness(offer, of)
             try:
-                choice = offer.ask([prompt], threading.Event())[0]
+                choice = patience.ask(functools.partial(offer.ask, [prompt]))[0]
             except Refused as error:
                 if error.is_no_number:  # it understood; whoever scores will say where
-                    return offer
+                    return witness
                 if error.status not in (400, 404, 405, 422, 501):
                     raise
                 failures.append(f"{_spelled(dialect)}: {error.words}")
                 continue
             try:
-                dialect.told(choice, prompt, len(prompt) - 1, of)
+                witness.take(prompt, choice, "its first question", is_window=False)
             except Unreadable as error:
                 if "tokenizer" in str(error):
                     raise ExecutorError(
@@ -199,49 +195,12 @@ class ServerExecutor(Executor):
                     ) from error
                 failures.append(f"{_spelled(dialect)}: {error}")
                 continue
-            return offer
+            return witness
         raise ExecutorError(
             f"the server at {client.url} does not tell log-probabilities of a prompt's "
             f"tokens ({'; '.join(failures)}): vLLM's `vllm serve` does as it is, see "
             "docs/server.md for others"
         )
-
-
-def _list_of_models(client: Client) -> Answer:
-    try:
-        return client.get("/models")
-    except Refused as error:
-        if error.status != 404:
-            raise
-        ending = "" if client.url.endswith("/v1") else " (it mostly ends with /v1)"
-        raise ExecutorError(
-            f"the server at {client.url} has no list of models there (404): is that "
-            f"the address of its API{ending}?"
-        ) from error
-
-
-def offered(document: Any, url: str) -> list[Served]:
-    """The models on a server's list.
-
-    Raises:
-        ExecutorError: that is no such list.
-    """
-    listed = document.get("data") if isinstance(document, dict) else None
-    if not isinstance(listed, list):
-        raise ExecutorError(
-            f"the server at {url} answers /models with something that is no list of "
-            "models: is it a server of completions?"
-        )
-    return [
-        Served(
-            one["id"],
-            owner=_text(one.get("owned_by")) or "",
-            root=_text(one.get("root")),
-            context=_whole(one.get("max_model_len")),
-        )
-        for one in listed
-        if isinstance(one, dict) and isinstance(one.get("id"), str)
-    ]
 
 
 def _is_from(model: Served, target: Target, located: Located) -> bool:
@@ -309,9 +268,3 @@ def _text(value: object) -> str | None:
 def _spelled(dialect: Dialect) -> str:
     count = dialect.options()["max_tokens"]
     return f"{dialect.name}, max_tokens {count}"
-
-
-def _listed(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
-    shown = ", ".join(one_line(id_, most=200) for id_ in ids[:_LISTED])
-    return (shown or "none") + more

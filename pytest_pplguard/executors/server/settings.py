@@ -27,34 +27,38 @@ def check_options(options: Options, names: Collection[str] = ()) -> None:
     usual = Options()
     for name in ("device", "max_memory", "dtype", "attention", "compile", "threads"):
         if getattr(options, name) != getattr(usual, name):
-            flag = "--ppl-" + name.replace("_", "-")
+            nothing = "false" if name == "compile" else ""
+            out = (
+                f", or add -o ppl_{name}={nothing}" if name in options.from_ini else ""
+            )
             raise UsageError(
-                f"{flag} is for models that are loaded here, and the executor is a "
-                "server, which was started with its own: leave it out"
+                f"{options.where(name)} is for models that are loaded here, and the "
+                "executor is a server, which was started with its own: leave it out"
+                f"{out}"
             )
     execution = options.execution
     assert execution.address is not None
-    checked_url(execution.address)
+    checked_url(execution.address, option=options.where("server"))
     api_key()
-    ids = model_ids(execution.model)
-    _check_twice(ids)
+    ids, option = model_ids(execution.model), options.where("server_model")
+    _check_twice(ids, option)
     if "" in ids and len(names) > 1:
         pairs = ",".join(f"{name}=ID" for name in names)
         raise UsageError(
-            f"--ppl-server-model: {ids['']} would stand for {len(names)} checkpoints, "
+            f"{option}: {ids['']} would stand for {len(names)} checkpoints, "
             f"and a model of the server is one: give --ppl-server-model {pairs}, or "
             "measure one at a time"
         )
 
 
-def _check_twice(ids: Mapping[str, str]) -> None:
+def _check_twice(ids: Mapping[str, str], option: str) -> None:
     names: dict[str, str] = {}
     for name, id_ in ids.items():
         other = names.setdefault(id_, name)
         if other != name:
             raise UsageError(
-                f"--ppl-server-model: {other} and {name} would both be the server's "
-                f"model {id_}: give each its own, or measure one at a time"
+                f"{option}: {other} and {name} would both be the server's model {id_}: "
+                "give each its own, or measure one at a time"
             )
 
 
@@ -68,8 +72,10 @@ def model_ids(given: str | None) -> dict[str, str]:
     return {name: id_ for name, _, id_ in pairs}
 
 
-def checked_url(url: str) -> str:
+def checked_url(url: str, *, option: str) -> str:
     """The address of an API, without the ``/completions`` that lm-eval wants.
+
+    ``option`` is what it was given by.
 
     Raises:
         UsageError: it is none, or holds a password.
@@ -78,22 +84,22 @@ def checked_url(url: str) -> str:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        raise UsageError(_no_address(url)) from None
+        raise UsageError(_no_address(url, option)) from None
     if parts.username is not None or parts.password is not None:
         raise UsageError(
-            "--ppl-server: the address holds a user or a password, which would be "
+            f"{option}: the address holds a user or a password, which would be "
             f"printed: leave it out, and set a key by {KEYS[0]} in the environment"
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(_no_address(url))
+        raise UsageError(_no_address(url, option))
     if parts.query or parts.fragment:
-        raise UsageError(_no_address(url))
+        raise UsageError(_no_address(url, option))
     return url.rstrip("/").removesuffix("/completions").rstrip("/")
 
 
-def _no_address(url: str) -> str:
+def _no_address(url: str, option: str) -> str:
     shown = one_line(url, most=200)
-    return f"--ppl-server: {shown!r} is no address; give http://HOST:PORT/v1"
+    return f"{option}: {shown!r} is no address; give http://HOST:PORT/v1"
 
 
 def api_key() -> str:

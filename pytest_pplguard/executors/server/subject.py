@@ -13,7 +13,12 @@ from typing import Any, TypeVar
 
 from msgspec import UNSET
 
-from ...errors import ExecutorError, InvalidLossError, MeasurementError
+from ...errors import (
+    ExecutorError,
+    InvalidLossError,
+    MeasurementError,
+    ServerChangedError,
+)
 from ...measure import Facts, ScorerElsewhere, Subject, WindowScorer
 from ...options import BATCH_AUTO
 from ...protocols import Tokenizer
@@ -22,6 +27,7 @@ from ...scoring import (
     Kept,
     Loss,
     Progress,
+    Speaking,
     Stop,
     Tally,
     place,
@@ -30,9 +36,10 @@ from ...scoring import (
     window_score,
 )
 from ...values import Scalar, Window, WindowScore
-from .answers import Decode, Told, Unreadable
+from .answers import Told, Unreadable
 from .client import Refused
-from .offer import Offer, decoder
+from .patience import Patience
+from .witness import Witness
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,7 +52,7 @@ class ServerSubject(Subject):
     """A checkpoint that a server offers.
 
     Args:
-        offer: what scores it.
+        witness: of the server that scores it.
         tokenizer: of its files here: windows are cut with it.
         facts: what is known of it.
         at_once: requests under way.
@@ -56,7 +63,7 @@ class ServerSubject(Subject):
 
     def __init__(
         self,
-        offer: Offer,
+        witness: Witness,
         tokenizer: Tokenizer,
         facts: Facts,
         *,
@@ -65,7 +72,7 @@ class ServerSubject(Subject):
     ) -> None:
         self.tokenizer = tokenizer
         self.notices = notices
-        self._offer = offer
+        self._witness = witness
         self._facts = facts
         self._at_once = at_once
 
@@ -87,8 +94,7 @@ class ServerSubject(Subject):
         progress: Progress | None = None,
     ) -> WindowScorer:
         return ServerScorer(
-            self._offer,
-            decoder(self.tokenizer),
+            self._witness,
             at_once=self._at_once,
             # Servers put requests together themselves.
             together=1 if batch_size == BATCH_AUTO else batch_size,
@@ -103,25 +109,23 @@ class ServerScorer(ScorerElsewhere):
     """Scores windows by asking a server.
 
     Args:
-        offer: whom to ask for what.
-        decode: the checkpoint's own text of a token.
+        witness: of the server that is asked.
         at_once: requests under way.
         together: windows in a request.
-        progress: told how far it is.
+        progress: told how far it is, and for whom the server is waited for.
     """
 
     def __init__(
         self,
-        offer: Offer,
-        decode: Decode,
+        witness: Witness,
         *,
         at_once: int,
         together: int = 1,
         progress: Progress | None = None,
     ) -> None:
         self.notices: list[str] = []
-        self._offer = offer
-        self._decode = decode
+        self._witness = witness
+        self._offer = witness.offer
         self._at_once = at_once
         self._together = together
         self._progress = progress
@@ -143,7 +147,8 @@ class ServerScorer(ScorerElsewhere):
         Raises:
             InvalidLossError: a loss is NaN or infinite, or a window scores nothing.
             MeasurementError: the server cannot be asked for a window.
-            ExecutorError: the server fails, or answers something else.
+            ExecutorError: the server fails for longer than it is waited for, answers
+                something else, or is not what it was before.
         """
         refuse_empty(windows, answers=answers)
         prompts = [
@@ -158,9 +163,16 @@ class ServerScorer(ScorerElsewhere):
         portions = [left[at : at + size] for at in range(0, len(left), size)]
 
         leave = threading.Event()
+        patience = Patience(
+            self._offer.client,
+            prove=self._prove,
+            leave=leave,
+            say=self._progress.say if isinstance(self._progress, Speaking) else _quiet,
+        )
 
         def ask(portion: list[int]) -> list[Mapping[str, Any]]:
-            return self._offer.ask([prompts[index] for index in portion], leave)
+            chosen = [prompts[index] for index in portion]
+            return patience.ask(lambda: self._offer.ask(chosen))
 
         with _asked(ask, portions, self._at_once, leave) as answered:
             while not (stop is not None and stop(scores)):
@@ -173,8 +185,8 @@ class ServerScorer(ScorerElsewhere):
                 for index, choice in zip(portion, said, strict=True):
                     window = windows[index]
                     with _failing([index], windows, answers):
-                        told = self._offer.dialect.told(
-                            choice, prompts[index], len(window.targets), self._decode
+                        told = self._witness.told(
+                            choice, prompts[index], len(window.targets)
                         )
                         loss = _loss(told, answers=answers)
                     try:
@@ -182,11 +194,29 @@ class ServerScorer(ScorerElsewhere):
                     except InvalidLossError as error:
                         tell_of_others(error, scores | new, windows)
                         raise
+                if not self._witness.is_window:
+                    where = place(portion[0], windows, answers=answers)
+                    self._witness.take(
+                        prompts[portion[0]], said[0], where, is_window=True
+                    )
                 scores |= new
                 if kept is not None:
                     kept.add(new)
                 tell(new)
+            if portions:
+                patience.ask(self._witness.check)
+        self.notices += patience.notices
         return scores
+
+    def _prove(self) -> None:
+        """Whether a server that was away is back, and is what it was.
+
+        Raises:
+            NoAnswer: it is not back.
+            ServerChangedError: it has another model.
+        """
+        self._offer.check_listed()
+        self._witness.check(came_back=True)
 
     def _prompt(
         self, index: int, windows: Sequence[Window], answers: bool
@@ -204,7 +234,7 @@ class ServerScorer(ScorerElsewhere):
         if read[window.start + 1 :] != window.targets:
             raise MeasurementError(
                 f"{where} scores other tokens than those that it reads next, and a "
-                "server tells of no others: measure it without --ppl-executor server"
+                "server tells of no others: measure it with --ppl-executor local"
             )
         return read
 
@@ -214,7 +244,7 @@ class ServerScorer(ScorerElsewhere):
         Raises:
             MeasurementError: there is one.
         """
-        written, context = self._offer.dialect.written, self._offer.context
+        written, context = self._offer.dialect.written, self._offer.served.context
         longest = max(map(len, prompts), default=0)
         needed = longest + written
         if context is None or needed <= context:
@@ -225,6 +255,10 @@ class ServerScorer(ScorerElsewhere):
             f"are read or scored{more}), and the server has {context}: start it with "
             f"--max-model-len {needed} (docs/server.md), or measure at a shorter window"
         )
+
+
+def _quiet(line: str) -> None:
+    """Nobody is there who could read it now."""
 
 
 def _loss(told: Told, *, answers: bool) -> Loss:
@@ -246,6 +280,8 @@ def _failing(
         where += f" and {len(portion) - 1} more"
     try:
         yield
+    except ServerChangedError:  # whichever window is asked for
+        raise
     except Unreadable as error:
         raise ExecutorError(
             f"the server's answer for {where} is not about it: {error}"
