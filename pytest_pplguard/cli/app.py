@@ -33,6 +33,30 @@ cache = typer.Typer(
 )
 app.add_typer(cache, name="cache")
 
+
+def _show_versions(asked: bool) -> None:
+    if asked:
+        from .version import show_versions
+
+        show_versions()
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all_commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_versions,
+            is_eager=True,
+            help="Show the versions of pytest-pplguard, Python and what measures.",
+        ),
+    ] = False,
+) -> None:
+    """Only here to have an option."""
+
+
 Model = Annotated[
     str,
     typer.Argument(
