@@ -264,6 +264,7 @@ class Checkpoint:
 
         Raises:
             UsageError: it cannot be measured so, or nobody knows at which window.
+            CorpusError: a text is not there.
         """
         self.check(wanted.check_keys())
         return wanted_keys(
@@ -277,9 +278,13 @@ class Checkpoint:
 
         Raises:
             UsageError: there is such a key.
+            CorpusError: a text is not there.
         """
+        keys = list(keys)
         for key in keys:
             self._store.check(key)
+        for key in keys:
+            self._store.open_text(key)
 
     def measure(self, key: Key) -> Measurement:
         """One measurement."""

@@ -106,6 +106,7 @@ class Store:
         self._model_digest: str | None = None
         self._corpora: dict[str, Corpus] = {}
         self._lost_corpora: dict[str, PplguardError] = {}
+        self._found_tasks: set[tuple[str, int | None, int | None]] = set()
         self._measured: dict[tuple[str, Key], Measurement] = {}
         self._stopped: dict[tuple[str, Key], Measurement] = {}
         self._failed: dict[tuple[str, Key | None], PplguardError] = {}
@@ -260,8 +261,7 @@ class Store:
         try:
             check_key(key)
             self.check(key)
-            # A text that is not there should not cost the loading of a model.
-            self._check_text(key)
+            self.open_text(key)
             if reference is not None and self._executor is not None:
                 measured = self._divergence_elsewhere(name, key, reference)
             elif reference is not None:
@@ -341,14 +341,25 @@ class Store:
                 open_journal=self._journal_of(subject, f"{start} to {goal}", label),
             )
 
-    def _check_text(self, key: Key) -> None:
+    def open_text(self, key: Key) -> None:
+        """Find the text or task of ``key``, whatever its window is.
+
+        One that is not there should not cost the loading of a model.
+
+        Raises:
+            CorpusError: it is not there.
+            UsageError: there is no such text or task, or not as the key says.
+        """
         protocol = get_protocol(key.method)
-        if protocol.runs_task(key):
+        if not protocol.runs_task(key):
+            self.corpus(protocol.corpus(key))
+            return
+        task = (key.text, key.shots, key.first)
+        if task not in self._found_tasks:
             from .run import open_task
 
             open_task(key, self._tasks)
-        else:
-            self.corpus(protocol.corpus(key))
+            self._found_tasks.add(task)
 
     @property
     def _tasks(self) -> TaskSource:
