@@ -295,7 +295,8 @@ def _is_asked(config: pytest.Config) -> bool:
     given = (
         value for name, value in vars(config.option).items() if name.startswith("ppl_")
     )
-    return any(given) or any(
+    # What is typed and empty is a mistake, and no default.
+    return any(value or value == "" for value in given) or any(
         config.getini(name) != default for name, (_, default, _) in _INI.items()
     )
 

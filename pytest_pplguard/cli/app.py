@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from ..options import (
     parse_batch_size,
     parse_corpora,
     parse_execution,
+    parse_given,
     parse_max_memory,
 )
 
@@ -55,6 +57,11 @@ def _of_all_commands(
     ] = False,
 ) -> None:
     """Only here to have an option."""
+
+
+def _folder_of(option: str) -> Callable[[str], Path]:
+    """An empty folder would be the one where the command was started."""
+    return lambda text: Path(parse_given(text, option=option, what="DIR"))
 
 
 Model = Annotated[
@@ -254,7 +261,12 @@ TrustRemoteCode = Annotated[
     typer.Option("--trust-remote-code", help="Run code that a checkpoint brings"),
 ]
 Baselines = Annotated[
-    Path, typer.Option(metavar="DIR", help="Folder of the baseline files")
+    Path,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the baseline files",
+        parser=_folder_of("--baselines"),
+    ),
 ]
 
 
@@ -995,6 +1007,7 @@ CacheFolder = Annotated[
     typer.Option(
         "--cache-dir",
         metavar="DIR",
+        parser=_folder_of("--cache-dir"),
         help="Folder of results (default: in the user's cache)",
     ),
 ]
@@ -1069,6 +1082,8 @@ def _options(
     max_memory: list[str] | None = None,
     execution: Execution | None = None,
 ) -> Options:
+    if journal is not None:
+        parse_given(journal, option="--journal", what="DIR")
     return Options(
         max_memory=parse_max_memory(max_memory or (), option="--max-memory"),
         execution=execution or Execution(),

@@ -106,6 +106,35 @@ def test_values_that_mean_nothing(project: Project, value: str, text: str) -> No
     assert mistake(project.run(f"--ppl-model={value}")) == text
 
 
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        ("--ppl-baselines", "DIR"),
+        ("--ppl-history", "URL"),
+        ("--ppl-journal", "DIR"),
+        ("--ppl-cache-dir", "DIR"),
+    ],
+)
+def test_an_empty_place_is_no_default(project: Project, option: str, what: str) -> None:
+    """``--ppl-cache-dir=$CACHE`` where nobody has set CACHE."""
+    project.baseline(ONE)
+    text = f"{option}: empty; give {what}, or leave it out"
+    # Also in a run that has nothing else of this plugin.
+    assert mistake(project.run(f"{option}=")) == text
+    assert mistake(project.run(*project.give(w50="ppl:8"), f"{option}=")) == text
+
+
+def test_an_empty_ini_key_is_none(project: Project) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    project.ini("ppl_history = sqlite:///history.db\nppl_journal =\n")
+    args = project.give(w50="ppl:8")
+    result = project.run(*args, "-o", "ppl_history=")
+    assert result.ret == 0
+    assert not (project.path / "history.db").exists()
+    assert project.run(*args).ret == 0
+    assert (project.path / "history.db").exists()
+
+
 def test_demo_without_its_file(project: Project) -> None:
     assert mistake(project.run("--ppl-model=demo")) == (
         f"--ppl-model demo: no baseline file demo.yaml in {project.path}/baselines; "

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from pytest_pplguard.cli import own_options
+from pytest_pplguard.cli import main, own_options
 from pytest_pplguard.cli.version import show_versions
 
 
@@ -40,6 +40,29 @@ from pytest_pplguard.cli.version import show_versions
 )
 def test_the_command_names_its_own_options(text: str, expected: str) -> None:
     assert own_options(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["cache", "info", "--cache-dir="], "--cache-dir"),
+        (["cache", "clear", "--cache-dir", ""], "--cache-dir"),
+        (["show", "--baselines="], "--baselines"),
+        (["measure", "no/such/model", "--journal="], "--journal"),
+    ],
+)
+def test_an_empty_folder_is_not_where_the_command_runs(
+    arguments: list[str],
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pplguard", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = f"pplguard: error: {option}: empty; give DIR, or leave it out\n"
+    assert capsys.readouterr() == ("", said)
 
 
 def test_versions_are_found_without_importing() -> None:
