@@ -294,7 +294,7 @@ class Store:
     ) -> Measurement:
         subject = self.subject(name)
         label = f"{name} {key}"
-        journal = self._journal_of(subject, str(key), label)
+        journal = self._journal_of(subject, str(key), label, unit=_unit(key))
         results = None if self._shared else self._results
         measured = self.measure(
             subject,
@@ -367,7 +367,9 @@ class Store:
 
         return TaskSource(self._task_folders, self._trust_remote_code)
 
-    def _journal_of(self, subject: Subject, key: str, label: str) -> OpenJournal | None:
+    def _journal_of(
+        self, subject: Subject, key: str, label: str, *, unit: str = "windows"
+    ) -> OpenJournal | None:
         """Opens the journal of the checkpoint that is ready.
 
         None for a model that a hook has brought, and for one that is not its files and
@@ -387,7 +389,7 @@ class Store:
             windows: Sequence[Window],
         ) -> Journal:
             identity = Identity(model, key, windows_digest, environment)
-            return journals.open(identity, windows, label=label)
+            return journals.open(identity, windows, label=label, unit=unit)
 
         return open_journal
 
@@ -412,8 +414,7 @@ class Store:
         from .run import measure_loaded
 
         runs_task = get_protocol(key.method).runs_task(key)
-        unit = "answers" if runs_task else "windows"
-        with self._watch(label, unit=unit, early=early is not None) as progress:
+        with self._watch(label, unit=_unit(key), early=early is not None) as progress:
             return measure_loaded(
                 model,
                 key,
@@ -555,6 +556,11 @@ class Store:
             import torch
 
             torch.accelerator.empty_cache()
+
+
+def _unit(key: Key) -> str:
+    """What a measurement by ``key`` counts."""
+    return "answers" if get_protocol(key.method).runs_task(key) else "windows"
 
 
 def _untraced(error: PplguardError) -> PplguardError:
