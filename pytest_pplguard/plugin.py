@@ -136,8 +136,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--ppl-server-model",
         metavar="ID",
         help="The model's id there, or NAME=ID,... of several checkpoints (ini: "
-        "ppl_server_model, default: the one that is called or was loaded as the "
-        "checkpoint, else the only one)",
+        "ppl_server_model, default: the one with the checkpoint's name or path, else "
+        "the only one)",
     )
     group.addoption(
         "--ppl-dtype",
