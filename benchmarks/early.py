@@ -279,7 +279,7 @@ def real_cases(window: int = 96, count: int = USUAL) -> Iterator[Real]:
     from pytest_pplguard.values import Key, Measurement
 
     from .zoo.__main__ import given_bases
-    from .zoo.cases import all_cases
+    from .zoo.all_cases import all_cases
     from .zoo.site import Text
     from .zoo.verdicts import site_of
 

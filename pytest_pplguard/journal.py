@@ -159,12 +159,18 @@ class Journals:
         return complete
 
     def open(
-        self, identity: Identity, windows: Sequence[Window], *, label: str
+        self,
+        identity: Identity,
+        windows: Sequence[Window],
+        *,
+        label: str,
+        unit: str = "windows",
     ) -> Journal:
         """The journal of the measurement ``identity`` of ``windows``.
 
-        ``label`` is what notices call it. Whatever is wrong with the folder or a file
-        is a notice: the measurement is made all the same.
+        ``label`` is what notices call it, ``unit`` what they call its windows. Whatever
+        is wrong with the folder or a file is a notice: the measurement is made all the
+        same.
         """
         finished: dict[int, WindowScore] = {}
         notices: list[str] = []
@@ -199,7 +205,7 @@ class Journals:
             path = None
         if finished:
             notices.append(
-                f"{label}: {len(finished)} of {len(windows)} windows were scored "
+                f"{label}: {len(finished)} of {len(windows)} {unit} were scored "
                 f"already, the last at {datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}"
             )
         return Journal(

@@ -137,6 +137,19 @@ def parse_batch_size(text: str, *, option: str) -> int | Literal["auto"]:
     return int(text)
 
 
+def parse_given(text: str, *, option: str, what: str) -> str:
+    """``text``, unless it is empty, as ``--option=$VARIABLE`` without the variable is.
+
+    ``what`` is a word for what is to be given, such as ``DIR``.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    if not text:
+        raise UsageError(f"{option}: empty; give {what}, or leave it out")
+    return text
+
+
 def parse_threads(text: str, *, option: str) -> int:
     """A whole number of threads, at least 1.
 

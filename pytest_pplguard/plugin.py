@@ -137,8 +137,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--ppl-server-model",
         metavar="ID",
         help="The model's id there, or NAME=ID,... of several checkpoints (ini: "
-        "ppl_server_model, default: the one that is called or was loaded as the "
-        "checkpoint, else the only one)",
+        "ppl_server_model, default: the one with the checkpoint's name or path, else "
+        "the only one)",
     )
     group.addoption(
         "--ppl-dtype",
@@ -297,7 +297,8 @@ def _is_asked(config: pytest.Config) -> bool:
     given = (
         value for name, value in vars(config.option).items() if name.startswith("ppl_")
     )
-    return any(given) or any(
+    # What is typed and empty is a mistake, and no default.
+    return any(value or value == "" for value in given) or any(
         config.getini(name) != default for name, (_, default, _) in _INI.items()
     )
 

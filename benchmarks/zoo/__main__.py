@@ -25,8 +25,9 @@ from pytest_pplguard.gates import paired
 from pytest_pplguard.values import WindowScore
 
 from . import others
+from .all_cases import all_cases
 from .bases import LENGTH, NAMES, USUAL, Maker
-from .cases import Case, all_cases
+from .cases import Case
 from .damage import Damage, Undamaged
 from .site import Base, Text
 from .table import Row, markdown, summary

@@ -105,11 +105,3 @@ def is_untied(base: Base) -> bool:
 def is_kind(*kinds: str) -> Fits:
     """Whether the architecture is one of ``kinds``."""
     return lambda base: base.kind in kinds
-
-
-def all_cases() -> dict[str, Case]:
-    """Every case, defects first."""
-    # They register themselves when they are imported.
-    from . import changes, config_defects, file_defects, weight_defects  # noqa: F401
-
-    return DEFECTS | HARMLESS

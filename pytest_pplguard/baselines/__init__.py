@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from .evidence import Evidence, encode_evidence, read_evidence
-from .find import baseline_paths, looks_like_baseline, split_name
+from .find import (
+    baseline_path,
+    baseline_paths,
+    looks_like_baseline,
+    split_name,
+    two_of_a_stem,
+)
 from .fingerprint import encode_fingerprint, read_fingerprint
 from .read import parse_baseline, read_baseline
 from .splice import Entry, new_file, splice
@@ -13,6 +19,7 @@ __all__ = [
     "Change",
     "Entry",
     "Evidence",
+    "baseline_path",
     "baseline_paths",
     "encode_evidence",
     "encode_fingerprint",
@@ -25,4 +32,5 @@ __all__ = [
     "record",
     "splice",
     "split_name",
+    "two_of_a_stem",
 ]

@@ -38,11 +38,31 @@ def baseline_paths(folder: Path) -> list[Path]:
     for path in found:
         other = stems.setdefault(path.stem, path)
         if other is not path:
-            raise BaselineError(
-                f"{folder}: {other.name} and {path.name} would both name their "
-                f"checkpoints {path.stem}/...: rename one of the two"
-            )
+            raise two_of_a_stem(folder, other.name, path.name)
     return found
+
+
+def baseline_path(folder: Path, stem: str) -> Path:
+    """The file in ``folder`` whose checkpoints are called ``stem/...``.
+
+    Where there is none: what it would be called.
+
+    Raises:
+        BaselineError: there are two.
+    """
+    usual, *others = (folder / f"{stem}{suffix}" for suffix in SUFFIXES)
+    found = [path for path in (usual, *others) if path.is_file()]
+    if len(found) > 1:
+        raise two_of_a_stem(folder, found[0].name, found[1].name)
+    return found[0] if found else usual
+
+
+def two_of_a_stem(folder: Path | str, one: str, other: str) -> BaselineError:
+    """What is wrong with ``m.yaml`` beside ``m.yml``."""
+    return BaselineError(
+        f"{folder}: {one} and {other} would both name their checkpoints "
+        f"{Path(one).stem}/...: rename one of the two"
+    )
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import BaselineError
 from ..values import SCHEMA
@@ -66,8 +68,8 @@ def splice_tree(
     Raises:
         BaselineError: as :func:`splice`.
     """
-    for entry in entries:
-        text, tree = _splice_one(text, tree, entry, file)
+    for batch in _batches(entries):
+        text, tree = _splice_batch(text, tree, batch, file)
     return text, tree
 
 
@@ -81,10 +83,73 @@ def new_file(model: str, entries: Sequence[Entry] = (), *, file: str) -> str:
     return splice(start, entries, file=file)
 
 
-def _splice_one(text: str, tree: Node, entry: Entry, file: str) -> tuple[str, Node]:
+def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """The entries in order, no key of a checkpoint twice in a batch."""
+    batch: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        if (entry.checkpoint, entry.key) in batch:
+            yield list(batch.values())
+            batch = {}
+        batch[entry.checkpoint, entry.key] = entry
+    if batch:
+        yield list(batch.values())
+
+
+def _splice_batch(
+    text: str, tree: Node, entries: Sequence[Entry], file: str
+) -> tuple[str, Node]:
+    """Set entries together: reading the YAML again is what a splice takes its time for.
+
+    What is replaced may end in the very place where something is added, so that comes
+    after it. Entries that cannot be set together are set one by one.
+    """
+    gates = {name: _gates(group) for name, group in _by_checkpoint(entries).items()}
+    entries = [
+        replace(entry, default_gates=gates[entry.checkpoint]) for entry in entries
+    ]
+    known = [entry for entry in entries if _is_recorded(tree, entry)]
+    new = [entry for entry in entries if not _is_recorded(tree, entry)]
+    result = text, tree
+    try:
+        for part in filter(None, (known, new)):
+            result = _splice_together(*result, part, file)
+    except BaselineError:
+        if len(entries) == 1:
+            raise
+    else:
+        return result
+    for entry in entries:  # the one that is at fault, at its line of the text
+        _splice_together(text, tree, [entry], file)
+    for entry in entries:
+        text, tree = _splice_together(text, tree, [entry], file)
+    return text, tree
+
+
+def _by_checkpoint(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.checkpoint, []).append(entry)
+    return groups
+
+
+def _is_recorded(tree: Node, entry: Entry) -> bool:
+    node = tree
+    for name in ("checkpoints", entry.checkpoint, "recorded", entry.key):
+        fields = _fields(node)
+        if name not in fields:
+            return False
+        node = fields[name].node
+    return True
+
+
+def _splice_together(
+    text: str, tree: Node, entries: Sequence[Entry], file: str
+) -> tuple[str, Node]:
+    """Entries of different keys, set at once; an error names the first of them."""
     editor = _Editor(text, tree, file)
-    editor.set(entry)
+    editor.set(entries)
     result = editor.result()
+    entry = entries[0]
     place = f"checkpoint {entry.checkpoint}, recorded, {entry.key}"
     advice = (
         "cannot be edited in this layout, nothing was written: put it in block style, "
@@ -95,7 +160,8 @@ def _splice_one(text: str, tree: Node, entry: Entry, file: str) -> tuple[str, No
         new_tree = parse_tree(result, file=file)
     except BaselineError as error:
         raise BaselineError(f"{file}:{line}: {place}: {advice}") from error
-    if _canonical(plain(new_tree)) != _canonical(_expected(plain(tree), entry)):
+    expected = functools.reduce(_expected, entries, plain(tree))
+    if _canonical(plain(new_tree)) != _canonical(expected):
         raise BaselineError(f"{file}:{line}: {place}: {advice}")
     return result, new_tree
 
@@ -137,7 +203,7 @@ def _fields(node: Node) -> dict[str, Field]:
 
 
 class _Editor:
-    """Gathers the edits of one entry against one text, and applies them together."""
+    """Gathers the edits of entries against one text, and applies them together."""
 
     def __init__(self, text: str, tree: Node, file: str) -> None:
         self.text = text
@@ -148,17 +214,22 @@ class _Editor:
         self.newline = "\r\n" if found and found[0] == "\r\n" else "\n"
         self.step = _indent_step(tree)
 
-    def set(self, entry: Entry) -> None:
-        """Set the recorded entry, and the gates that are missing."""
+    def set(self, entries: Sequence[Entry]) -> None:
+        """Set recorded entries of different keys, and the gates that are missing."""
+        groups = _by_checkpoint(entries)
         checkpoints = _fields(self.tree).get("checkpoints")
         known = _fields(checkpoints.node) if checkpoints else {}
-        if checkpoints is None:
-            everything = {"checkpoints": Block({entry.checkpoint: _whole(entry)})}
+        # Edits at one place keep their order: what is further in comes first.
+        for name in filter(known.__contains__, groups):
+            self._set_in(known[name], groups[name])
+        new = {
+            name: _whole(group) for name, group in groups.items() if name not in known
+        }
+        if new and checkpoints is None:
+            everything = {"checkpoints": Block(new)}
             self._add(self.tree, self.tree.column, everything, order=_ROOT_ORDER)
-        elif entry.checkpoint not in known:
-            self._add_below(checkpoints, {entry.checkpoint: _whole(entry)})
-        else:
-            self._set_in(known[entry.checkpoint], entry)
+        elif new and checkpoints is not None:
+            self._add_below(checkpoints, new)
 
     def result(self) -> str:
         """The text with all edits applied; those at one place keep their order."""
@@ -171,23 +242,31 @@ class _Editor:
 
     # ------------------------------------------------------------- inside a checkpoint
 
-    def _set_in(self, checkpoint: Field, entry: Entry) -> None:
+    def _set_in(self, checkpoint: Field, entries: Sequence[Entry]) -> None:
         sections = _fields(checkpoint.node)
         missing: dict[str, Plain] = {}
         gates = sections.get("gates")
         present = _fields(gates.node) if gates else {}
-        wanted = {k: v for k, v in entry.default_gates.items() if k not in present}
+        defaults = _gates(entries)
+        wanted = {key: gate for key, gate in defaults.items() if key not in present}
         if wanted and gates:
             self._add_below(gates, wanted)
         elif wanted:
             missing["gates"] = Block(wanted)
         recorded = sections.get("recorded")
-        if recorded is None:
-            missing["recorded"] = Block({entry.key: Block(entry.recorded)})
-        elif entry.key in _fields(recorded.node):
-            self._replace(_fields(recorded.node)[entry.key], entry.recorded)
-        else:
-            self._add_below(recorded, {entry.key: Block(entry.recorded)})
+        known = _fields(recorded.node) if recorded else {}
+        for entry in entries:
+            if entry.key in known:
+                self._replace(known[entry.key], entry.recorded)
+        new = {
+            entry.key: Block(entry.recorded)
+            for entry in entries
+            if entry.key not in known
+        }
+        if new and recorded is None:
+            missing["recorded"] = Block(new)
+        elif new and recorded is not None:
+            self._add_below(recorded, new)
         if missing:
             self._add_below(checkpoint, missing, order=_ENTRY_ORDER)
 
@@ -360,15 +439,26 @@ class _Editor:
         )
 
 
-def _whole(entry: Entry) -> Block:
+def _whole(entries: Sequence[Entry]) -> Block:
     """All of a checkpoint that is new."""
     checkpoint = Block()
-    if entry.path is not None:
-        checkpoint["path"] = entry.path
-    if entry.default_gates:
-        checkpoint["gates"] = Block(entry.default_gates)
-    checkpoint["recorded"] = Block({entry.key: Block(entry.recorded)})
+    if entries[0].path is not None:
+        checkpoint["path"] = entries[0].path
+    if gates := _gates(entries):
+        checkpoint["gates"] = Block(gates)
+    checkpoint["recorded"] = Block(
+        {entry.key: Block(entry.recorded) for entry in entries}
+    )
     return checkpoint
+
+
+def _gates(entries: Sequence[Entry]) -> dict[str, Plain]:
+    """The default gates of a checkpoint's entries; the first of a key counts."""
+    gates: dict[str, Plain] = {}
+    for entry in entries:
+        for key, gate in entry.default_gates.items():
+            gates.setdefault(key, gate)
+    return gates
 
 
 def _indent_step(tree: Node) -> int:

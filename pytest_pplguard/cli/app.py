@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +15,7 @@ from ..options import (
     parse_batch_size,
     parse_corpora,
     parse_execution,
+    parse_given,
     parse_max_memory,
 )
 
@@ -33,6 +35,35 @@ cache = typer.Typer(
 )
 app.add_typer(cache, name="cache")
 
+
+def _show_versions(asked: bool) -> None:
+    if asked:
+        from .version import show_versions
+
+        show_versions()
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all_commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_versions,
+            is_eager=True,
+            help="Show the versions of pytest-pplguard, Python and what measures.",
+        ),
+    ] = False,
+) -> None:
+    """Only here to have an option."""
+
+
+def _folder_of(option: str) -> Callable[[str], Path]:
+    """An empty folder would be the one where the command was started."""
+    return lambda text: Path(parse_given(text, option=option, what="DIR"))
+
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -41,14 +72,31 @@ Model = Annotated[
         "or demo/wanda-50",
     ),
 ]
+_OTHER_METHODS = "strided, llama-cpp, lora-ft, gptq, vllm, or one that is installed"
+
+
+def _methods(choice: str, default: str = "the first two") -> Any:
+    return typer.Option(
+        "--method", metavar="METHOD", help=f"{choice} (repeatable; default: {default})"
+    )
+
+
 Methods = Annotated[
     list[str] | None,
-    typer.Option(
-        "--method",
-        metavar="METHOD",
-        help="wanda, lm-eval, kl with --reference, strided, llama-cpp, lora-ft, gptq, "
-        "vllm, or one that is installed (repeatable; default: the first two)",
+    _methods(f"wanda, lm-eval, kl with --reference, {_OTHER_METHODS}"),
+]
+MethodsRecorded = Annotated[
+    list[str] | None,
+    _methods(
+        f"wanda, lm-eval, kl with --reference, {_OTHER_METHODS}",
+        "those of the entry; for a new one the first two",
     ),
+]
+MethodsPlanned = Annotated[
+    list[str] | None, _methods(f"wanda, lm-eval, kl, {_OTHER_METHODS}")
+]
+MethodsAlone = Annotated[
+    list[str] | None, _methods(f"wanda, lm-eval, {_OTHER_METHODS}")
 ]
 Reference = Annotated[
     str | None,
@@ -62,8 +110,8 @@ Window = Annotated[
     typer.Option(
         metavar="TOKENS",
         min=2,
-        help="Tokens a window (default: what the method is usually measured at, else "
-        "the model's maximum, at most 4096)",
+        help="Tokens in a window (default: what the method is usually measured at, "
+        "else the model's maximum, at most 4096)",
     ),
 ]
 Stride = Annotated[
@@ -80,8 +128,8 @@ Limit = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Only the first N windows, or pages or documents for lm-eval (key: "
-        "firstN)",
+        help="Only the first N windows, or pages or documents for lm-eval; the key "
+        "ends in :firstN",
     ),
 ]
 Corpora = Annotated[
@@ -190,19 +238,32 @@ ServerModel = Annotated[
     typer.Option(
         metavar="ID",
         help="The model's id there, or NAME=ID,... of several checkpoints (default: "
-        "the one that is called or was loaded as the checkpoint, else the only one)",
+        "the one with the checkpoint's name or path, else the only one)",
     ),
 ]
 Dtype = Annotated[
-    str, typer.Option(metavar="DTYPE", help="auto, float32, float16 or bfloat16")
+    str,
+    typer.Option(
+        metavar="DTYPE",
+        help="auto, float32, float16 or bfloat16; auto is float32 on a CPU, else the "
+        "checkpoint's own",
+    ),
 ]
 BatchSize = Annotated[
     str,
-    typer.Option(metavar="N", help="Windows that the model reads at once, or auto"),
+    typer.Option(
+        metavar="N",
+        help="Windows that the model reads at once, or auto: as many as memory allows "
+        "and time gains by",
+    ),
 ]
 Attention = Annotated[
     str | None,
-    typer.Option(metavar="KERNEL", help="Attention implementation of transformers"),
+    typer.Option(
+        metavar="KERNEL",
+        help="Attention implementation of transformers: eager, sdpa, ... (default: the "
+        "model's)",
+    ),
 ]
 Threads = Annotated[
     int | None,
@@ -233,14 +294,23 @@ JournalFolder = Annotated[
 ]
 AllowPickle = Annotated[
     bool,
-    typer.Option("--allow-pickle", help="Load pickle files, which can run code"),
+    typer.Option(
+        "--allow-pickle", help="Load weights from pickle files, which can run code"
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool,
-    typer.Option("--trust-remote-code", help="Run code that a checkpoint brings"),
+    typer.Option(
+        "--trust-remote-code", help="Run Python code that a checkpoint brings along"
+    ),
 ]
 Baselines = Annotated[
-    Path, typer.Option(metavar="DIR", help="Folder of the baseline files")
+    Path,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the baseline files",
+        parser=_folder_of("--baselines"),
+    ),
 ]
 
 
@@ -316,11 +386,11 @@ def plan(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A checkpoint as of measure, a folder with no more than a "
+            help="A checkpoint as for measure, a folder with no more than a "
             "config.json, that file, or FILE/NAME for what a baseline has recorded",
         ),
     ],
-    method: Methods = None,
+    method: MethodsPlanned = None,
     window: Window = None,
     stride: Stride = None,
     limit: Limit = None,
@@ -338,13 +408,16 @@ def plan(
         ),
     ] = "",
     gpu_memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Of each of them, such as 80GiB")
+        str,
+        typer.Option(
+            metavar="SIZE", help="Memory of each of these GPUs, such as 80GiB"
+        ),
     ] = "",
     cpu_memory: Annotated[
         str,
         typer.Option(
             metavar="SIZE",
-            help="Of the machine, for weights that its GPUs have no room for",
+            help="Memory of the machine, for weights that its GPUs have no room for",
         ),
     ] = "",
     gpus_per_replica: Annotated[
@@ -416,7 +489,7 @@ def compare(
         typer.Argument(
             metavar="MODEL",
             help="The dense model, then those to compare with it; each a checkpoint "
-            "as of measure, a recorded baseline FILE/NAME, or a baseline FILE for all "
+            "as for measure, a recorded baseline FILE/NAME, or a baseline FILE for all "
             "in it; demo: the demo's two",
         ),
     ],
@@ -425,8 +498,8 @@ def compare(
         typer.Option(
             metavar="TOKENS",
             min=2,
-            help="Tokens a window (default: the baselines', else the shortest maximum "
-            "of all models, at most 4096)",
+            help="Tokens in a window (default: the baselines', else the shortest "
+            "maximum of all models, at most 4096)",
         ),
     ] = None,
     limit: Limit = None,
@@ -498,7 +571,7 @@ def update(
         str | None,
         typer.Option(metavar="MODEL", help="The base model, where FILE is new"),
     ] = None,
-    method: Methods = None,
+    method: MethodsRecorded = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -535,7 +608,8 @@ def update(
     fingerprint: Annotated[
         bool,
         typer.Option(
-            "--fingerprint", help="Record only what the weights are, measure nothing"
+            "--fingerprint",
+            help="Record only the fingerprint of the weights; measure nothing",
         ),
     ] = False,
 ) -> None:
@@ -604,10 +678,10 @@ def diff(
 def explain(
     model: Model,
     start: Annotated[
-        str, typer.Option("--from", metavar="METHOD", help="Where the ladder begins")
+        str, typer.Option("--from", metavar="METHOD", help="The method to begin with")
     ] = "wanda",
     goal: Annotated[
-        str, typer.Option("--to", metavar="METHOD", help="Where it ends")
+        str, typer.Option("--to", metavar="METHOD", help="The method to end with")
     ] = "lm-eval",
     window: Window = None,
     stride: Stride = None,
@@ -697,7 +771,7 @@ def inspect(
     window: Window = None,
     limit: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Only the first N pages (key: firstN)"),
+        typer.Option(metavar="N", min=1, help="Only the first N pages"),
     ] = None,
     corpus: Annotated[
         str | None,
@@ -758,12 +832,15 @@ def doctor(
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every row of the table of zeros")
+        bool, typer.Option("--all", help="Show every row of the table of zeros")
     ] = False,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Look a checkpoint over without running it."""
+    """Look a checkpoint over without running it.
+
+    The exit status is 1 if it has an error.
+    """
     from .doctor import doctor_model
 
     healthy = doctor_model(
@@ -796,7 +873,11 @@ def show(
 def check(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FILE|DIR", help="Baseline files, or folders of them"),
+        typer.Argument(
+            metavar="FILE|DIR",
+            help="Baseline files, or folders of them (default: the folder of "
+            "--baselines)",
+        ),
     ] = None,
     baselines: Baselines = Path("baselines"),
 ) -> None:
@@ -886,7 +967,9 @@ def history(
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", metavar="METRIC", help="Only this one (repeatable)"),
+        typer.Option(
+            "--metric", metavar="METRIC", help="Only this metric (repeatable)"
+        ),
     ] = None,
     last: Annotated[
         int | None,
@@ -894,7 +977,9 @@ def history(
     ] = None,
     plot: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Draw it, as .html, .png, .svg or .pdf"),
+        typer.Option(
+            metavar="PATH", help="Draw the values, as .html, .png, .svg or .pdf"
+        ),
     ] = None,
     json: Annotated[
         str | None,
@@ -935,7 +1020,7 @@ def noise(
             "several of these together",
         ),
     ] = 5,
-    method: Methods = None,
+    method: MethodsAlone = None,
     window: Window = None,
     stride: Stride = None,
     limit: Annotated[
@@ -951,7 +1036,12 @@ def noise(
     device: Device = "auto",
     max_memory: MaxMemory = None,
     dtype: Dtype = "auto",
-    batch_size: BatchSize = "1",
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            metavar="N", help="Windows that the model reads at once in the first run"
+        ),
+    ] = "1",
     attention: Attention = None,
     threads: Threads = None,
     compile: Compile = False,
@@ -981,6 +1071,7 @@ CacheFolder = Annotated[
     typer.Option(
         "--cache-dir",
         metavar="DIR",
+        parser=_folder_of("--cache-dir"),
         help="Folder of results (default: in the user's cache)",
     ),
 ]
@@ -1055,6 +1146,8 @@ def _options(
     max_memory: list[str] | None = None,
     execution: Execution | None = None,
 ) -> Options:
+    if journal is not None:
+        parse_given(journal, option="--journal", what="DIR")
     return Options(
         max_memory=parse_max_memory(max_memory or (), option="--max-memory"),
         execution=execution or Execution(),

@@ -6,7 +6,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from ..audit import Finding, audit_file, orphans
-from ..baselines import baseline_paths, looks_like_baseline, parse_baseline
+from ..baselines import (
+    baseline_path,
+    baseline_paths,
+    looks_like_baseline,
+    parse_baseline,
+)
 from ..baselines.find import SUFFIXES
 from ..baselines.read import FINGERPRINT
 from ..errors import BaselineError, PplguardError, UsageError
@@ -61,16 +66,17 @@ def _files(path: Path) -> list[Path]:
     if not path.exists():
         near = near_matches(path.name, _names(path.parent))
         raise UsageError(f"{path}: no such file or folder{near}")
+    if path.suffix in SUFFIXES:
+        baseline_path(path.parent, path.stem)  # the only one of its name
     return [path]
 
 
 def _owner(path: Path) -> Path:
     """The baseline file of evidence, which lies in ``FILE/NAME/`` below it."""
     for folder in path.parents:
-        for suffix in SUFFIXES:
-            file = folder.parent / f"{folder.name}{suffix}"
-            if folder.name and file.is_file():
-                return file
+        file = baseline_path(folder.parent, folder.name)
+        if folder.name and file.is_file():
+            return file
     raise UsageError(
         f"{path}: no baseline file to which this evidence belongs: it lies below its "
         "file, FILE/NAME/*.json beside FILE.yaml"

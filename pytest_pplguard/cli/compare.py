@@ -18,6 +18,7 @@ from ..errors import CheckpointError, ExecutorError, PplguardError, UsageError
 from ..options import DEMO, DEMO_CHECKPOINTS, Options, Target
 from ..protocols import USUAL_METHODS, check_key, get_protocol
 from ..report import comparison_document, comparison_lines
+from ..safetext import shell_join
 from ..values import USUAL_REFERENCE, CheckpointEntry, Key, Scalar, near_matches
 from .diff import named_entry
 from .output import say, show_table, terminal_width, text_width, write_json
@@ -170,14 +171,14 @@ def _sides(spec: str, folder: Path, options: Options) -> Iterator[Side]:
         return
     path = Path(os.path.expanduser(spec))
     if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
-        yield from _entries(path)
+        yield from _entries(path, spec)
         return
     if os.path.exists(path) or spec.startswith(f"{DEMO}/"):
         yield _model(spec, options)
         return
     stems = {file.stem: file for file in baseline_paths(folder)}
     if spec in stems:
-        yield from _entries(stems[spec])
+        yield from _entries(stems[spec], spec)
         return
     found = named_entry(spec, folder)
     if found is None:
@@ -209,8 +210,11 @@ def _model(spec: str, options: Options) -> Model:
     return Model(spec, located)
 
 
-def _entries(path: Path) -> Iterator[Baseline]:
-    """All entries of a file that have a number, the dense one first."""
+def _entries(path: Path, spec: str) -> Iterator[Baseline]:
+    """All entries of a file that have a number, the dense one first.
+
+    ``spec`` is what was typed for the file.
+    """
     content = read_baseline(path)
     found = [
         Baseline(path, entry, named=False, base=content.model)
@@ -222,7 +226,26 @@ def _entries(path: Path) -> Iterator[Baseline]:
             f"{path} has no number by {_TOKEN} or {_WORD}: record one with "
             f"`pplguard update MODEL --checkpoint {path.stem}/NAME`"
         )
+    _refuse_family(path, spec, [baseline.entry.name for baseline in found])
     yield from sorted(found, key=lambda one: one.entry.name != USUAL_REFERENCE)
+
+
+def _refuse_family(path: Path, spec: str, names: Sequence[str]) -> None:
+    """A file of several sizes: what pruning one did, the dense one of another hides.
+
+    Raises:
+        UsageError: no entry is the dense one, and several are called ``SIZE-dense``.
+    """
+    dense = [name for name in names if name.endswith(f"-{USUAL_REFERENCE}")]
+    if USUAL_REFERENCE in names or len(dense) < 2:
+        return
+    size = dense[0].removesuffix(USUAL_REFERENCE)
+    of_size = [name for name in names if name.startswith(size) and name != dense[0]]
+    words = [f"{spec}/{name}" for name in (dense[0], *of_size)]
+    raise UsageError(
+        f"{path} has several dense models, {', '.join(dense)}, and models are compared "
+        f"with one: name those of one size, `pplguard compare {shell_join(words)}`"
+    )
 
 
 def _check(sides: Sequence[Side]) -> None:

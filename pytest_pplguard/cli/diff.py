@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ..baselines import read_baseline, read_fingerprint
+from ..baselines import baseline_path, read_baseline, read_fingerprint
 from ..checkpoints import (
     Stream,
     changed_places,
@@ -158,7 +158,7 @@ def named_entry(spec: str, folder: Path) -> tuple[Path, str] | None:
         return None
     if before.endswith((".yaml", ".yml")) and os.path.isfile(before):
         return Path(before), name
-    path = folder / f"{before}.yaml"
+    path = baseline_path(folder, before)
     return (path, name) if os.path.isfile(path) else None
 
 

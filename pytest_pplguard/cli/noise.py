@@ -14,7 +14,13 @@ from msgspec.structs import asdict, replace
 from ..checkpoints import Loaded
 from ..corpora import open_corpus
 from ..errors import MeasurementError, PplguardError, UsageError
-from ..measure import Store, load_target, max_positions, measure_loaded
+from ..measure import (
+    Store,
+    load_target,
+    locate_target,
+    max_positions,
+    measure_loaded,
+)
 from ..measure.environment import using_threads
 from ..measure.places import cut_windows
 from ..options import BATCH_AUTO, Options, Target
@@ -228,9 +234,12 @@ def _largest_window(run: Run, first: Run) -> float:
 
 
 class _Bench:
-    """Measures one checkpoint under different settings; one copy is in memory."""
+    """Measures one checkpoint under different settings; one copy is in memory.
 
-    def __init__(self, spec: str, options: Options) -> None:
+    ``reads`` are keys of the texts that will be read: without one nothing is loaded.
+    """
+
+    def __init__(self, spec: str, options: Options, reads: Sequence[Key]) -> None:
         if options.batch_size == BATCH_AUTO:
             raise UsageError(
                 "--batch-size auto may be another one in each run, and noise varies it "
@@ -247,6 +256,9 @@ class _Bench:
             open_corpus=lambda corpus: open_corpus(corpus, options.corpora),
             watch=watching,
         )
+        locate_target(Target(name=spec, spec=spec), options)
+        for key in reads:
+            self._store.check_text(key)
         # The model is not kept: it has to make room for its other versions.
         loaded = self.loaded()
         self._tokenizer = loaded.tokenizer
@@ -350,8 +362,7 @@ def measure_noise(
             "--method kl compares two checkpoints, and noise is that of one: leave it "
             "out (docs/divergence.md says what moves a divergence)"
         )
-    wanted.check_keys()
-    bench = _Bench(spec, options)
+    bench = _Bench(spec, options, wanted.check_keys())
     keys = wanted_keys(spec, wanted, lambda: max_positions(bench.loaded().model))
     if wanted.limit is None:
         keys = _limited(bench, keys, variations)

@@ -13,7 +13,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..audit import evidence_problems
-from ..baselines import parse_baseline, read_evidence, read_fingerprint
+from ..baselines import (
+    parse_baseline,
+    read_evidence,
+    read_fingerprint,
+    two_of_a_stem,
+)
 from ..baselines.read import FINGERPRINT
 from ..errors import BaselineError, UsageError
 from ..report.review import review_document, review_lines, review_markdown
@@ -123,16 +128,22 @@ class _Side(ABC):
         self.label = label
         self.files: dict[str, BaselineFile] = {}
         self.unread: dict[str, str] = {}
+        self._names: dict[str, str] = {}
 
     def add(self, name: str, content: bytes) -> None:
-        """Take a baseline file in; one that cannot be read is told."""
-        path = f"{self.label}{name}"
+        """Take a baseline file in; one that cannot be read is told.
+
+        So are two whose checkpoints would have the same names.
+        """
+        path, stem = f"{self.label}{name}", Path(name).stem
+        other = self._names.setdefault(stem, name)
         try:
-            file = parse_baseline(_text(content, path), path)
+            if other != name:
+                raise two_of_a_stem(self.label.rstrip("/"), other, name)
+            self.files[stem] = parse_baseline(_text(content, path), path)
         except BaselineError as error:
-            self.unread[Path(name).stem] = str(error)
-            return
-        self.files[Path(name).stem] = file
+            self.files.pop(stem, None)
+            self.unread[stem] = str(error)
 
     @abstractmethod
     def blob(self, name: str) -> object:

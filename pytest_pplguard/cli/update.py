@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from ..baselines import read_baseline, record, split_name
+from ..baselines import baseline_path, read_baseline, record, split_name
 from ..checkpoints import Sparsity
 from ..errors import CheckpointError, UsageError
 from ..gates import default_sparsity
@@ -56,7 +56,7 @@ def update_checkpoint(
         PplguardError: it cannot be measured or written; nothing is recorded then.
     """
     stem, name = split_name(checkpoint)
-    path = folder / f"{stem}.yaml"
+    path = baseline_path(folder, stem)
     entries = _entries(path, checkpoint, base)
     entry = entries.get(name)
     reference = _Reference.find(wanted.reference, entries, stem, name)
@@ -152,7 +152,7 @@ def update_fingerprint(
             "--window, --stride, --limit, --corpus and --task"
         )
     stem, name = split_name(checkpoint)
-    path = folder / f"{stem}.yaml"
+    path = baseline_path(folder, stem)
     entry = _entries(path, checkpoint, base).get(name)
     model = Checkpoint(
         spec,

@@ -14,6 +14,7 @@ from .judge import (
     no_metric,
     window_bounds,
 )
+from .looser import loosens, relative_loosens, sparsity_loosens, tolerance_loosens
 from .paired import Paired, Summed, WindowChange, paired
 from .weights import (
     WeightsGate,
@@ -47,11 +48,15 @@ __all__ = [
     "judge_relative",
     "judge_sparsity",
     "judge_weights",
+    "loosens",
     "mcnemar_p",
     "no_metric",
     "paired",
     "paired_documents",
     "published_bounds",
+    "relative_loosens",
     "scoring_order",
+    "sparsity_loosens",
+    "tolerance_loosens",
     "window_bounds",
 ]

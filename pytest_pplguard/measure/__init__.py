@@ -8,12 +8,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .facts import Facts
 from .loading import journals_of, load_target, locate_target
 from .store import Store
 from .subject import (
     Compared,
     Executor,
-    Facts,
     ScorerElsewhere,
     Subject,
     WindowScorer,

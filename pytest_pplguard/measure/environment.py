@@ -9,10 +9,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ..values import Key, Scalar
+from .facts import Facts
 
 if TYPE_CHECKING:  # importing it imports torch
     from ..scoring import BatchSize
-    from .subject import Facts
 
 _PACKAGES = ("torch", "transformers", "tokenizers")
 _SWITCHES = (

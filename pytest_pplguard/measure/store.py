@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msgspec.structs import replace
-
 from ..checkpoints import Loaded, state_digest
 from ..corpora import Corpus
 from ..errors import MeasurementError, PplguardError
@@ -109,7 +107,7 @@ class Store:
         self._model_digest: str | None = None
         self._corpora: dict[str, Corpus] = {}
         self._lost_corpora: dict[str, PplguardError] = {}
-        self._texts: set[Key] = set()
+        self._found_tasks: set[tuple[str, int | None, int | None]] = set()
         self._measured: dict[tuple[str, Key], Measurement] = {}
         self._stopped: dict[tuple[str, Key], Measurement] = {}
         self._failed: dict[tuple[str, Key | None], PplguardError] = {}
@@ -309,7 +307,7 @@ class Store:
     ) -> Measurement:
         subject = self.subject(name)
         label = f"{name} {key}"
-        journal = self._journal_of(subject, str(key), label)
+        journal = self._journal_of(subject, str(key), label, unit=_unit(key))
         results = None if self._shared else self._results
         measured = self.measure(
             subject,
@@ -357,23 +355,24 @@ class Store:
             )
 
     def check_text(self, key: Key) -> None:
-        """Refuse a text that is not there: it should not cost the loading of a model.
+        """Find the text or task of ``key``, whatever its window is.
+
+        One that is not there should not cost the loading of a model.
 
         Raises:
-            UsageError: there is no such text or task.
-            CorpusError: it cannot be read.
+            CorpusError: it is not there.
+            UsageError: there is no such text or task, or not as the key says.
         """
-        anywhere = replace(key, window=1)
-        if anywhere in self._texts:
-            return
         protocol = get_protocol(key.method)
-        if protocol.runs_task(key):
+        if not protocol.runs_task(key):
+            self.corpus(protocol.corpus(key))
+            return
+        task = (key.text, key.shots, key.first)
+        if task not in self._found_tasks:
             from .run import open_task
 
             open_task(key, self._tasks)
-        else:
-            self.corpus(protocol.corpus(key))
-        self._texts.add(anywhere)
+            self._found_tasks.add(task)
 
     @property
     def _tasks(self) -> TaskSource:
@@ -381,7 +380,9 @@ class Store:
 
         return TaskSource(self._task_folders, self._trust_remote_code)
 
-    def _journal_of(self, subject: Subject, key: str, label: str) -> OpenJournal | None:
+    def _journal_of(
+        self, subject: Subject, key: str, label: str, *, unit: str = "windows"
+    ) -> OpenJournal | None:
         """Opens the journal of the checkpoint that is ready.
 
         None for a model that a hook has brought, and for one that is not its files and
@@ -401,7 +402,7 @@ class Store:
             windows: Sequence[Window],
         ) -> Journal:
             identity = Identity(model, key, windows_digest, environment)
-            return journals.open(identity, windows, label=label)
+            return journals.open(identity, windows, label=label, unit=unit)
 
         return open_journal
 
@@ -426,8 +427,7 @@ class Store:
         from .run import measure_loaded
 
         runs_task = get_protocol(key.method).runs_task(key)
-        unit = "answers" if runs_task else "windows"
-        with self._watch(label, unit=unit, early=early is not None) as progress:
+        with self._watch(label, unit=_unit(key), early=early is not None) as progress:
             return measure_loaded(
                 model,
                 key,
@@ -569,6 +569,11 @@ class Store:
             import torch
 
             torch.accelerator.empty_cache()
+
+
+def _unit(key: Key) -> str:
+    """What a measurement by ``key`` counts."""
+    return "answers" if get_protocol(key.method).runs_task(key) else "windows"
 
 
 def _untraced(error: PplguardError) -> PplguardError:

@@ -19,32 +19,13 @@ from ..options import Target
 from ..protocols import Tokenizer
 from ..values import Key, Scalar, Window, WindowScore
 from .environment import device_name, python_versions, switches
+from .facts import Facts
 from .loading import loading_label
 from .weights import WeightsReader
 
 # What is behind a subject may need torch; whoever asks another one need not have it.
 if TYPE_CHECKING:
     from ..scoring import BatchSize, Kept, Progress, Stop
-
-
-class Facts(Struct, frozen=True):
-    """What is known of a model without running it.
-
-    ``device`` is a kind (``cuda``), ``device_name`` what the hardware is called,
-    ``versions`` are those of the packages where the model runs, ``more`` what is
-    recorded beside them, such as the executor. ``embeddings`` are the rows of its
-    embedding; it and ``max_positions`` are None where nobody says.
-    """
-
-    dtype: str
-    device: str
-    device_name: str
-    attention: str
-    versions: dict[str, Scalar]
-    max_positions: int | None = None
-    embeddings: int | None = None
-    rotates_by_length: bool = False
-    more: dict[str, Scalar] = {}
 
 
 class Compared(Struct, frozen=True):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 Style = Callable[[str, str], str]
 """Gives a text a style, such as ``bold red``; without colours, the text as it is."""
@@ -63,12 +65,37 @@ def failure_lines(
     """A failure text as a terminal shows it; reports keep it as it is.
 
     Facts are broken with a hanging indent, commands stay on their line. A long reason
-    that is in ``shown`` is cut: of a checkpoint that cannot be loaded every gate says
-    the same. ``shown`` gets those that are not.
+    that is in ``shown`` is cut, and so are lines about the checkpoint: of one that
+    cannot be loaded, or that has changed, every gate says the same. ``shown`` gets
+    those that are not.
     """
     return [
-        line for part in text.split("\n") for line in _of(part, width, style, shown)
+        line
+        for part in _once(text.split("\n"), shown)
+        for line in _of(part, width, style, shown)
     ]
+
+
+def _once(lines: Iterable[str], shown: set[str]) -> Iterator[str]:
+    """The lines; of those about the checkpoint the first where all are ``shown``."""
+    for name, group in itertools.groupby(_named(lines), key=operator.itemgetter(0)):
+        block = [line for _, line in group]
+        if name == "checkpoint" and len(block) > 1:
+            if (said := "\n".join(block)) in shown:
+                yield f"{block[0]} ... (in full further up)"
+                continue
+            shown.add(said)
+        yield from block
+
+
+def _named(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each line with the name of the fact that it belongs to."""
+    name = ""
+    for line in lines:
+        if not line.startswith(_MORE):
+            fact = _FACT.fullmatch(line)
+            name = fact["name"].strip() if fact is not None else ""
+        yield name, line
 
 
 def _of(line: str, width: int | None, style: Style, shown: set[str]) -> Iterator[str]:

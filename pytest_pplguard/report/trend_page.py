@@ -6,14 +6,12 @@ import json
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..history import Series
 from .history import BREAK, commit_text, one_line
 from .text import change_text, number
-
-if TYPE_CHECKING:
-    from .trend import Panel
+from .trend_panels import Panel
 
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "

@@ -277,6 +277,7 @@ class Guard:
                 tokenizer_used = functools.partial(self._tokenizer, name, measured)
             else:
                 if loaded is None:
+                    self.store.check_text(key)
                     loaded = self._as_loaded(what, tokenizer, name)
                 measured = self._measured_now(loaded, key, name)
                 from_files = _files_of_loaded(name, what, loaded)

@@ -36,6 +36,7 @@ from ..options import (
     parse_corpora,
     parse_error,
     parse_execution,
+    parse_given,
     parse_max_memory,
     parse_targets,
     parse_threads,
@@ -82,6 +83,14 @@ _REPEATED = (
 
 _TYPED_ONLY = ("allow_pickle", "trust_remote_code")
 """Those that have no twin in the ini file."""
+
+_PLACES = {
+    "baselines": "DIR",
+    "history": "URL",
+    "journal": "DIR",
+    "cache_dir": "DIR",
+}
+"""Options that say where something is, and what they are given."""
 
 
 def guard_of(config: pytest.Config) -> Guard:
@@ -225,6 +234,9 @@ def read_options(config: pytest.Config) -> Options:
         UsageError: a value is wrong; the message names the option or ini key.
     """
     option = config.option
+    for name, what in _PLACES.items():
+        if (typed := getattr(option, f"ppl_{name}")) is not None:
+            parse_given(typed, option=f"--ppl-{name.replace('_', '-')}", what=what)
     models = tuple(option.ppl_model or config.getini("ppl_model"))
     if (option.ppl_update or option.ppl_update_new) and not models:
         flag = "--ppl-update" if option.ppl_update else "--ppl-update-new"

@@ -230,6 +230,35 @@ def test_green(folder: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("inputs", "package"),
+    [
+        ({"extras": "gguf,peft"}, f"{ROOT}[gguf,peft]"),
+        ({"extras": " ray,\n  gguf\n"}, f"{ROOT}[ray,gguf]"),
+        ({"extras": "ray", "version": "1.2"}, "pytest-pplguard[ray]==1.2"),
+        ({"extras": " \n", "version": "1.2"}, "pytest-pplguard==1.2"),
+    ],
+)
+def test_extras(folder: Path, inputs: dict[str, str], package: str) -> None:
+    done = run(folder, "demo", gates="sys.exit(0)", **inputs)
+    assert not done.failed, done.log
+    words = json.loads((folder.parent / "pip.json").read_text())
+    assert words[-2:] == ["--", package]
+
+
+@pytest.mark.parametrize(
+    "extras", ["ray]", "ray; touch pwned", "$(touch pwned)", "`touch pwned`", "a' \"b"]
+)
+def test_extras_that_are_no_names(folder: Path, extras: str) -> None:
+    done = run(folder, "demo", gates="sys.exit(0)", extras=extras)
+    assert done.failed
+    assert done.log == (
+        "::error::the input 'extras' is a list of names, such as gguf,peft\n"
+    )
+    assert not (folder.parent / "pip.json").exists()
+    assert not list(folder.rglob("pwned"))
+
+
 def test_red_and_without_what_can_be_left_out(folder: Path) -> None:
     inputs = {
         "version": "none", "python-version": "", "cache": "false",

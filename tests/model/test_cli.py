@@ -491,6 +491,41 @@ def test_errors_are_one_line(
     assert "Traceback" not in done.stderr
 
 
+def test_a_file_may_end_in_yml_but_not_stand_beside_its_twin(tmp_path: Path) -> None:
+    file = tmp_path / "baselines" / "m.yml"
+    file.parent.mkdir()
+    file.write_text("schema: 1\nmodel: m\ncheckpoints: {}\n", encoding="utf-8")
+    words = ("update", "demo/dense", "--checkpoint", "m/dense")
+    done = pplguard(*words, "--fingerprint", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("recorded in baselines/m.yml; review it\n")
+    done = pplguard("diff", "demo/dense", "m/dense", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    file.with_suffix(".yaml").write_text("schema: 1\nmodel: m\ncheckpoints: {}\n")
+    text = (
+        "baselines: m.yaml and m.yml would both name their checkpoints m/...: rename "
+        "one of the two"
+    )
+    for command in (
+        words,
+        (*words, "--fingerprint"),
+        ("diff", "demo/dense", "m/dense"),
+        ("compare", "demo/dense", "m/dense"),
+        ("plan", "m/dense"),
+        ("explain", "m/dense"),
+        ("show",),
+        ("check",),
+        ("check", "baselines/m.yml"),
+    ):
+        done = pplguard(*command, cwd=tmp_path)
+        assert done.returncode in (1, 2), command
+        assert done.stderr == f"pplguard: error: {text}\n", command
+    run = run_pytest("pytest --ppl-model m/dense=x", tmp_path)
+    assert run.returncode == 4
+    assert text.replace("baselines:", f"{file.parent}:") in run.stderr
+
+
 def test_help_in_full(tmp_path: Path) -> None:
     done = pplguard("--help", cwd=tmp_path)
     assert done.stdout == (
@@ -499,7 +534,8 @@ def test_help_in_full(tmp_path: Path) -> None:
         "  Perplexity baselines of pruned language models: measure, record, compare.\n"
         "\n"
         "Options:\n"
-        "  --help  Show this message and exit.\n"
+        "  --version  Show the versions of pytest-pplguard, Python and what measures.\n"
+        "  --help     Show this message and exit.\n"
         "\n"
         "Commands:\n"
         "  demo     Put the demo's baseline file into DIR and say how to run it.\n"

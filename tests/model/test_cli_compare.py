@@ -169,6 +169,20 @@ def test_another_window_of_a_file() -> None:
     ]
 
 
+def test_a_file_of_several_sizes_has_no_dense_model_for_all() -> None:
+    done = run("opt")
+    assert (done.returncode, done.stdout) == (2, "")
+    command = "pplguard compare opt/125m-dense opt/125m-sparsegpt-50"
+    assert done.stderr == (
+        "pplguard: error: baselines/opt.yaml has several dense models, 125m-dense, "
+        "1.3b-dense, 6.7b-dense, and models are compared with one: name those of one "
+        f"size, `{command}`\n"
+    )
+    done = run(*command.split()[2:])
+    assert done.returncode == 0, done.stderr
+    assert "125m-sparsegpt-50 +33.2 %" in done.stdout
+
+
 MIXED_TEXT = """\
 model          per token  per word per byte bits/byte      gap exponent   zeros
 demo/dense       2.97294   4.73346  1.34983  0.432778  +59.2 %    1.427  0.00 %

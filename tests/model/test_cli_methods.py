@@ -109,6 +109,52 @@ def test_what_no_model_can_measure_is_refused_before_loading(
     assert done.stderr == f"pplguard: error: {message}\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["measure", "m"],
+        ["measure", "m", "--method", "kl", "--reference", "m"],
+        ["update", "m", "--checkpoint", "a/b", "--base", "x"],
+        ["explain", "m"],
+        ["noise", "m"],
+    ],
+    ids=lambda arguments: " ".join(arguments[::2]),
+)
+def test_without_the_text_nothing_is_loaded(folder: Path, arguments: list[str]) -> None:
+    """Nobody typed a window, for which the model has to be asked."""
+    done = pplguard(*arguments, "--corpus", "lost=lost.txt", cwd=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    # Loading is told on stderr.
+    assert done.stderr == (
+        "pplguard: error: corpus lost: lost.txt does not exist (looked at "
+        f"{folder / 'lost.txt'})\n"
+    )
+
+
+def test_without_the_text_no_model_of_a_test_is_loaded(folder: Path) -> None:
+    (folder / "baselines").mkdir(exist_ok=True)
+    (folder / "baselines" / "tiny.yaml").write_text(
+        "schema: 1\nmodel: tiny\ncheckpoints:\n  dense: {}\n"
+    )
+    (folder / "test_it.py").write_text(
+        "import pytest\n\n"
+        "@pytest.mark.ppl('wanda', window=64, checkpoint='tiny/dense')\n"
+        "def test_it():\n    return 'm'\n"
+    )
+    (folder / "conftest.py").write_text(
+        "def pytest_pplguard_load_model(checkpoint):\n"
+        "    raise AssertionError('it is loaded')\n"
+    )
+    (folder / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    done = run_pytest(
+        "pytest test_it.py --ppl-model tiny/dense=m --ppl-corpus wikitext2=bad.txt",
+        folder,
+    )
+    assert done.returncode == 1
+    assert "bad.txt is not UTF-8" in done.stdout, done.stdout
+    assert "it is loaded" not in done.stdout
+
+
 def test_recorded_gated_and_asked_for_by_a_marker(folder: Path) -> None:
     methods = ("strided", "llama-cpp", "lora-ft", "gptq", "vllm")
     done = pplguard(

@@ -14,6 +14,7 @@ from typing import Any
 import lm_eval.api.metrics
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pytest_pplguard.baselines import encode_evidence
@@ -29,8 +30,10 @@ from pytest_pplguard.errors import (
 )
 from pytest_pplguard.journal import Identity, Journals
 from pytest_pplguard.lm_eval_tasks import TaskSource
-from pytest_pplguard.measure import measure_loaded
+from pytest_pplguard.measure import Store, measure_loaded
+from pytest_pplguard.options import Target
 from pytest_pplguard.protocols import recompute_task, windows_digest
+from pytest_pplguard.report import watch_lines
 from pytest_pplguard.scoring import Scorer, groups, nll, shared_context
 from pytest_pplguard.values import Key, Measurement, Window
 
@@ -580,6 +583,30 @@ def test_finished_answers_are_not_scored_again(
         measure(tiny, key, folder)
     assert len(counts) == len(all_counts) - 2 * 3  # three of six documents
     assert "12 of 24 windows were scored already" in resumed.notices[0]
+
+
+def test_a_run_that_goes_on_speaks_of_answers(
+    tiny: Loaded, folder: Path, tmp_path: Path
+) -> None:
+    key = Key.parse(f"lm-eval/hellaswag:{WINDOW}")
+
+    def measured() -> Measurement:
+        """By a process of its own, which ended before its journal was removed."""
+        store = Store(
+            {"it": Target("it", "tiny")},
+            load=lambda _: replace(tiny, from_files=True),
+            open_corpus=no_corpus,
+            watch=lambda label, **_: watch_lines(label, lambda line: None),
+            journals=Journals(tmp_path),
+            task_folders=[str(folder)],
+        )
+        return store.measurement("it", key)
+
+    first, again = measured(), measured()
+    assert again.evidence == first.evidence
+    (notice,) = again.notices
+    start = f"it {key}: {first.windows} of {first.windows} answers were scored already"
+    assert notice.startswith(start)
 
 
 def test_a_poisoned_scorer_breaks_tasks_too(

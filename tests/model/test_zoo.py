@@ -22,8 +22,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.zoo.__main__ import given_bases
+from benchmarks.zoo.all_cases import all_cases
 from benchmarks.zoo.bases import LENGTH, Maker
-from benchmarks.zoo.cases import Case, all_cases
+from benchmarks.zoo.cases import Case
 from benchmarks.zoo.damage import Damage, Undamaged
 from benchmarks.zoo.site import Base, Site, Text
 from benchmarks.zoo.verdicts import Gates, Outcome, site_of

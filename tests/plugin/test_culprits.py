@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import pytest
 
@@ -103,7 +104,8 @@ def test_the_tensor_and_the_place(
         tensors[EMBEDDING][rare] *= -2
 
     save(good, project.path / "out", damage)
-    result = project.run(*project.give(w50="out"), *plugin_args)
+    args = (*project.give(w50="out"), "--junitxml=junit.xml", *plugin_args)
+    result = project.run(*args)
     result.assert_outcomes(failed=2)
     assert result.ret == 1
     text = NUMBER.sub("#", failure(result, TITLE))
@@ -124,8 +126,15 @@ def test_the_tensor_and_the_place(
         f'at "...{words}"\n'
         f"  to accept    pytest {ITEM} --ppl-model llama/w50=out --ppl-update\n"
     )
+    # The other gate says that of the checkpoint, too; a terminal has it once.
     other = failure(result, f"llama/w50 {LM_EVAL} word_perplexity")
-    assert checkpoint_lines(NUMBER.sub("#", other)) == checkpoint_lines(text)
+    first, _ = checkpoint_lines(text)
+    assert checkpoint_lines(NUMBER.sub("#", other)) == [
+        f"{first} ... (in full further up)"
+    ]
+    tree = ElementTree.parse(project.path / "junit.xml")
+    said = [NUMBER.sub("#", failed.text or "") for failed in tree.iter("failure")]
+    assert [*map(checkpoint_lines, said)] == 2 * [checkpoint_lines(text)]
 
 
 def test_an_invalid_loss(good: Path, recorded: Path, project: Project) -> None:

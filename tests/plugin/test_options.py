@@ -106,6 +106,35 @@ def test_values_that_mean_nothing(project: Project, value: str, text: str) -> No
     assert mistake(project.run(f"--ppl-model={value}")) == text
 
 
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        ("--ppl-baselines", "DIR"),
+        ("--ppl-history", "URL"),
+        ("--ppl-journal", "DIR"),
+        ("--ppl-cache-dir", "DIR"),
+    ],
+)
+def test_an_empty_place_is_no_default(project: Project, option: str, what: str) -> None:
+    """``--ppl-cache-dir=$CACHE`` where nobody has set CACHE."""
+    project.baseline(ONE)
+    text = f"{option}: empty; give {what}, or leave it out"
+    # Also in a run that has nothing else of this plugin.
+    assert mistake(project.run(f"{option}=")) == text
+    assert mistake(project.run(*project.give(w50="ppl:8"), f"{option}=")) == text
+
+
+def test_an_empty_ini_key_is_none(project: Project) -> None:
+    project.baseline(ONE, w50="ppl:8")
+    project.ini("ppl_history = sqlite:///history.db\nppl_journal =\n")
+    args = project.give(w50="ppl:8")
+    result = project.run(*args, "-o", "ppl_history=")
+    assert result.ret == 0
+    assert not (project.path / "history.db").exists()
+    assert project.run(*args).ret == 0
+    assert (project.path / "history.db").exists()
+
+
 def test_demo_without_its_file(project: Project) -> None:
     assert mistake(project.run("--ppl-model=demo")) == (
         f"--ppl-model demo: no baseline file demo.yaml in {project.path}/baselines; "
@@ -409,8 +438,8 @@ def test_help(project: Project) -> None:
         "that tells log-probabilities of the prompt, http://HOST:8000/v1 (ini: "
         "ppl_server) "
         "--ppl-server-model=ID The model's id there, or NAME=ID,... of several "
-        "checkpoints (ini: ppl_server_model, default: the one that is called or was "
-        "loaded as the checkpoint, else the only one) "
+        "checkpoints (ini: ppl_server_model, default: the one with the checkpoint's "
+        "name or path, else the only one) "
         "--ppl-dtype=DTYPE auto, float32, float16 or bfloat16; auto is float32 on a "
         "CPU, else the checkpoint's own (ini: ppl_dtype, default: auto) "
         "--ppl-batch-size=N Windows that the model reads at once, or auto: as many as "

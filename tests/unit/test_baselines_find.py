@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_pplguard.baselines import baseline_paths, looks_like_baseline, split_name
+from pytest_pplguard.baselines import (
+    baseline_path,
+    baseline_paths,
+    looks_like_baseline,
+    split_name,
+)
 from pytest_pplguard.errors import BaselineError, UsageError
 
 
@@ -39,6 +44,21 @@ def test_two_files_of_one_stem(tmp_path: Path) -> None:
         baseline_paths(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: m.yaml and m.yml would both name their checkpoints m/...: "
+        "rename one of the two"
+    )
+
+
+def test_the_file_of_a_stem(tmp_path: Path) -> None:
+    (tmp_path / "b.yml").write_text("")
+    (tmp_path / "m.yaml").mkdir()
+    assert baseline_path(tmp_path, "b") == tmp_path / "b.yml"
+    assert baseline_path(tmp_path, "m") == tmp_path / "m.yaml"
+    assert baseline_path(tmp_path / "none", "a.b") == tmp_path / "none" / "a.b.yaml"
+    (tmp_path / "b.yaml").write_text("")
+    with pytest.raises(BaselineError) as caught:
+        baseline_path(tmp_path, "b")
+    assert str(caught.value) == (
+        f"{tmp_path}: b.yaml and b.yml would both name their checkpoints b/...: "
         "rename one of the two"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import sys
 from textwrap import dedent
 from typing import Any
 
@@ -581,6 +582,84 @@ def test_any_layout_keeps_every_other_byte(
     assert new.endswith(newline) == old.endswith(newline)
     assert new.count("\n") == new.count(newline)
     assert splice(new, [entry], file=FILE) == new
+
+
+def outcome(text: str, *batches: list[Entry]) -> str:
+    """The text after all batches, or the words of a refusal."""
+    try:
+        for entries in batches:
+            text = splice(text, entries, file=FILE)
+    except BaselineError as error:
+        return f"refused: {error}"
+    return text
+
+
+@st.composite
+def several(draw: st.DrawFn) -> list[Entry]:
+    """Entries for known and new checkpoints and keys, some of them twice."""
+    places = st.tuples(st.sampled_from(NAMES), st.sampled_from(KEYS))
+    entries = []
+    for number, (name, key) in enumerate(
+        draw(st.lists(places, min_size=2, max_size=6))
+    ):
+        gates: dict[str, Any] = {key: GATE} if draw(st.booleans()) else {}
+        if draw(st.integers(0, 3)) == 0:
+            gates["sparsity"] = {"fraction": number / 64}
+        path = draw(st.sampled_from([None, "p"]))
+        entry = an_entry(name, key, number + 0.5, default_gates=gates, path=path)
+        entries.append(entry)
+    return entries
+
+
+@settings(max_examples=100, deadline=None)
+@given(layouts(), several(), st.booleans())
+def test_entries_together_give_what_they_give_one_by_one(
+    layout: Layout, entries: list[Entry], final: bool
+) -> None:
+    old = "\n".join(line.text for line in layout.lines) + "\n" * final
+    together = outcome(old, entries)
+    one_by_one = outcome(old, *([entry] for entry in entries))
+    if one_by_one.startswith("refused: "):
+        assert together.startswith("refused: ")
+    else:
+        assert together == one_by_one
+        assert comments(together) == comments(old)
+
+
+def test_of_entries_together_the_one_that_cannot_be_placed_is_named() -> None:
+    old = "schema: 1\ncheckpoints:\n  a:\n  b: {path: x}\n  c:\n"
+    entries = [an_entry(name) for name in "abc"]
+    assert outcome(old, entries) == (
+        "refused: baselines/m.yaml:4: b is not in block style and cannot be added to: "
+        "write it in block style, one 'name: value' a line"
+    )
+
+
+def test_many_entries_are_not_read_back_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading takes as long as all that is there: 500 would take minutes."""
+    read: list[int] = []
+
+    def reading(text: str, *, file: str) -> Any:
+        read.append(len(text))
+        return parse_tree(text, file=file)
+
+    def entries(value: float) -> list[Entry]:
+        return [
+            an_entry(name, f"wanda/t{number}:512", value, path="p")
+            for number in range(20)
+            for name in ("a", "b")
+        ]
+
+    monkeypatch.setattr(sys.modules[splice.__module__], "parse_tree", reading)
+    half = new_file("m", entries(5.0)[::2], file=FILE)
+    assert len(read) == 2  # an empty file, and what was written
+    read.clear()
+    whole = splice(half, entries(6.0), file=FILE)
+    assert len(read) == 3  # what is there, what was replaced, what was added
+    monkeypatch.undo()
+    assert whole == outcome(half, *([entry] for entry in entries(6.0)))
 
 
 # ------------------------------------------------------------------------------ values

@@ -402,6 +402,25 @@ def test_files_that_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("repository")
+def test_two_files_that_name_the_same_checkpoints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(FILE, FILE.with_suffix(".yml"))
+    both = commit("both")
+    text = (
+        "baselines: llama.yaml and llama.yml would both name their checkpoints "
+        "llama/...: rename one of the two"
+    )
+    said = " ".join(shown(capsys).split())
+    assert f"Cannot be read, and was left out {text} 1 gate" in said
+    # As pytest stops with an error: nobody judges these gates.
+    assert "LOOSENED: 1 gate llama all gates" in said
+    FILE.with_suffix(".yml").unlink()
+    said = " ".join(shown(capsys).split())
+    assert f"Cannot be read, and was left out {both[:12]}:{text}" in said
+
+
+@pytest.mark.usefixtures("repository")
 def test_names_that_are_not_plain(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("base lines é\n$(touch x)")
     write(folder / "llama.yaml")

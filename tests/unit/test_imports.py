@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,32 @@ def test_a_room_imports_from_its_left_only(path: Path) -> None:
         if other != room and level(other) >= level(room)
     }
     assert wrong == set()
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def files_imported(path: Path, known: set[str]) -> Iterator[str]:
+    """Modules of ``known`` that a file imports, also inside functions and for types."""
+    package = ("pytest_pplguard", *path.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                name = f"{start}.{alias.name}"
+                yield from {name if name in known else start} & known
+
+
+def test_no_files_import_each_other() -> None:
+    """Not even for types: what both need has a place of its own."""
+    # What a room's `__init__` gathers is for other rooms.
+    files = {module_of(path): path for path in MODULES if path.stem != "__init__"}
+    graph = {name: set(files_imported(files[name], {*files})) for name in files}
+    assert "pytest_pplguard.measure.facts" in graph["pytest_pplguard.measure.subject"]
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_the_walk_sees_imports() -> None:

@@ -64,6 +64,13 @@ def test_what_was_added_is_there_again(tmp_path: Path) -> None:
         assert journal.path == path
 
 
+def test_what_is_no_window_is_not_called_one(tmp_path: Path) -> None:
+    written(tmp_path, 0, 1, 4)
+    with Journals(tmp_path).open(IDENTITY, WINDOWS, label="it", unit="answers") as it:
+        (notice,) = it.notices
+    assert notice.startswith("it: 3 of 6 answers were scored already, the last at ")
+
+
 def test_a_batch_is_one_record(tmp_path: Path) -> None:
     with open_in(tmp_path) as journal:
         journal.add({n: SCORES[n] for n in (2, 3)})

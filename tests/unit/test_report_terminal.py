@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from pytest_pplguard.report import failure_lines, failure_text, summary_lines, wrapped
 from pytest_pplguard.values import Outcome, Verdict
 
@@ -55,6 +57,45 @@ llama-2-7b/wanda-50 lm-eval/wikitext:4096: word_perplexity regressed by 2.50 %
 
 def test_a_failure_in_a_log_is_the_text_itself() -> None:
     assert "\n".join(lay_out(None)) == failure_text(VERDICT)
+
+
+def test_lines_about_a_checkpoint_are_shown_with_its_first_failure() -> None:
+    lost = ("layer 2, all projections: mask lost, 50.0 % -> 0.0 %", "the rest is same")
+    first = replace(VERDICT, changes=lost)
+    other = replace(first, metric="byte_perplexity", where=())
+    another = replace(first, changes=("layer 3: scaled by 1.04?", "the rest is same"))
+    short = replace(first, changes=("other weights",))
+    shown: set[str] = set()
+
+    def about_checkpoint(verdict: Verdict) -> list[str]:
+        laid_out = failure_lines(
+            failure_text(verdict), width=100, style=lambda text, _: text, shown=shown
+        )
+        return [line for line in laid_out if line.startswith("  checkpoint")]
+
+    assert about_checkpoint(first) == [
+        f"  checkpoint   {lost[0]}",
+        "  checkpoint   the rest is same",
+    ]
+    assert about_checkpoint(other) == [
+        f"  checkpoint   {lost[0]} ... (in full further up)"
+    ]
+    assert about_checkpoint(another) == [
+        "  checkpoint   layer 3: scaled by 1.04?",
+        "  checkpoint   the rest is same",
+    ]
+    assert [*map(about_checkpoint, (short, short))] == 2 * [
+        ["  checkpoint   other weights"]
+    ]
+    # What follows in the same failure is not cut with it.
+    everything = failure_lines(
+        failure_text(first), width=None, style=lambda text, _: text, shown=shown
+    )
+    assert everything == [
+        line.replace("-> 0.0 %", "-> 0.0 % ... (in full further up)")
+        for line in failure_text(first).split("\n")
+        if "the rest is same" not in line
+    ]
 
 
 def test_a_narrow_terminal_breaks_no_word_and_no_command() -> None:
