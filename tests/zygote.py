@@ -267,7 +267,8 @@ def _execute(name: str, argv: list[str], env: dict[str, str]) -> None:
     """Become the command in a new process's place."""
     words = [*argv] if name == "python" else ["-m", name, *argv]
     if name == "pplguard":
-        words = ["-c", "from pytest_pplguard.cli import main; main()", *argv]
+        start = "import sys; sys.argv[0] = 'pplguard'; "  # as its help says
+        words = ["-c", f"{start}from pytest_pplguard.cli import main; main()", *argv]
     os.execve(_PYTHON, [_PYTHON, *words], env)
 
 
