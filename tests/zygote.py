@@ -86,8 +86,11 @@ _READ_AT_START = (
 
 _HAVE_NO_PART = (
     *("HF_HUB_OFFLINE", "PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING", "PYTHONPATH"),
+    *("HF_XET_HIGH_PERFORMANCE", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR"),
 )
-"""But not these: no zygote has a network, and forks see to the others."""
+"""But not these: no zygote has a network, forks see to the next three, and libraries
+set the others in the tests' own process, some of them when the zygote has started.
+"""
 
 # What stands in PATH. -I: nothing of the command's folder is imported here.
 _CLIENT = """#!{python} -IS
