@@ -41,23 +41,38 @@ from pathlib import Path
 import pytest
 
 LARGE = (
+    "anyio.pytest_plugin",
     "coverage",
     "datasets",
     "hypothesis",
     "lm_eval.evaluator",
     "lm_eval.tasks",
+    "msgspec.json",
+    "platformdirs",
     "pyarrow.parquet",
     "pytest",
+    "pytest_asyncio.plugin",
+    "pytest_cov.plugin",
+    "pytest_github_actions_annotate_failures.plugin",
+    "pytest_rerunfailures",
+    "pytest_timeout",
     "rich.console",
     "safetensors.torch",
     "torch",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
     "typer",
+    "xdist.dsession",
+    "xdist.looponfail",
+    "xdist.remote",
     "yaml",
 )
 
-PLUGINS = ("_hypothesis_globals", "anyio", "hypothesis")
+PLUGINS = (
+    *("_hypothesis_globals", "anyio", "hypothesis", "pytest_asyncio", "pytest_cov"),
+    *("pytest_github_actions_annotate_failures", "pytest_rerunfailures"),
+    *("pytest_timeout", "xdist"),
+)
 """Plugins of pytest; anyio is there with a huggingface-hub or mlflow that needs it."""
 
 _PYTHON = sys.executable
@@ -71,11 +86,12 @@ _READ_AT_START = (
 """Beginnings of variables that the interpreter and libraries read once."""
 
 _HAVE_NO_PART = (
-    *("HF_HUB_OFFLINE", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH"),
-    *("HF_XET_HIGH_PERFORMANCE", "TORCHINDUCTOR_CACHE_DIR"),
+    *("HF_HUB_OFFLINE", "PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING", "PYTHONPATH"),
+    *("HF_XET_HIGH_PERFORMANCE", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR"),
 )
-"""But not these: no zygote has a network, forks see to the other two of the first line,
-and the second are set by libraries themselves when they are imported."""
+"""But not these: no zygote has a network, forks see to the next three, and libraries
+set the others in the tests' own process, some of them when the zygote has started.
+"""
 
 # What stands in PATH. -I: nothing of the command's folder is imported here.
 _CLIENT = """#!{python} -IS
@@ -222,9 +238,13 @@ def _run(name: str, argv: list[str], env: dict[str, str]) -> int:
     sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in env
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     sys.stdin = os.fdopen(0, closefd=False)
-    sys.stdout = os.fdopen(1, "w", closefd=False, encoding="utf-8")
+    encoding, _, errors = env.get("PYTHONIOENCODING", "").partition(":")
+    encoding = encoding or "utf-8"
+    sys.stdout = os.fdopen(
+        1, "w", closefd=False, encoding=encoding, errors=errors or "strict"
+    )
     sys.stderr = os.fdopen(
-        2, "w", 1, closefd=False, encoding="utf-8", errors="backslashreplace"
+        2, "w", 1, closefd=False, encoding=encoding, errors="backslashreplace"
     )
     vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
     sys.argv = [name, *argv]

@@ -62,7 +62,15 @@ Verdicts = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("original") / "it")
+    """A checkpoint; the first :class:`Gates` adds the rest that all copy."""
+    path = tmp_path_factory.mktemp("original")
+    save_tiny(path / "it")
+    return path
+
+
+def read_verdicts(report: Path) -> Verdicts:
+    """By metric; of gates that ran twice the last."""
+    return {v["metric"]: v for v in json.loads(report.read_text())["verdicts"]}
 
 
 class Gates:
@@ -80,11 +88,11 @@ class Gates:
         self.cache = self.path / "cache"
         self.loads: list[str] = []
         self.result: pytest.RunResult | None = None
-        shutil.copytree(original, self.checkpoint)
-        (self.path / "text.txt").write_text(TEXT)
-        (self.path / "baselines").mkdir()
-        (self.path / "baselines" / "llama.yaml").write_text(BASELINE)
-        self.ini("")
+        monkeypatch.delenv("CI", raising=False)
+        shutil.copytree(original, self.path, dirs_exist_ok=True)
+        if not (original / "filled.json").exists():
+            self._record()
+            shutil.copytree(self.path, original, dirs_exist_ok=True)
         load = vars(loading)["load"]
 
         def counted(*args: Any, **options: Any) -> Any:
@@ -92,8 +100,16 @@ class Gates:
             return load(*args, **options)
 
         monkeypatch.setattr(loading, "load", counted)
-        monkeypatch.delenv("CI", raising=False)
+
+    def _record(self) -> None:
+        """Make the project, record its baseline, and gate it once with a cache."""
+        (self.path / "text.txt").write_text(TEXT)
+        (self.path / "baselines").mkdir()
+        (self.path / "baselines" / "llama.yaml").write_text(BASELINE)
+        self.ini("")
         self.run("--ppl-update")
+        self.run("--ppl-cache", "--ppl-cache-dir=filled")
+        (self.path / "report.json").rename(self.path / "filled.json")
 
     def ini(self, more: str) -> None:
         (self.path / "pytest.ini").write_text(
@@ -103,7 +119,7 @@ class Gates:
         )
 
     def run(self, *args: str) -> Verdicts:
-        """The verdicts of a run by metric; of gates that ran twice the last."""
+        """The verdicts of a run."""
         report = self.path / "report.json"
         report.unlink(missing_ok=True)
         self.loads.clear()
@@ -113,7 +129,12 @@ class Gates:
                 f"--ppl-report={report}",
                 *args,
             )
-        return {v["metric"]: v for v in json.loads(report.read_text())["verdicts"]}
+        return read_verdicts(report)
+
+    def filled(self) -> Verdicts:
+        """As :meth:`cached` for the first time; that run was the original's."""
+        (self.path / "filled").rename(self.cache)
+        return read_verdicts(self.path / "filled.json")
 
     def cached(self, *args: str) -> Verdicts:
         """As :meth:`run`, with the cache."""
@@ -145,9 +166,15 @@ def gates(
     pytester: pytest.Pytester, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Gates]:
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    backends: Any = torch.backends
+    products = backends.cuda.matmul, backends.mkldnn.matmul
+    precisions = [each.fp32_precision for each in products]
     yield Gates(pytester, original, monkeypatch)
     torch.set_num_threads(threads)
+    # This sets the two below, to "ieee" where they were "none".
     torch.set_float32_matmul_precision(precision)
+    for each, was in zip(products, precisions, strict=True):
+        each.fp32_precision = was
     torch.backends.cuda.matmul.allow_fp16_accumulation = False
     torch.backends.cudnn.deterministic = False
     torch.set_flush_denormal(False)
@@ -311,7 +338,7 @@ CHANGES: dict[str, Callable[[Gates], None]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_was_changed_is_measured_again(gates: Gates, change: str) -> None:
-    gates.cached()
+    gates.filled()
     CHANGES[change](gates)
     found = gates.cached()
     assert from_cache(found) == [False] * 3
@@ -333,7 +360,7 @@ def test_what_was_changed_is_measured_again(gates: Gates, change: str) -> None:
 def test_what_is_asked_for_differently_is_measured_again(
     gates: Gates, options: tuple[str, ...]
 ) -> None:
-    gates.cached()
+    gates.filled()
     found = gates.cached(*options)
     assert from_cache(found) == [False] * 3
     assert numbers(found) == numbers(gates.run(*options))
@@ -347,7 +374,7 @@ def test_what_is_asked_for_differently_is_measured_again(
 def test_variables_that_choose_kernels_are_seen(
     gates: Gates, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    gates.cached()
+    gates.filled()
     monkeypatch.setenv(name, "1")
     assert from_cache(gates.cached()) == [False] * 3
     monkeypatch.delenv(name)
@@ -360,7 +387,7 @@ def test_versions_are_seen(
 ) -> None:
     from pytest_pplguard.measure import identity
 
-    gates.cached()
+    gates.filled()
     versions = identity.versions()
     assert name in versions
     other = versions | {name: "0.0.1"}
@@ -369,7 +396,7 @@ def test_versions_are_seen(
 
 
 def test_a_moved_checkpoint_is_the_same(gates: Gates) -> None:
-    expected = numbers(gates.cached())
+    expected = numbers(gates.filled())
     gates.checkpoint = gates.checkpoint.rename(gates.path / "moved")
     found = gates.cached()
     assert (numbers(found), from_cache(found)) == (expected, [True] * 3)
@@ -511,7 +538,7 @@ POISONS: dict[str, Callable[[dict[str, Any]], None]] = {
 
 @pytest.mark.parametrize("poison", POISONS)
 def test_a_poisoned_entry_is_measured_again(gates: Gates, poison: str) -> None:
-    expected = numbers(gates.cached())
+    expected = numbers(gates.filled())
     path = gates.entry(LM_EVAL)
     document = json.loads(path.read_bytes())
     POISONS[poison](document["entry"]["content"])
@@ -530,7 +557,7 @@ def test_a_poisoned_entry_is_measured_again(gates: Gates, poison: str) -> None:
 
 def test_the_seal_of_these_tests_is_a_right_one(gates: Gates) -> None:
     """So that what is refused above is refused for what it says."""
-    gates.cached()
+    gates.filled()
     path = gates.entry(LM_EVAL)
     seal(path, json.loads(path.read_bytes()))
     assert from_cache(gates.cached()) == [True] * 3
@@ -538,7 +565,7 @@ def test_the_seal_of_these_tests_is_a_right_one(gates: Gates) -> None:
 
 def test_evidence_that_was_made_up_needs_a_file_of_the_users_own(gates: Gates) -> None:
     """Numbers that follow from invented losses: only the folder can be trusted."""
-    expected = numbers(gates.cached())
+    expected = numbers(gates.filled())
     path = gates.entry(WANDA)
     document = json.loads(path.read_bytes())
     measured = document["entry"]["content"]
@@ -552,7 +579,7 @@ def test_evidence_that_was_made_up_needs_a_file_of_the_users_own(gates: Gates) -
 
 
 def test_entries_of_each_other_do_not_help(gates: Gates) -> None:
-    expected = numbers(gates.cached())
+    expected = numbers(gates.filled())
     one, other = gates.entry(WANDA), gates.entry(LM_EVAL)
     saved = one.read_bytes()
     one.write_bytes(other.read_bytes())
@@ -578,7 +605,7 @@ def test_a_folder_that_cannot_be_made_costs_a_notice(gates: Gates) -> None:
 
 
 def test_a_baseline_is_measured(gates: Gates) -> None:
-    gates.cached()
+    gates.filled()
     gates.cached("--ppl-update")
     assert gates.loads == ["it"]
     assert "from cache" not in gates.output
@@ -613,7 +640,7 @@ def test_what_was_stopped_early_is_not_cached(gates: Gates) -> None:
 
 
 def test_a_hook_switches_the_cache_off(gates: Gates) -> None:
-    gates.cached()
+    gates.filled()
     gates.pytester.makeconftest("def pytest_pplguard_load_model(checkpoint): pass\n")
     assert from_cache(gates.cached()) == [False] * 3
     (note,) = gates.notes
@@ -621,7 +648,7 @@ def test_a_hook_switches_the_cache_off(gates: Gates) -> None:
 
 
 def test_code_of_the_checkpoint_switches_the_cache_off(gates: Gates) -> None:
-    gates.cached()
+    gates.filled()
     assert from_cache(gates.cached("--ppl-trust-remote-code")) == [False] * 3
     assert gates.notes == [
         "results are not cached with --ppl-trust-remote-code: such code may do anything"
@@ -763,7 +790,7 @@ def test_workers_share_it(gates: Gates) -> None:
 def test_windows_are_cut_once_for_all_weights(
     gates: Gates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gates.cached()
+    gates.filled()
     assert len(list(gates.cache.glob("*.windows.json"))) == 2
     change_bit(gates)
     expected = numbers(gates.run())
@@ -779,7 +806,7 @@ def test_windows_are_cut_once_for_all_weights(
 
 def test_wrong_windows_make_nothing_green(gates: Gates) -> None:
     """Even where their digest is right: the baseline knows its own windows."""
-    gates.cached()
+    gates.filled()
     change_bit(gates)
     for path in gates.cache.glob("*.windows.json"):
         document = json.loads(path.read_bytes())
@@ -793,7 +820,7 @@ def test_wrong_windows_make_nothing_green(gates: Gates) -> None:
 
 
 def test_damaged_windows_are_cut_again(gates: Gates) -> None:
-    gates.cached()
+    gates.filled()
     change_bit(gates)
     expected = numbers(gates.run())
     for path in gates.cache.glob("*.windows.json"):

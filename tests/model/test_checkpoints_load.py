@@ -25,7 +25,6 @@ from pytest_pplguard.checkpoints import (
     saved_dtype,
 )
 from pytest_pplguard.errors import CheckpointError, DeviceError
-from tests.official import smollm2_gguf
 
 from .tiny import (
     ARCHITECTURES,
@@ -478,17 +477,6 @@ def test_random_state_is_left_alone(tmp_path: Path) -> None:
     expected = torch.get_rng_state()
     load_cpu(save_tiny(tmp_path / "m"))
     assert torch.equal(torch.get_rng_state(), expected)
-
-
-def test_gguf(capfd: pytest.CaptureFixture[str]) -> None:
-    file = smollm2_gguf()
-    loaded = load_cpu(file)
-    assert loaded.dtype == "float32"
-    ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids
-    with torch.inference_mode():
-        best = int(loaded.model(ids).logits[0, -1].argmax())
-    assert loaded.tokenizer.decode([best]) == " Paris"
-    assert capfd.readouterr() == ("", "")
 
 
 def test_gguf_without_its_package(

@@ -244,7 +244,10 @@ class Opening:
             Options(execution=Execution("ray")), tell=lambda *_: None
         )
         connection: Any = SimpleNamespace(
-            address="at head", check=lambda *_, **__: None, close=lambda: None
+            address="at head",
+            check=lambda *_, **__: None,
+            check_alive=lambda **_: None,
+            close=lambda: None,
         )
         self.executor._connection = connection
 
