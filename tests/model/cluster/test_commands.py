@@ -180,18 +180,24 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gate(
-    project: Path, cluster: TwoNodes | None, *more: str
+    project: Path, cluster: TwoNodes | None, *more: str, regressed: bool = False
 ) -> tuple[str, dict[str, Any]]:
-    """What pytest says, and its report."""
+    """What pytest says, and its report.
+
+    ``regressed``: the pruned model stands in for the dense one, the only one given.
+    """
     words = ["pytest", "baselines/some.yaml", "-p", "no:asyncio", "--ppl-journal=off"]
     words += ["--ppl-threads=1", "--ppl-report=it.json", *more]
-    for name in ("dense", "wanda-50") if "-k" not in more else ("dense",):
-        words += ["--ppl-model", f"some/{name}=demo/{name}"]
+    given = {"dense": "wanda-50"} if regressed else {"dense": "dense"}
+    if not regressed:
+        given["wanda-50"] = "wanda-50"
+    for name, model in given.items():
+        words += ["--ppl-model", f"some/{name}=demo/{model}"]
     if cluster is not None:
         words += ["--ppl-executor=ray", "--ppl-ray-address", cluster.address]
         words += ["--ppl-replicas=2"]
     done = run_pytest(" ".join(words), project)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == int(regressed), done.stdout + done.stderr
     assert done.stderr == ""
     return done.stdout, json.loads((project / "it.json").read_text())
 
@@ -225,10 +231,14 @@ def test_early_verdicts_on_two_replicas(
     cluster: TwoNodes, alone: None, project: Path
 ) -> None:
     more = ["--ppl-early", "--ppl-early-cap=0.1", "-k", "first120"]
-    _, there = gate(project, cluster, *more)
-    _, here = gate(project, None, *more)
+    _, there = gate(project, cluster, *more, regressed=True)
+    _, here = gate(project, None, *more, regressed=True)
     assert verdicts(there) == verdicts(here)
-    assert all(one["early"] for one in verdicts(there))
+    [verdict] = verdicts(there)
+    assert verdict["outcome"] == "regressed"
+    seen = re.search(r"\b(\d+) of 120 windows", verdict["early"])
+    assert seen is not None
+    assert int(seen[1]) < 120
 
 
 def test_two_workers_share_the_cluster(
