@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from fnmatch import fnmatchcase
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ _WRAPPERS = {
 }
 _LISTED = 5
 _RANDOM = "transformers would have filled in random numbers"
+# What transformers 4 makes of the device "disk" where no part is elsewhere.
+_NO_DEVICE = re.compile(r"device disk is invalid|device string: disk$", re.M)
 _CONVERSION = re.compile(r"^(\S+)\s*\|\s*\S*CONVERSION", re.MULTILINE)
 
 
@@ -366,6 +369,12 @@ def _model(
                 f"{located.spec}: no room in {tempfile.gettempdir()} for weights that "
                 "go to disk: set TMPDIR to a folder with room, or give "
                 "--ppl-max-memory more"
+            ) from error
+        if "offload_folder" in places and _NO_DEVICE.search(str(error)):
+            raise CheckpointError(
+                f"{located.spec}: transformers {version('transformers')} cannot put a "
+                "whole model on disk: give --ppl-max-memory cpu more, or install "
+                "transformers 5"
             ) from error
         if broken := sorted(set(_CONVERSION.findall("\n".join(log)))):
             raise CheckpointError(

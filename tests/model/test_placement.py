@@ -18,6 +18,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ from .local_tasks import write_task
 from .test_checkpoints_adapter import adapted, lora
 from .test_checkpoints_compressed import checkpoint as compressed
 from .test_checkpoints_quantised import quantised
-from .tiny import save_tiny
+from .tiny import TRANSFORMERS_4, save_tiny
 
 LAYERS = 5
 CORPUS = Corpus.from_wikitext_rows(
@@ -446,6 +447,17 @@ def test_a_checkpoint_that_cannot_be_loaded_leaves_nothing(tmp_path: Path) -> No
         read(path, 250_000)
     gc.collect()  # the error's frames
     assert scratch() == set()
+
+
+@pytest.mark.skipif(not TRANSFORMERS_4, reason="transformers 5 can")
+def test_transformers_4_puts_no_whole_model_on_disk(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "it", num_hidden_layers=LAYERS)
+    with pytest.raises(CheckpointError) as caught:
+        read(path, 20_000)
+    assert str(caught.value) == (
+        f"{path}: transformers {version('transformers')} cannot put a whole model on "
+        "disk: give --ppl-max-memory cpu more, or install transformers 5"
+    )
 
 
 def test_no_room_for_weights_that_go_to_disk(

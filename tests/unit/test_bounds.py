@@ -1,4 +1,4 @@
-"""Lower bounds of pyproject.toml are the versions that the tests have been run on."""
+"""Lower bounds of pyproject.toml are the versions that were tried."""
 
 from __future__ import annotations
 
