@@ -74,7 +74,6 @@ def test_measure_on_two_replicas(
     there = json.loads((tmp_path / "it.json").read_text())
     assert {one["environment"]["executor"] for one in there["measurements"]} == {"ray"}
     assert without_time(there) == measured_here
-    assert "pplguard: loading demo/dense (2.14 MB) on 2 replicas: done" in done.stderr
     assert not is_of_ray(done.stderr), done.stderr
     wait_for(lambda: not replicas_alive(), 10)
 
@@ -115,8 +114,8 @@ def test_compare(cluster: TwoNodes, alone: None, tmp_path: Path) -> None:
         done = pplguard(*words, *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         tables.append((tmp_path / "it.json").read_text())
-    for name in ("dense", "wanda-50"):
-        assert f"loading demo/{name} (2.14 MB) on 2 replicas: done" in done.stderr
+    assert '"executor": "ray"' not in tables[0]
+    assert tables[1].count('"executor": "ray"') == 4  # two models, two methods
     assert numbers(tables[0]) == numbers(tables[1])
 
 
@@ -132,7 +131,6 @@ def test_explain(cluster: TwoNodes, alone: None, tmp_path: Path) -> None:
         done = pplguard(*words, *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         found.append(json.loads((tmp_path / "it.json").read_text()))
-    assert "loading demo/dense (2.14 MB) on 2 replicas: done" in done.stderr
     here, there = found
     assert there["environment"] == here["environment"] | {"executor": "ray"}
     assert there["steps"] == here["steps"]
@@ -143,7 +141,6 @@ def test_update_and_its_gate(cluster: TwoNodes, alone: None, tmp_path: Path) -> 
              "--method", "wanda", "--limit", "20", *DEMO]  # fmt: skip
     done = pplguard(*words, *where(cluster.address), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "loading it/dense (2.14 MB) on 2 replicas: done" in done.stderr
     path = tmp_path / "baselines" / "it.yaml"
     there = read_baseline(path).checkpoints["dense"].recorded["wanda/demo:128:first20"]
     assert there.environment["executor"] == "ray"
