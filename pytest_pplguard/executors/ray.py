@@ -466,6 +466,8 @@ class _Run:
             if member.state != "ready" or member.call is not None:
                 continue
             wanted = self._reference
+            if member.job != self._number:
+                schedule.expect(member.number)
             if wanted is not None and member.reference != wanted.target.spec:
                 ref = member.actor.load_reference.remote(
                     wanted.target, wanted.allow_keys

@@ -76,6 +76,7 @@ class Schedule:
         self._rest = float(sum(costs.values()))
         self._undecided = set(costs)
         self._live: set[int] = set()
+        self._coming: set[int] = set()
         self._running: dict[int, Portion] = {}
         self._doubled: set[int] = set()
         self._refusals: dict[int, Refusal] = {}
@@ -146,7 +147,10 @@ class Schedule:
     def _may(self, replica: int, number: int) -> bool:
         """Whether somebody else should be asked about a batch that was refused."""
         refusal = self._refusals.get(number)
-        return refusal is None or refusal.replica != replica or self._live == {replica}
+        return refusal is None or refusal.replica != replica or self._is_alone(replica)
+
+    def _is_alone(self, replica: int) -> bool:
+        return self._live | self._coming == {replica}
 
     def _is_faster_without(self, replica: int, cost: float) -> bool:
         """Whether the others end sooner if a slow replica takes nothing more."""
@@ -191,8 +195,13 @@ class Schedule:
 
     # ----------------------------------------------------------------------- telling
 
+    def expect(self, replica: int) -> None:
+        """A replica is about to be ready: it may be asked for a second opinion."""
+        self._coming.add(replica)
+
     def add(self, replica: int) -> None:
         """A replica is ready; one that was lost comes back under another number."""
+        self._coming.discard(replica)
         self._live.add(replica)
 
     def answered(
@@ -236,11 +245,11 @@ class Schedule:
         before = self._refusals.get(number)
         if before is not None and before.replica != replica:
             return True
-        return not anew and self._live == {replica}
+        return not anew and self._is_alone(replica)
 
     def wants_anew(self, replica: int) -> bool:
         """Whether a replica is to be started anew to confirm what it said itself."""
-        return self._live == {replica} and any(
+        return self._is_alone(replica) and any(
             refusal.replica == replica and refusal.anew
             for number, refusal in self._refusals.items()
             if number in self._undecided
@@ -256,6 +265,7 @@ class Schedule:
         ``blame``: that may be because of what it was at.
         """
         self._live.discard(replica)
+        self._coming.discard(replica)
         self.pace.forget(replica)
         portion = self._running.pop(replica, None)
         if portion is None:

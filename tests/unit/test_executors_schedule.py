@@ -124,6 +124,30 @@ def test_the_only_replica_is_believed_at_once_in_other_errors() -> None:
     assert made.answered(1, [], 0.0, 0) == [0]
 
 
+def test_a_refusal_waits_for_who_is_about_to_be_ready() -> None:
+    made = schedule(2, 1)
+    made.expect(2)
+    assert taken(made, 1) == (0,)
+    assert made.answered(1, [], 1.0, refused=0) == []
+    assert taken(made, 1) == (1,)
+    made.answered(1, [1], 1.0)
+    assert made.take(1) is None
+    made.add(2)
+    assert taken(made, 2) == (0,)
+    assert made.answered(2, [0], 1.0) == [0]
+    assert made.distrusted == [1]
+
+
+def test_a_refusal_is_final_once_nobody_else_comes() -> None:
+    made = schedule(1, 1)
+    made.expect(2)
+    assert taken(made, 1) == (0,)
+    assert made.answered(1, [], 1.0, refused=0) == []
+    made.lost(2)
+    assert taken(made, 1) == (0,)
+    assert made.answered(1, [], 1.0, refused=0) == [0]
+
+
 def test_what_comes_behind_an_error_is_not_needed() -> None:
     made = schedule(5, 1)
     taken(made, 1)

@@ -30,9 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.2", 0))
         port = bound.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, text in cluster_environment(faults).items():
-            patch.setenv(name, text)
+    with cluster_environment(faults):
         nodes = TwoNodes(faults, port)
         yield nodes
         nodes.close()

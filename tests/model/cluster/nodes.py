@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ ROOT = Path(__file__).parents[3]
 NODE = r"node \S+ \(127\.0\.0\.[23]\)"
 MEMORY = 80_000_000
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # on loopback addresses alone
+    # Nodes that are not on 127.0.0.1 listen on all addresses of the machine.
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONPATH": str(ROOT),
@@ -57,7 +60,7 @@ class TwoNodes:
 
         self.faults = faults
         # 127.0.0.1 would be taken for the machine's address in the network.
-        head = self._node("127.0.0.2") | {"ray_client_server_port": client_port}
+        head = self.node("127.0.0.2") | {"ray_client_server_port": client_port}
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
         self.client = f"ray://127.0.0.2:{client_port}"
@@ -65,7 +68,7 @@ class TwoNodes:
         self.add()
 
     @staticmethod
-    def _node(address: str) -> dict[str, Any]:
+    def node(address: str) -> dict[str, Any]:
         return {
             "node_ip_address": address,
             "num_cpus": 1,
@@ -77,7 +80,8 @@ class TwoNodes:
     def add(self) -> None:
         """The second node, anew where it was removed."""
         if self.second is None:
-            self.second = self._cluster.add_node(**self._node("127.0.0.3"))
+            self.second = self._cluster.add_node(**self.node("127.0.0.3"))
+            self._cluster.wait_for_nodes()  # also until the lost one is known to be
 
     def remove(self) -> None:
         """The second node is lost: nothing there says good-bye."""
@@ -90,11 +94,12 @@ class TwoNodes:
         with pytest.MonkeyPatch.context() as patch:
             for name, text in environment.items():
                 patch.setenv(name, text)
-            node = self._cluster.add_node(**self._node("127.0.0.4"))
+            node = self._cluster.add_node(**self.node("127.0.0.4"))
         try:
             yield
         finally:
-            self._cluster.remove_node(node, allow_graceful=False)
+            self._cluster.remove_node(node, allow_graceful=True)
+            self._cluster.wait_for_nodes()
 
     def fault(self, name: str, text: str = "") -> None:
         """What replicas are to get wrong, see :mod:`tests.model.faulty_replica`."""
@@ -104,9 +109,24 @@ class TwoNodes:
         self._cluster.shutdown()
 
 
-def cluster_environment(faults: Path) -> dict[str, str]:
-    """Variables of a cluster, and of whoever connects to it."""
-    return ENVIRONMENT | {FOLDER: str(faults), PROGRAM: str(programs() / "python")}
+@contextmanager
+def cluster_environment(faults: Path) -> Iterator[None]:
+    """For a cluster, and for whoever connects to it."""
+    more = {FOLDER: str(faults), PROGRAM: str(programs() / "python")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, text in (ENVIRONMENT | more).items():
+            patch.setenv(name, text)
+        _read_token()
+        yield
+    _read_token()
+
+
+def _read_token() -> None:
+    """Let Ray forget the token that it has read, if it knows of any."""
+    with suppress(ImportError):
+        from ray._private.authentication_test_utils import reset_auth_token_state
+
+        reset_auth_token_state()
 
 
 class Told(list[str]):

@@ -175,7 +175,7 @@ def test_what_joins_later_on_other_hardware(
     with opening(cluster, told) as (executor, opens):
         with occupied(cluster, executor, 1) as end:
             subject = opens()
-            cluster.fault("all-slow", "0.3")
+            cluster.fault("all-slow", "0.15")
             cluster.fault("hardware", "a newer one")
             end()
             measured = measure_loaded(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,28 +20,15 @@ from pytest_pplguard.checkpoints import fingerprint, locate
 from pytest_pplguard.errors import CheckpointError
 from pytest_pplguard.executors.ray import RayExecutor
 from pytest_pplguard.options import Execution, Options, Target
+from tests.model.commands import pplguard, run_pytest
+from tests.model.faulty_replica import Faulty
 
-from .commands import pplguard, run_pytest
-from .faulty_replica import FOLDER, Faulty
+from .nodes import NODE, ROOT, TwoNodes, cluster_environment
 
-pytest.importorskip("ray")
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="other loopback addresses are Linux's, and /proc"
-)
-
-ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "pytest_pplguard" / "demo"
 SPEC = "/proc/self/cwd/out/it"
 DENSE = "/proc/self/cwd/out/dense"
 UP = "model.layers.1.mlp.up_proj.weight"
-NODE = r"node \S+ \(127\.0\.0\.[23]\)"
-ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # on loopback addresses alone
-    "RAY_worker_niceness": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "PYTHONPATH": str(ROOT),
-    "HF_HUB_OFFLINE": "1",
-}
 
 
 class Nodes:
@@ -59,22 +45,13 @@ class Nodes:
         try:
             os.chdir(self.folders[0])
             self._cluster: Any = Cluster(
-                initialize_head=True, head_node_args=self._node("127.0.0.2")
+                initialize_head=True, head_node_args=TwoNodes.node("127.0.0.2")
             )
             os.chdir(self.folders[1])
-            self._cluster.add_node(**self._node("127.0.0.3"))
+            self._cluster.add_node(**TwoNodes.node("127.0.0.3"))
         finally:
             os.chdir(before)
         self.address: str = self._cluster.address
-
-    @staticmethod
-    def _node(address: str) -> dict[str, Any]:
-        return {
-            "node_ip_address": address,
-            "num_cpus": 1,
-            "object_store_memory": 80_000_000,
-            "include_dashboard": False,
-        }
 
     def close(self) -> None:
         self._cluster.shutdown()
@@ -82,17 +59,16 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("nodes")
-        for name, text in (ENVIRONMENT | {FOLDER: str(folder / "faults")}).items():
-            patch.setenv(name, text)
+    pytest.importorskip("ray")
+    folder = tmp_path_factory.mktemp("nodes")
+    with cluster_environment(folder / "faults"):
         made = Nodes(folder)
         yield made
         made.close()
 
 
 @pytest.fixture(autouse=True)
-def copies(nodes: Nodes) -> Iterator[None]:
+def copies(alone: None, nodes: Nodes) -> Iterator[None]:
     """All nodes have the pruned demo and the dense one; the driver has none."""
     for folder in nodes.folders:
         put(folder)
