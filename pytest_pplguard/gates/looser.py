@@ -24,6 +24,8 @@ _SCOPES = {"total": 0, "layer": 1, "tensor": 2}
 _WINDOW_METHODS = frozenset(
     {"token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}
 ) | {"kl_divergence", "top1_agreement"}
+_ACCURACIES = frozenset({"acc", "acc_norm", "exact_match"})
+_BY_STDERR = Tolerance(sigma=2.0, direction="no-worse")
 
 
 def loosens(
@@ -131,30 +133,43 @@ def tolerance_loosens(
         return loosens(old, new, metric=metric, baseline=None, task=task)
     return any(
         loosens(
-            _filled(old, metric, record),
-            _filled(new, metric, record),
+            _filled(old, default),
+            _filled(new, default),
             metric=metric,
             baseline=record.metrics[metric],
             digits=record.source.digits,
             task=task,
         )
         for record in known
+        for default in _defaults(metric, record)
     )
 
 
-def _filled(tolerance: Tolerance, metric: MetricName, recorded: Recorded) -> Tolerance:
+def _filled(tolerance: Tolerance, default: Tolerance) -> Tolerance:
     """With the default where no bound is written, as the gates have it."""
     if tolerance != Tolerance(direction=tolerance.direction):
         return tolerance
-    published = recorded.source.kind == "published"
-    default = DEFAULT_PUBLISHED if published else DEFAULT_MEASURED
-    default = divergence_tolerance(metric, recorded.metrics[metric]) or default
-    if metric in recorded.stderr and not published:
-        default = Tolerance(sigma=2.0, direction="no-worse")
     direction = tolerance.direction
     if direction == "both":
         direction = default.direction
     return Tolerance(**{**asdict(default), "direction": direction})
+
+
+def _defaults(metric: MetricName, recorded: Recorded) -> tuple[Tolerance, ...]:
+    """What may be meant where no bound is written.
+
+    Of a task's metric that depends on its better direction, see ``task_tolerance``,
+    which a baseline file does not say.
+    """
+    value = recorded.metrics[metric]
+    published = recorded.source.kind == "published"
+    default = DEFAULT_PUBLISHED if published else DEFAULT_MEASURED
+    default = divergence_tolerance(metric, value) or default
+    if published or metric in _WINDOW_METHODS:
+        return (default,)
+    if metric in _ACCURACIES or value <= 0:
+        return (_BY_STDERR,)
+    return default, _BY_STDERR
 
 
 def sparsity_loosens(old: SparsityGate | None, new: SparsityGate | None) -> bool:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pytest_pplguard.gates import loosens
-from pytest_pplguard.values import Tolerance
+from pytest_pplguard.gates import loosens, tolerance_loosens
+from pytest_pplguard.values import CheckpointEntry, Recorded, Source, Tolerance
 
 Direction = Literal["both", "no-worse"]
 
@@ -135,3 +135,36 @@ def test_a_published_value_has_its_rounding_on_both_sides() -> None:
         Tolerance(max=5.08, min=4.9), new,
         metric="token_perplexity", baseline=5.0, digits=1,
     )  # fmt: skip
+
+
+RELATIVE = Tolerance(rel=0.005)
+BY_STDERR = Tolerance(sigma=2.0, direction="no-worse")
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "stderr", "new", "expected"),
+    [
+        # Of a perplexity nothing written is half a percent, with a standard error, too.
+        ("perplexity", 12.0, 0.5, BY_STDERR, True),
+        ("word_perplexity", 12.0, 0.5, BY_STDERR, True),
+        ("word_perplexity", 12.0, 0.5, RELATIVE, False),
+        # Of an accuracy it is two standard errors, also where none is recorded.
+        ("acc", 0.7, 0.01, BY_STDERR, False),
+        ("acc", 0.7, None, BY_STDERR, False),
+        ("acc", 0.7, None, RELATIVE, True),
+        # Whether more of this is better only its task knows.
+        ("f1", 0.7, 0.01, BY_STDERR, True),
+        ("f1", 0.7, 0.01, RELATIVE, True),
+        ("likelihood_diff", -0.7, 0.01, BY_STDERR, False),
+        ("f1", 0.7, 0.01, Tolerance(), False),
+    ],
+)
+def test_what_was_allowed_where_nothing_was_written(
+    metric: str, value: float, stderr: float | None, new: Tolerance, expected: bool
+) -> None:
+    errors = {} if stderr is None else {metric: stderr}
+    measured = Source(kind="measured")
+    recorded = Recorded(metrics={metric: value}, source=measured, stderr=errors)
+    key = "lm-eval/some_task:2048"
+    entry = CheckpointEntry("it", recorded={key: recorded})
+    assert tolerance_loosens(key, metric, Tolerance(), new, entry, entry) is expected
