@@ -24,7 +24,7 @@ from .diff import named_entry
 from .output import say, show_table, terminal_width, text_width, write_json
 
 if TYPE_CHECKING:
-    from ..checkpoints import Located
+    from ..checkpoints import Loaded, Located
     from ..measure import Store, WeightsReader
 
 LONGEST_DEFAULT_WINDOW = 4096
@@ -408,14 +408,27 @@ class _Measured:
     def __init__(self, models: Sequence[Model], options: Options, how: How) -> None:
         from ..corpora import open_corpus
         from ..executors import make_executor
-        from ..measure import Store, journals_of, load_target
+        from ..measure import (
+            SameFiles,
+            Store,
+            journals_of,
+            load_target,
+            locate_target,
+        )
         from .measure import watching
 
         self._options, self._how = options, how
         self._told: set[str] = set()
+        self._same = SameFiles(allow_pickle=options.allow_pickle)
+
+        def load(target: Target) -> Loaded:
+            located = locate_target(target, options)
+            with self._same.loading(located):
+                return load_target(target, options, tell=self._tell, located=located)
+
         self._store: Store = Store(
             {model.name: Target(model.name, model.spec) for model in models},
-            load=lambda target: load_target(target, options, tell=self._tell),
+            load=load,
             open_corpus=lambda corpus: open_corpus(corpus, options.corpora),
             watch=watching,
             batch_size=options.batch_size,
@@ -474,6 +487,7 @@ class _Measured:
             model.located,
             model=lambda: self._store.loaded(model.name).model,
             allow_pickle=self._options.allow_pickle,
+            same=self._same,
         )
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from ..errors import UsageError
 from ..executors import make_executor
 from ..journal import discard
 from ..measure import (
+    SameFiles,
     Store,
     StoredWeights,
     WeightsReader,
@@ -222,8 +223,13 @@ class Checkpoint:
 
         def load(wanted: Target) -> Loaded:
             keys = allow_keys if wanted is target else reference_keys
-            return load_target(wanted, options, allow_keys=keys, tell=say)
+            located = locate_target(wanted, options)
+            with self._same.loading(located):
+                return load_target(
+                    wanted, options, allow_keys=keys, tell=say, located=located
+                )
 
+        self._same = SameFiles(allow_pickle=options.allow_pickle)
         self._store = Store(
             targets,
             load=load,
@@ -320,7 +326,10 @@ class Checkpoint:
         if self._options.execution.sees_weights:
             return self._store.weights(self._name)
         return StoredWeights(
-            self.located, model=self._model, allow_pickle=self._options.allow_pickle
+            self.located,
+            model=self._model,
+            allow_pickle=self._options.allow_pickle,
+            same=self._same,
         )
 
     def _model(self) -> Any:

@@ -20,7 +20,7 @@ from .subject import (
     facts_of,
     max_positions,
 )
-from .weights import Dense, StoredWeights, WeightsReader
+from .weights import Dense, SameFiles, StoredWeights, WeightsReader
 
 if TYPE_CHECKING:
     from .divergence import Side, measure_divergence, naming_reference
@@ -34,6 +34,7 @@ __all__ = [
     "Executor",
     "Facts",
     "Results",
+    "SameFiles",
     "ScorerElsewhere",
     "Side",
     "Store",

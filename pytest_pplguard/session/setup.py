@@ -596,13 +596,14 @@ class _Loader:
             return _from_hook(brought, target)
         from ..measure import load_target
 
-        return load_target(
-            target,
-            self._guard.options,
-            allow_keys=self._guard.allow_keys(target.name),
-            worker=worker_index(self._config),
-            tell=self._guard.tell,
-        )
+        with self._guard.weights.loading(target):
+            return load_target(
+                target,
+                self._guard.options,
+                allow_keys=self._guard.allow_keys(target.name),
+                worker=worker_index(self._config),
+                tell=self._guard.tell,
+            )
 
 
 def _forget_last_failure() -> None:

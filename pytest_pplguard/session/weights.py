@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +19,7 @@ from .files import BaselineFiles, shown_path
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..measure import Dense, WeightsReader
+    from ..measure import Dense, SameFiles, WeightsReader
 
 T = TypeVar("T")
 FromFiles = tuple[Target, Callable[[], Any] | None]
@@ -68,6 +69,26 @@ class Weights:
         self._places: dict[Target, Located | CheckpointError] = {}
         self._fingerprints: dict[object, Fingerprint | CheckpointError] = {}
         self._sparsities: dict[tuple[str, str | None], Sparsity] = {}
+        self._same: SameFiles | None = None
+
+    def loading(self, target: Target) -> AbstractContextManager[None]:
+        """A checkpoint is loaded within; one that was given has to stay what it is.
+
+        Raises:
+            CheckpointError: its files are not there, or were replaced in this run.
+        """
+        same = self._same_files(target)
+        return nullcontext() if same is None else same.loading(self._located(target))
+
+    def _same_files(self, target: Target) -> SameFiles | None:
+        """None of what a test has made: it may save another one to the same folder."""
+        if self._targets.get(target.name) != target:
+            return None
+        if self._same is None:
+            from ..measure import SameFiles
+
+            self._same = SameFiles(allow_pickle=self._options.allow_pickle)
+        return self._same
 
     def located(self, name: str) -> Located:
         """Where the files of a checkpoint are.
@@ -102,6 +123,7 @@ class Weights:
                 allow_pickle=self._options.allow_pickle,
                 locate=self._located,
                 load=self._load,
+                same=self._same_files(target),
             )
         assert self._elsewhere is not None
         if not (load or self.at_hand(files)):

@@ -201,3 +201,31 @@ def test_noise_of_another_method(folder: Path) -> None:
     (entry,) = json.loads(done.stdout)["noise"]
     assert entry["key"] == "strided/mine:64:stride32:first2"
     assert "pplguard: strided: stride 32 (--stride changes it)\n" in done.stderr
+
+
+def test_files_that_are_replaced_in_mid_run_are_an_error(folder: Path) -> None:
+    """Else a gate of the old weights and a number of the new ones could both pass."""
+    done = pplguard(
+        "update", "m", "--checkpoint", "tiny/dense", "--base", "me/tiny", "--method",
+        "wanda", "--corpus", "mine=mine.txt", "--window", "64", "--limit", "4",
+        cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    file = folder / "baselines" / "tiny.yaml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("    gates:\n", "    gates:\n      weights: same\n"))
+    save_tiny(folder / "other", max_position_embeddings=1024, seed=1)
+    (folder / "conftest.py").write_text(
+        "import os\n"
+        "def pytest_runtest_teardown(item):\n"
+        "    if os.path.exists('other'):\n"
+        "        os.replace('other/model.safetensors', 'm/model.safetensors')\n"
+        "        os.rename('other', 'used')\n"
+    )
+    done = gates("baselines/tiny.yaml", cwd=folder)
+    assert done.returncode == 1, done.stdout
+    assert "1 error, 1 within tolerance" in done.stdout, done.stdout
+    assert (
+        "m: its files were replaced during this run: run again, so that its numbers "
+        "and its weights are of one checkpoint"
+    ) in " ".join(done.stdout.split()), done.stdout

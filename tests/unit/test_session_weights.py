@@ -145,6 +145,68 @@ def test_a_fingerprint_is_taken_once(
     assert weights.fingerprint(NAME) == weights.recorded(NAME)
 
 
+def replace_files(folder: Path, by: Path) -> None:
+    data = (by / "model.safetensors").read_bytes()
+    (folder / "new").write_bytes(data)
+    (folder / "new").replace(folder / "model.safetensors")
+
+
+def test_weights_are_those_that_were_loaded(
+    tmp_path: Path, good: Path, bad: Path
+) -> None:
+    """A number and a gate of weights under one name are of one checkpoint."""
+    weights = weights_of(recorded(tmp_path, key=good), good)
+    with weights.loading(Target(NAME, str(good))):
+        pass
+    assert weights.fingerprint(NAME) == weights.recorded(NAME)
+    (good / "README.md").write_text("another file")
+    weights.sparsity(NAME)
+    replace_files(good, bad)
+    words = (
+        f"{good}: its files were replaced during this run: run again, so that its "
+        "numbers and its weights are of one checkpoint"
+    )
+    for look in (
+        lambda: weights.fingerprint(NAME),
+        lambda: weights.sparsity(NAME, "2:4"),
+        lambda: weights.survivors(NAME, Dense(Target("m/d", str(bad)), given=False)),
+        lambda: weights.loading(Target(NAME, str(good))).__enter__(),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            look()
+        assert str(caught.value) == words
+    # What a test has brought by a path of its own is nobody's name.
+    brought = Target("m/w50 of a test", str(good))
+    with weights.loading(brought):
+        pass
+    files = (brought, lambda: pytest.fail("loaded"))
+    assert weights.fingerprint_of(files) == fingerprint(locate(str(bad)))
+
+
+def test_what_was_looked_at_is_what_is_loaded(
+    tmp_path: Path, good: Path, bad: Path
+) -> None:
+    weights = weights_of(recorded(tmp_path, key=good), good)
+    weights.fingerprint(NAME)
+    replace_files(good, bad)
+    with (
+        pytest.raises(CheckpointError, match="its files were replaced during this run"),
+        weights.loading(Target(NAME, str(good))),
+    ):
+        pass
+
+
+def test_what_is_replaced_while_it_is_loaded(
+    tmp_path: Path, good: Path, bad: Path
+) -> None:
+    weights = weights_of(recorded(tmp_path, key=good), good)
+    with (
+        pytest.raises(CheckpointError, match="its files were replaced during this run"),
+        weights.loading(Target(NAME, str(good))),
+    ):
+        replace_files(good, bad)
+
+
 def test_the_same_error_every_time_without_its_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
