@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ExecutorError
 from ..options import RAY_CLIENT, Execution, parse_ray_address
+from .interrupts import Termination
 from .lifeline import Ends, Lifeline
 
 _SECONDS = 10.0
@@ -50,12 +51,15 @@ class Connection:
     """
 
     def __init__(self, execution: Execution, *, cpus: int) -> None:
+        termination = Termination()
         with _quiet():  # some of it is read when Ray is imported
             import ray
 
         self._ours = not ray.is_initialized()
+        self._termination = termination
         if self._ours:
             self.address = _connect(execution, cpus)
+            termination.take()
         else:
             self.address = f"at {ray.get_runtime_context().gcs_address}"
         self._lifeline = Lifeline(_ends())
@@ -86,6 +90,7 @@ class Connection:
 
         if self._ours and ray.is_initialized():
             ray.shutdown()
+        self._termination.give_back()
 
     def describe(self) -> str:
         """``2 nodes, 16 CPUs and 4 GPUs``."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import warnings
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +32,7 @@ class RayError(Exception):
 
 
 @pytest.fixture(autouse=True)
-def made_up(monkeypatch: pytest.MonkeyPatch) -> Any:
+def made_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def init(**options: object) -> None:
         warnings.warn("Ray Client connection timed out.", stacklevel=2)
         raise ConnectionError("ray client connection timeout\nand much more")
@@ -58,7 +60,9 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     monkeypatch.setitem(sys.modules, "ray", made)
     monkeypatch.setitem(sys.modules, "ray._private", made._private)
-    return made
+    before = signal.getsignal(signal.SIGTERM)
+    yield made
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.filterwarnings("error")
@@ -98,6 +102,19 @@ def test_a_cluster_of_this_machine_keeps_to_loopback(
     assert seen == ["0", False]
     assert KEEPS not in os.environ
     assert constants.ENABLE_RAY_CLUSTER is True
+
+
+def test_sigterm_is_an_interrupt_until_the_connection_is_closed(made_up: Any) -> None:
+    def init(**options: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray takes it for itself
+
+    made_up.init = init
+    before = signal.getsignal(signal.SIGTERM)
+    connection = Connection(Execution(where="ray"), cpus=1)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    connection.close()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_cluster_of_this_machine_that_would_not_is_stopped(made_up: Any) -> None:
