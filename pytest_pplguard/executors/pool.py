@@ -110,6 +110,7 @@ class Pool:
         self._numbers = 0
         self._errors: dict[str, tuple[PplguardError, list[str]]] = {}
         self._causes: list[str] = []
+        self._late_error: PplguardError | None = None
         self._first: Member | None = None
         self._idle_since = 0.0
         self._hardware: set[str] = set()
@@ -341,14 +342,13 @@ class Pool:
         """A replica that did not come up."""
         text = cause(error)
         if "pytest_pplguard" in str(error) and "ModuleNotFoundError" in str(error):
-            self._note(
+            self._refuse(
                 member,
                 ExecutorError(
                     "pytest-pplguard is not installed where Ray's workers run: install "
                     "this version there, see docs/ray.md"
                 ),
             )
-            self.lose(member, "", again=False)
             return
         self.lose(member, text)
 
@@ -359,16 +359,14 @@ class Pool:
         except ExecutorError as error:
             if self._first is None:
                 raise
-            self._tell(f"a replica that came later is not used: {error}")
-            self.lose(member, "", again=False)
+            self._refuse_late(member, error)
             return
         member.state = "load"
         self.ask(member, member.actor.load.remote(self._target, self._allow_keys))
 
     def _loaded(self, member: Member, answer: Ready | Failure) -> None:
         if isinstance(answer, Failure):
-            self._note(member, answer.error())
-            self.lose(member, "", again=False)
+            self._refuse(member, answer.error())
             return
         member.ready = answer
         if self._first is not None:
@@ -376,8 +374,7 @@ class Pool:
                 self._check_together([self._first, member])
             except PplguardError as error:
                 member.ready = None
-                self._tell(f"a replica that came later is not used: {error}")
-                self.lose(member, "", again=False)
+                self._refuse_late(member, error)
                 return
             self._tell_hardware()
         member.state = "ready"
@@ -422,19 +419,24 @@ class Pool:
         assert one.ready is not None
         for other in members[1:]:
             assert other.ready is not None
+            why = (
+                "its files were replaced in between"
+                if one.node == other.node
+                else "one of them has a stale copy"
+            )
             mine, theirs = which_model(one.ready), which_model(other.ready)
             if mine != theirs:
                 raise CheckpointError(
                     f"{self._target.spec} is not the same model everywhere: "
                     f"{one.node} has loaded {mine[:19]} and {other.node} "
-                    f"{theirs[:19]}; one of them has a stale copy"
+                    f"{theirs[:19]}; {why}"
                 )
             mine, theirs = one.ready.tokenizer_digest, other.ready.tokenizer_digest
             if mine != theirs:
                 raise CheckpointError(
                     f"{self._target.spec} has not the same tokenizer everywhere: "
                     f"{one.node} has loaded {mine[:19]} and {other.node} "
-                    f"{theirs[:19]}; one of them has a stale copy"
+                    f"{theirs[:19]}; {why}"
                 )
             for name in ("dtype", "device", "attention"):
                 mine = getattr(one.ready.facts, name)
@@ -457,6 +459,7 @@ class Pool:
         if not why:
             return
         self._causes.append(f"{member.node}: {why}")
+        self._late_error = None
         more = again and member.restarts < RESTARTS
         self._tell(
             f"{self._target.name}: a replica on {member.node} was lost ({why}); "
@@ -465,10 +468,20 @@ class Pool:
         if more:
             self._add(member.restarts + 1)
 
-    def _note(self, member: Member, error: PplguardError) -> None:
-        """Remember an error; the same of several replicas is one."""
+    def _refuse(self, member: Member, error: PplguardError) -> None:
+        """A replica that cannot be used; the same error of several is told once."""
+        if self._first is not None:
+            self._refuse_late(member, _with_words(error, f"{error} (on {member.node})"))
+            return
         known = self._errors.setdefault(str(error), (error, []))
         known[1].append(member.node)
+        self.lose(member, "", again=False)
+
+    def _refuse_late(self, member: Member, error: PplguardError) -> None:
+        """One that cannot be used with those before; the error says on which node."""
+        self._tell(f"a replica that came later is not used: {error}")
+        self.lose(member, "", again=False)
+        self._late_error = error
 
     def _tell_errors(self) -> None:
         for text, (_, nodes) in self._errors.items():
@@ -478,12 +491,12 @@ class Pool:
             )
 
     def exhausted(self) -> PplguardError:
-        """The error to raise where no replica is left."""
-        for error, nodes in self._errors.values():
+        """The error to raise where no replica is left: what became of the last."""
+        if self._late_error is not None:
+            return self._late_error
+        for error, nodes in self._errors.values() if self._first is None else ():
             where = ", ".join(dict.fromkeys(nodes))
-            made = type(error)(f"{error} (on {where})")
-            vars(made).update(vars(error))
-            return made
+            return _with_words(error, f"{error} (on {where})")
         return ExecutorError(
             f"no replica of {self._target.name} is left, after "
             f"{len(self._causes)} losses: {self.last_cause}"
@@ -504,6 +517,13 @@ class Pool:
             with suppress(ray.exceptions.RayError, ConnectionError):
                 if ray.is_initialized():
                     ray.kill(member.actor)
+
+
+def _with_words(error: PplguardError, words: str) -> PplguardError:
+    """The same error, that says more."""
+    made = type(error)(words)
+    vars(made).update(vars(error))
+    return made
 
 
 def on_nodes(target: Target) -> Target:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from pytest_pplguard.errors import CheckpointError, ExecutorError
 from pytest_pplguard.executors.pool import Pool, cause
-from pytest_pplguard.executors.replica import Hello, Ready, installed
+from pytest_pplguard.executors.replica import Failure, Hello, Ready, installed
 from pytest_pplguard.measure import Facts
 from pytest_pplguard.measure.identity import own_code
 from pytest_pplguard.options import Execution, Options, Target
@@ -49,7 +49,7 @@ class Method:
 class Made:
     """Actors that answer at once, each with the next of what they are to say."""
 
-    def __init__(self, *said: tuple[Hello, Ready]) -> None:
+    def __init__(self, *said: tuple[Hello, Ready | Failure]) -> None:
         self._said = iter(said)
 
     def remote(self, *_: object) -> Any:
@@ -76,7 +76,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
 class Cluster:
     """A pool of as many replicas as are given, and what the user was told."""
 
-    def __init__(self, *said: tuple[Hello, Ready]) -> None:
+    def __init__(self, *said: tuple[Hello, Ready | Failure]) -> None:
         self.told: list[str] = []
         self.pool = Pool(
             SimpleNamespace(  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ class Cluster:
         )
         self.pool._actor = Made(*said)
 
-    def join(self, hello: Hello, ready: Ready) -> None:
+    def join(self, hello: Hello, ready: Ready | Failure) -> None:
         """A replica comes when the others have begun."""
         self.pool._actor = Made((hello, ready))
         self.pool._add(0)
@@ -194,6 +194,48 @@ def test_another_torch_is_not_used_even_if_nobody_else_is_left() -> None:
     assert cluster.pool.members == []
     [told] = cluster.told
     assert told.startswith("a replica that came later is not used: node gpu () has ")
+
+
+GONE = Failure("CheckpointError", "/models/it does not exist")
+
+
+def test_a_replica_that_comes_later_and_cannot_load_is_told_of() -> None:
+    cluster = Cluster((HELLO, READY))
+    cluster.pool.start()
+    cluster.join(HELLO, GONE)
+    assert cluster.told == [
+        "a replica that came later is not used: /models/it does not exist "
+        "(on node gpu ())"
+    ]
+
+
+def test_where_no_replica_is_left_the_last_says_why() -> None:
+    """Not one that could not load at the start, while others did."""
+    cluster = Cluster((HELLO, READY), (replace(HELLO, node="other"), GONE))
+    cluster.pool.start()
+    assert cluster.told == [
+        "it: not loaded on node other (), the others go on: /models/it does not exist",
+        "it: 1 of 2 replicas are ready; others join when they are",
+    ]
+    (first,) = cluster.pool.members
+    cluster.pool.lose(first, "its node burns", again=False)
+    assert repr(cluster.pool.exhausted()) == repr(
+        ExecutorError(
+            "no replica of it is left, after 1 losses: node gpu (): its node burns"
+        )
+    )
+    # The one that was started in its place has found other files.
+    cluster.join(HELLO, replace(READY, digest="sha256:two"))
+    assert repr(cluster.pool.exhausted()) == repr(
+        CheckpointError(
+            "/models/it is not the same model everywhere: node gpu () has loaded "
+            "sha256:one and node gpu () sha256:two; its files were replaced in between"
+        )
+    )
+    cluster.join(HELLO, GONE)
+    assert repr(cluster.pool.exhausted()) == repr(
+        CheckpointError("/models/it does not exist (on node gpu ())")
+    )
 
 
 def test_a_tokenizer_that_cannot_be_read_here() -> None:
