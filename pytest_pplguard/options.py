@@ -248,7 +248,9 @@ def parse_ray_address(text: str, *, option: str) -> str:
         UsageError: it is none of them.
     """
     host, _, port = text.removeprefix(RAY_CLIENT).rpartition(":")
-    if text not in ("auto", "local") and not (host and port.isdecimal()):
+    if text not in ("auto", "local") and not (
+        host and "/" not in host and port.isdecimal()  # http://HOST:8265 is for jobs
+    ):
         raise UsageError(
             f"{option}: {text!r} is no address of a Ray cluster; give HOST:6379, "
             "ray://HOST:10001 or auto"

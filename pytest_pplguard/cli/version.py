@@ -7,7 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .output import show
 
-_MEASURE = ("torch", "transformers", "lm-eval")
+_MEASURE = ("torch", "transformers", "tokenizers", "lm-eval")
+_EXTRA = ("ray",)
 
 
 def show_versions() -> None:
@@ -15,12 +16,13 @@ def show_versions() -> None:
     show(
         f"pytest-pplguard {version('pytest-pplguard')}",
         f"Python {platform.python_version()}",
-        *(f"{name} {_version(name)}" for name in _MEASURE),
+        *(f"{name} {_version(name) or 'is not installed'}" for name in _MEASURE),
+        *(f"{name} {found}" for name in _EXTRA if (found := _version(name))),
     )
 
 
-def _version(name: str) -> str:
+def _version(name: str) -> str | None:
     try:
         return version(name)
-    except PackageNotFoundError:  # without it nothing runs: that is what to report
-        return "is not installed"
+    except PackageNotFoundError:
+        return None

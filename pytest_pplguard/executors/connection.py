@@ -182,11 +182,30 @@ def _connect(execution: Execution, cpus: int) -> str:
     assert address is not None
     option = "--ppl-ray-address" if execution.address else "RAY_ADDRESS"
     parse_ray_address(address, option=option)
-    if address != "auto":
+    if address == "auto":
+        address = _found_here() or address
+    else:
         _probe(address)
     with _on_loopback() if _is_on_loopback(address) else nullcontext():
         _init(address, address=address)
     return f"at {address}"
+
+
+def _found_here() -> str | None:
+    """The cluster that Ray takes for ``auto``; None if Ray shall look for it, and say.
+
+    A token can be tried there, and an error can name it.
+    """
+    try:
+        from ray._private.services import canonicalize_bootstrap_address
+    except ImportError:  # another Ray has it elsewhere
+        return None
+    try:
+        with _quiet():  # it warns where there are several
+            found: str | None = canonicalize_bootstrap_address("auto")
+    except (ConnectionError, ValueError):  # none is here, or RAY_ADDRESS is none
+        return None
+    return found
 
 
 def _start_here(execution: Execution, cpus: int) -> str:

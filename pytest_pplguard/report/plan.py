@@ -189,8 +189,9 @@ def options(plan: Plan) -> list[str]:
         sizes = [f"--ppl-max-memory {on}={_gib(r)}" for on, r in where.room.items()]
         lines.append(" ".join(sizes))
     if plan.possible_replicas > 1:
+        replicas = plan.replicas if plan.replicas > 1 else plan.possible_replicas
         lines.append(
-            f"--ppl-executor ray --ppl-replicas {plan.possible_replicas} "
+            f"--ppl-executor ray --ppl-replicas {replicas} "
             f"--ppl-gpus-per-replica {where.gpus}"
         )
     return lines

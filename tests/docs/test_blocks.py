@@ -54,6 +54,8 @@ NOT_RUN = {
         "it is for the nodes of a cluster",
         "it is for a Slurm cluster",
         "it is for a Kubernetes cluster",
+        "it is for a Kubernetes cluster",
+        "it is for a Kubernetes cluster",
     ],
     "docs/smollm2.md": [
         "it makes 2 GB of checkpoints; tests/model/test_smollm2.py runs the script's "

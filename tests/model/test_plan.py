@@ -317,6 +317,12 @@ def test_gpus_that_are_too_small(
             ],
         ),
         (
+            Machine(gpus="8", gpu_memory="80GB", replicas=3),
+            [
+                "--ppl-executor ray --ppl-replicas 3 --ppl-gpus-per-replica 1",
+            ],
+        ),
+        (
             Machine(gpus="2x8", gpu_memory="80GB", gpus_per_replica=1),
             [
                 "--ppl-executor ray --ppl-replicas 16 --ppl-gpus-per-replica 1",

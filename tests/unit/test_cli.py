@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 import pytest
 
@@ -85,7 +86,9 @@ def test_versions_are_found_without_importing() -> None:
         f"Python {platform.python_version()}",
         f"torch {version('torch')}",
         f"transformers {version('transformers')}",
+        f"tokenizers {version('tokenizers')}",
         f"lm-eval {version('lm-eval')}",
+        *([f"ray {version('ray')}"] if find_spec("ray") else []),
     ]
 
 
@@ -93,7 +96,7 @@ def test_what_is_not_installed_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def found(name: str) -> str:
-        if name == "torch":
+        if name in ("torch", "ray"):
             raise PackageNotFoundError(name)
         return "1.2"
 
@@ -104,5 +107,6 @@ def test_what_is_not_installed_is_said(
         f"Python {platform.python_version()}\n"
         "torch is not installed\n"
         "transformers 1.2\n"
+        "tokenizers 1.2\n"
         "lm-eval 1.2\n"
     )

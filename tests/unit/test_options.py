@@ -57,7 +57,10 @@ def test_addresses_of_a_ray_cluster(text: str) -> None:
     assert parse_ray_address(text, option="-a") == text
 
 
-@pytest.mark.parametrize("text", ["head", "head:", ":6379", "ray://h", "Auto", "h:p"])
+@pytest.mark.parametrize(
+    "text",
+    ["head", "head:", ":6379", "ray://h", "Auto", "h:p", "http://head:8265", "a/b:1"],
+)
 def test_no_addresses_of_a_ray_cluster(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_ray_address(text, option="-a")

@@ -179,11 +179,13 @@ def test_no_cluster_on_this_machine(
     cluster: TwoNodes, alone: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
+    from ray._private import services
 
-    def nothing_runs(**options: Any) -> None:
-        assert options["address"] == "auto"
+    def nothing_runs(address: str, **options: Any) -> None:
+        assert address == "auto"
         raise ConnectionError("Could not find any running Ray instance. Please ...")
 
+    monkeypatch.setattr(services, "canonicalize_bootstrap_address", nothing_runs)
     monkeypatch.setattr(ray, "init", nothing_runs)
     error, _ = refused(cluster, address="auto")
     assert str(error) == (

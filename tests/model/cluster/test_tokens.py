@@ -80,6 +80,21 @@ def test_another_token_is_one_line(
     )
 
 
+def test_another_token_for_the_cluster_that_is_found(
+    head: Head, tmp_path: Path
+) -> None:
+    """Ray takes ``RAY_ADDRESS`` for ``auto``, else what runs on this machine."""
+    address = head.ways["address"]
+    other = WITH_ANOTHER | {"RAY_ADDRESS": address}
+    status, errors = measure("auto", other, tmp_path)
+    assert status == 1
+    assert errors == (
+        f"pplguard: error: the Ray cluster at {address} takes another token than "
+        "this process has, if it has any: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
+        "here to what its head was started with\n"
+    )
+
+
 @pytest.mark.parametrize("way", ["address", "client"])
 def test_the_same_token_is_let_in(head: Head, tmp_path: Path, way: str) -> None:
     address = head.ways[way]
