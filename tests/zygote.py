@@ -18,7 +18,7 @@ import atexit
 import contextlib
 import functools
 import gc
-import importlib
+import importlib.util
 import json
 import os
 import random
@@ -41,7 +41,6 @@ from pathlib import Path
 import pytest
 
 LARGE = (
-    "anyio.pytest_plugin",
     "coverage",
     "datasets",
     "hypothesis",
@@ -73,7 +72,7 @@ PLUGINS = (
     *("pytest_github_actions_annotate_failures", "pytest_rerunfailures"),
     *("pytest_timeout", "xdist"),
 )
-"""Plugins of pytest; anyio is there with a huggingface-hub or mlflow that needs it."""
+"""Plugins of pytest."""
 
 _PYTHON = sys.executable
 
@@ -179,6 +178,9 @@ def _serve(address: str) -> None:
     started_with = _read_at_start(os.environ)
     for name in LARGE:
         importlib.import_module(name)
+    # There with a huggingface-hub or mlflow that needs it.
+    if importlib.util.find_spec("anyio"):
+        importlib.import_module("anyio.pytest_plugin")
     # Plugins of pytest's among them: no warning that it is too late for their
     # assertions to be rewritten.
     for name in sys.modules.keys() & set(PLUGINS):

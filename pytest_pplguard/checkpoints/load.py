@@ -155,6 +155,7 @@ def load(
     with (
         quiet(bars=whole.gguf is not None or quantised) as log,
         _memory(located.spec, place.device, dtype),
+        _nothing_at_random() if quantised else nullcontext(),
         _offloading(located.spec, place) as settle,
     ):
         tokenizer = _tokenizer(tokenized, options)
@@ -385,6 +386,26 @@ def _model(
             f"{located.spec} could not be loaded: {_first_line(error)}"
         ) from error
     return model, info
+
+
+@contextmanager
+def _nothing_at_random() -> Iterator[None]:
+    """Leave out how transformers 4 initialises modules before it reads their weights.
+
+    It cannot where they are quantised: there is no ``weight``, or one of integers.
+    Weights that are not in the files are refused anyway.
+    """
+    if int(version("transformers").partition(".")[0]) >= 5:
+        yield
+        return
+    from transformers import PreTrainedModel
+
+    initialise = PreTrainedModel._initialize_missing_keys
+    PreTrainedModel._initialize_missing_keys = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_missing_keys = initialise
 
 
 class _Settle:

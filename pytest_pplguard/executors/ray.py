@@ -407,6 +407,8 @@ class _Run:
         while not self._is_enough():
             self._hand_out()
             for member, call, answer in self._pool.look(_LOOK_EVERY):
+                if member.state == "gone":
+                    continue  # given up for what another one has just answered
                 if isinstance(answer, Exception):
                     self._lose(member, cause(answer))
                 elif call.what == ("begin", self._number):

@@ -19,7 +19,7 @@ from pytest_pplguard.errors import CheckpointError
 
 from .originals import wanda_perplexity, wanda_window_losses
 from .test_checkpoints_sparsity import wanda_counts
-from .tiny import build_model, build_tokenizer, save, save_tokenizer
+from .tiny import TRANSFORMERS_4, build_model, build_tokenizer, save, save_tokenizer
 
 ROWS = ["It was released in January 2011 in Japan .", "", " = Perplexity = "] * 40
 AVAILABLE = "transformers.utils.quantization_config.is_compressed_tensors_available"
@@ -263,9 +263,7 @@ def test_without_compressed_tensors(
     with pytest.raises(CheckpointError) as caught:
         load_cpu(folder)
     message = str(caught.value)
-    assert message.startswith(
-        f"{folder} needs a package that is not installed: compressed-tensors"
-    )
+    assert message.startswith(f"{folder} needs a package that is not installed: ")
     assert "pip install compressed-tensors" in message
 
 
@@ -305,6 +303,7 @@ def test_method_that_is_unknown(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.skipif(TRANSFORMERS_4, reason="transformers 4 wants a GPU for it")
 def test_fp8_in_blocks_without_a_gpu(tmp_path: Path) -> None:
     """As DeepSeek saves it; transformers dequantises to bfloat16 and only warns."""
     folder = tmp_path / "m"

@@ -133,10 +133,19 @@ def test_two_runs_at_once_and_both_killed(loaded: Loaded, tmp_path: Path) -> Non
     torch.set_num_threads(1)
     expected = measure(loaded, WANDA, None)
     folder = tmp_path / "journal"
-    children = [in_child(lambda: measure(loaded, WANDA, folder)) for _ in range(2)]
-    while len(records := [len(f.read_text()) for f in folder.glob("*.jsonl")]) < 2 or (
-        min(records) < 2000  # some ten windows in each
-    ):
+
+    def written(files: int, characters: int) -> bool:
+        records = [len(file.read_text()) for file in folder.glob("*.jsonl")]
+        return len(records) == files and min(records) >= characters
+
+    children = []
+    for number in (1, 2):
+        children.append(in_child(lambda: measure(loaded, WANDA, folder)))
+        while not written(number, 1):
+            time.sleep(0.001)
+        os.kill(children[0], signal.SIGSTOP)  # it may not be done when the other starts
+    os.kill(children[0], signal.SIGCONT)
+    while not written(2, 2000):  # some ten windows in each
         time.sleep(0.001)
     for child in children:
         os.kill(child, signal.SIGKILL)
