@@ -183,8 +183,9 @@ def _serve(address: str) -> None:
         importlib.import_module("anyio.pytest_plugin")
     # Plugins of pytest's among them: no warning that it is too late for their
     # assertions to be rewritten.
-    for name in sys.modules.keys() & set(PLUGINS):
-        sys.modules[name].__doc__ = "PYTEST_DONT_REWRITE"
+    for name, module in sys.modules.items():
+        if name.partition(".")[0] in PLUGINS:
+            module.__doc__ = "PYTEST_DONT_REWRITE"
     gc.collect()
     gc.freeze()
     # One thread that waits, of pyarrow's allocator, which is made for forks.

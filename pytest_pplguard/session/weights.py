@@ -75,10 +75,16 @@ class Weights:
         """A checkpoint is loaded within; one that was given has to stay what it is.
 
         Raises:
-            CheckpointError: its files are not there, or were replaced in this run.
+            CheckpointError: its files were replaced in this run.
         """
         same = self._same_files(target)
-        return nullcontext() if same is None else same.loading(self._located(target))
+        if same is None:
+            return nullcontext()
+        try:
+            located = self._located(target)
+        except CheckpointError:  # whoever loads it says so
+            return nullcontext()
+        return same.loading(located)
 
     def _same_files(self, target: Target) -> SameFiles | None:
         """None of what a test has made: it may save another one to the same folder."""
