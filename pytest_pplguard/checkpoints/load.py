@@ -498,8 +498,12 @@ def _config(located: Located, trust: Mapping[str, bool]) -> Any:
     """The config of a folder as transformers reads it."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(located.folder, local_files_only=True, **trust)
-    if not is_quantised(read_config(located)):
+    saved = read_config(located)
+    options: dict[str, Any] = {"local_files_only": True, **trust}
+    if saved.get("quantization_config", {}) is None:
+        options["quantization_config"] = {}  # transformers 4 cannot print a null
+    config = AutoConfig.from_pretrained(located.folder, **options)
+    if not is_quantised(saved):
         # All that it may say is how sparse the weights are.
         vars(config).pop("quantization_config", None)
     return config

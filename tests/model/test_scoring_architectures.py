@@ -19,7 +19,13 @@ from pytest_pplguard.scoring import Scorer
 from pytest_pplguard.values import Key, Window, WindowScore
 from tests.model.originals import stock_hflm, wanda_perplexity, wanda_window_losses
 from tests.model.test_scoring_batches import VOCAB, nats, windows
-from tests.model.tiny import build_model, build_tokenizer, save, save_tokenizer
+from tests.model.tiny import (
+    TRANSFORMERS_4,
+    build_model,
+    build_tokenizer,
+    save,
+    save_tokenizer,
+)
 
 _SIZES = {
     **dict.fromkeys(
@@ -105,6 +111,8 @@ def build(arch: str) -> nn.Module:
 
 @pytest.mark.parametrize("arch", sorted(_FAMILIES))
 def test_a_family_has_the_formulas_losses_in_batches_of_any_size(arch: str) -> None:
+    if TRANSFORMERS_4 and arch == "nanochat":
+        pytest.skip("transformers 4.56 does not know it")
     cut = windows(start=1)
     expected = nats(build(arch), cut)
     model = build(arch)
