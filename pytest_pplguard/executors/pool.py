@@ -497,9 +497,10 @@ class Pool:
         for error, nodes in self._errors.values() if self._first is None else ():
             where = ", ".join(dict.fromkeys(nodes))
             return _with_words(error, f"{error} (on {where})")
+        count = len(self._causes)
         return ExecutorError(
-            f"no replica of {self._target.name} is left, after "
-            f"{len(self._causes)} losses: {self.last_cause}"
+            f"no replica of {self._target.name} is left, after {count} "
+            f"loss{'' if count == 1 else 'es'}: {self.last_cause}"
         )
 
     @property
