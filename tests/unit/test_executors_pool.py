@@ -221,7 +221,7 @@ def test_where_no_replica_is_left_the_last_says_why() -> None:
     cluster.pool.lose(first, "its node burns", again=False)
     assert repr(cluster.pool.exhausted()) == repr(
         ExecutorError(
-            "no replica of it is left, after 1 losses: node gpu (): its node burns"
+            "no replica of it is left, after 1 loss: node gpu (): its node burns"
         )
     )
     # The one that was started in its place has found other files.

@@ -160,7 +160,7 @@ def test_none_is_left() -> None:
     with pytest.raises(ExecutorError) as caught:
         weights.sparsity()
     assert str(caught.value) == (
-        "no replica of it is left, after 1 losses: node gpu (): its node is gone"
+        "no replica of it is left, after 1 loss: node gpu (): its node is gone"
     )
 
 
