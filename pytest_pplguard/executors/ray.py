@@ -465,11 +465,11 @@ class _Run:
                 f"({self._pool.last_cause})"
             )
         for member in members:
+            if member.state == "ready" and member.job != self._number:
+                schedule.expect(member.number)  # also while it ends another one
             if member.state != "ready" or member.call is not None:
                 continue
             wanted = self._reference
-            if member.job != self._number:
-                schedule.expect(member.number)
             if wanted is not None and member.reference != wanted.target.spec:
                 ref = member.actor.load_reference.remote(
                     wanted.target, wanted.allow_keys

@@ -195,10 +195,12 @@ class ServerScorer(ScorerElsewhere):
                         tell_of_others(error, scores | new, windows)
                         raise
                 if not self._witness.is_window:
-                    where = place(portion[0], windows, answers=answers)
-                    self._witness.take(
-                        prompts[portion[0]], said[0], where, is_window=True
-                    )
+                    first = portion[0]
+                    where = place(first, windows, answers=answers)
+                    with _failing([first], windows, answers):
+                        self._witness.take(
+                            prompts[first], said[0], where, is_window=True
+                        )
                 scores |= new
                 if kept is not None:
                     kept.add(new)
