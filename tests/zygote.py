@@ -86,7 +86,8 @@ _READ_AT_START = (
 
 _HAVE_NO_PART = (
     *("HF_HUB_OFFLINE", "PYTHONDONTWRITEBYTECODE", "PYTHONIOENCODING", "PYTHONPATH"),
-    *("HF_XET_HIGH_PERFORMANCE", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR"),
+    *("HF_XET_HIGH_PERFORMANCE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
+    *("PYTHONBREAKPOINT", "TORCHINDUCTOR_CACHE_DIR"),
 )
 """But not these: no zygote has a network, forks see to the next three, and libraries
 set the others in the tests' own process, some of them when the zygote has started.

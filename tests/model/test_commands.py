@@ -22,9 +22,11 @@ def is_a_fork(folder: Path) -> bool:
 def test_what_libraries_set_while_tests_run_has_no_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """scikit-learn, torch and lm-eval set them in whoever imports them."""
+    """scikit-learn, torch, lm-eval and Ray set them in whoever uses them."""
     assert is_a_fork(tmp_path)
     monkeypatch.setenv("KMP_DUPLICATE_LIB_OK", "again")
+    monkeypatch.setenv("KMP_INIT_AT_FORK", "again")
+    monkeypatch.setenv("PYTHONBREAKPOINT", "again")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("HF_XET_HIGH_PERFORMANCE", "again")
     assert is_a_fork(tmp_path)
