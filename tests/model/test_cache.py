@@ -701,6 +701,24 @@ def test_files_that_change_meanwhile_are_not_cached(
     assert list(gates.cache.glob("*.result.json")) == []
 
 
+def test_files_that_change_while_they_are_loaded_are_an_error(
+    gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could say which of the two was measured."""
+    load = vars(loading)["load"]
+
+    def load_and_change(*args: Any, **options: Any) -> Any:
+        loaded = load(*args, **options)
+        change_bit(gates)
+        return loaded
+
+    monkeypatch.setattr(loading, "load", load_and_change)
+    found = gates.cached("-k", "wanda")
+    assert {verdict["outcome"] for verdict in found.values()} == {"error"}
+    assert "its files were replaced during this run: run again" in gates.output
+    assert list(gates.cache.glob("*.result.json")) == []
+
+
 def test_files_that_are_replaced_between_two_keys_are_not_cached(
     gates: Gates, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,9 +87,15 @@ def test_the_short_gates_are_green_for_the_gguf_file(
     result.stdout.fnmatch_lines(["3 within tolerance"])
 
 
+def test_a_short_gate_is_green_for_a_folder_made_of_it(
+    pytester: pytest.Pytester, directory: Path, corpus: Corpus
+) -> None:
+    run_gates(pytester, directory, SHORT[0]).assert_outcomes(passed=1)
+
+
 def first_windows(loaded: Loaded, corpus: Corpus) -> Measurement:
     return measure_loaded(
-        loaded, Key.parse("wanda/wikitext2:512:first2"), lambda _: corpus
+        loaded, Key.parse("wanda/wikitext2:512:first3"), lambda _: corpus
     )
 
 
@@ -101,7 +107,6 @@ def measured(checkpoint: Loaded, corpus: Corpus) -> Measurement:
 def test_a_directory_made_of_it_reads_the_same(
     directory: Path, checkpoint: Loaded, measured: Measurement, corpus: Corpus
 ) -> None:
-    """So gates that are green for the file are green for the folder."""
     again = load(locate(str(directory)), device="cpu", dtype="float32")
     weights, others = checkpoint.model.state_dict(), again.model.state_dict()
     assert weights.keys() == others.keys()
@@ -117,7 +122,7 @@ def test_windows_equal_wandas_loop(
     checkpoint: Loaded, measured: Measurement, corpus: Corpus
 ) -> None:
     losses = wanda_window_losses(
-        checkpoint.model, checkpoint.tokenizer, corpus.rows, 512, limit=2
+        checkpoint.model, checkpoint.tokenizer, corpus.rows, 512, limit=3
     )
     for score, loss in zip(measured.evidence, losses, strict=True):
         assert score.nll_sum / score.scored == pytest.approx(loss, rel=1e-5)

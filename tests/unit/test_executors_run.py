@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from pytest_pplguard.executors.portions import Pace
-from pytest_pplguard.executors.ray import _Run
+from pytest_pplguard.executors.ray import RayExecutor, _Run
 from pytest_pplguard.executors.replica import Answer, Failure, Job
+from pytest_pplguard.options import Execution, Options, Target
 from pytest_pplguard.values import Window, WindowScore
 
 from .test_executors_pool import (
@@ -90,3 +91,11 @@ def test_one_that_is_given_up_for_an_answer_that_came_with_its_own(
     assert scores == {number: WindowScore(float(number), 3) for number in range(3)}
     [lost] = cluster.told
     assert "(it failed at windows that another replica scored)" in lost
+
+
+@pytest.mark.parametrize(("replicas", "on"), [(1, "1 replica"), (2, "2 replicas")])
+def test_what_is_said_while_replicas_load(replicas: int, on: str) -> None:
+    options = Options(execution=Execution("ray", replicas=replicas))
+    executor = RayExecutor(options, tell=lambda *_: None)
+    label = executor.label(Target("it", "demo/dense"))
+    assert label == f"loading it (2.14 MB) on {on}"
